@@ -1,0 +1,129 @@
+"""The records that travel between the pipeline and the methods: a problem, its solution, and how the result is held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thrifty.base.anatomy import Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Approximate `weight` so that the output on calibration data changes least: min tr((W - V) gram (W - V)^T).
+
+    weight: [out, in] float32. Rows of several linears that share an input may be stacked: the objective is a sum over rows.
+    gram: [in, in] float32, the mean of x x^T over `tokens` calibration inputs; identity where nothing was calibrated.
+    """
+
+    weight: Float[Tensor, "out in"]
+    gram: Float[Tensor, "in in"]
+    tokens: int
+    name: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """How a compressed matrix is held; what an export reads.
+
+    layout `int`: `codes` int8/int16 [out, in] signed, `scale` float32 [out, groups], optional `zero_point` int8/int16 [out, groups]
+        (absent when symmetric); value = (code - zero_point) * scale of its group. Codes lie in [-2^(bits-1), 2^(bits-1) - 1].
+    layout `dense`: `values` float [out, in]; used for sparse results (the zeros are in the values).
+    layout `int_columns`: `codes` [out, in] unsigned, `levels` int16 [in], `low` and `high` float32 [out, 1]; columns of
+        different widths (BAQ).
+    bits: nominal bits of a code (the width of `int` codes; the mean over columns for `int_columns`; of a value for `dense`).
+    group_size: inputs that share a scale; 0 means one scale a row.
+    simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.
+    """
+
+    layout: Literal["int", "dense", "int_columns"]
+    tensors: dict[str, Tensor]
+    shape: tuple[int, int]
+    bits: float
+    group_size: int = 0
+    simulated: bool = False
+
+    def decode(self) -> Float[Tensor, "out in"]:
+        """The matrix, float32, exactly as every reader of the stored form gets it."""
+        if self.layout == "dense":
+            return self.tensors["values"].to(torch.float32)
+        if self.layout == "int_columns":
+            return _decode_columns(self.tensors)
+        codes = self.tensors["codes"].to(torch.float32)
+        scale = _spread(self.tensors["scale"], self.shape[1])
+        zero_point = self.tensors.get("zero_point")
+        if zero_point is not None:
+            codes = codes - _spread(zero_point.to(torch.float32), self.shape[1])
+        return codes * scale
+
+    def rows(self, start: int, stop: int) -> Encoded:
+        """The part of the encoding that holds rows start..stop of the matrix."""
+        kept = {name: tensor if name == "levels" else tensor[start:stop] for name, tensor in self.tensors.items()}
+        return replace(self, tensors=kept, shape=(stop - start, self.shape[1]))
+
+    def cpu(self) -> Encoded:
+        """The same encoding in main memory."""
+        return replace(self, tensors={name: tensor.cpu() for name, tensor in self.tensors.items()})
+
+    @property
+    def sparsity(self) -> float:
+        """Share of exact zeros, 0 to 1."""
+        return float((self.decode() == 0).float().mean())
+
+
+def _spread(per_group: Tensor, width: int) -> Tensor:
+    """[out, groups] -> [out, width], each group's value repeated over its inputs."""
+    return per_group.repeat_interleave(-(-width // per_group.shape[1]), dim=1)[:, :width]
+
+
+def _decode_columns(tensors: dict[str, Tensor]) -> Tensor:
+    steps = (tensors["levels"].to(torch.float32) - 1).clamp_min(1)
+    scale = (tensors["high"] - tensors["low"]) / steps
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    values = (tensors["codes"].to(torch.float32) - torch.round(-tensors["low"] / scale)) * scale
+    return torch.where(tensors["levels"] > 1, values, torch.zeros_like(values))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found. `values` equals `encoded.decode()` exactly.
+
+    loss: tr((W - V) gram (W - V)^T); relative_error: loss / tr(W gram W^T) (0 where the denominator is 0).
+    """
+
+    values: Float[Tensor, "out in"]
+    encoded: Encoded
+    loss: float
+    relative_error: float
+    warnings: tuple[str, ...] = ()
+    details: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """An equivalent rewrite of a space: consumers read `scale * x`'s inverse folded into them.
+
+    The producer's outputs are divided by `scale`, the consumers' columns multiplied by it: the function does not change.
+    """
+
+    space: Space
+    scale: Float[Tensor, "width"]
+
+    def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+        """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
+        return gram / (self.scale[:, None] * self.scale[None, :])
+
+
+@dataclass(frozen=True)
+class Share:
+    """Who gets how much: a number for each column of one matrix, or for each linear by path."""
+
+    unit: Literal["bits", "levels", "sparsity"]
+    columns: Int[Tensor, "in"] | None = None
+    by_linear: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0

@@ -1,0 +1,76 @@
+"""Files that are whole or absent, and keys made from content.
+
+A write goes to a temporary name in the same folder, is flushed to the disk, and is renamed: a reader never sees half of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from thrifty.base.errors import RunError
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def content_key(value: Any) -> str:
+    """A 64-digit key of a JSON value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary path, then move the finished file to `path`; on any failure the temporary file is removed.
+
+    Raises RunError with one sentence when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise RunError(_say(error, path)) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    write_atomic(path, lambda temporary: temporary.write_bytes(content) and None)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _say(error: OSError, path: Path) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full: {path} could not be written; free some space or choose another --out, then run the same command again."
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"No permission to write {path}; choose an --out folder that you may write to."
+    return f"{path} could not be written ({error.strerror or error}); finished work is kept, run the same command again."

@@ -1,0 +1,133 @@
+"""Integer grids: where their points lie, how a range is chosen, and how a scale is made exact for every container.
+
+A grid of L levels has the signed codes -(L // 2) .. (L - 1) // 2, and value = (code - zero_point) * scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Range = Literal["minmax", "mse"]
+
+SMALLEST_SCALE = 2.0**-16
+"""Scales below this would lose bits in float16."""
+
+SHRINKS = tuple(1.0 - 0.03 * step for step in range(20))
+"""Parts of the range that the search for the least squared error tries."""
+
+
+def code_limits(levels: int) -> tuple[int, int]:
+    """The smallest and the largest signed code of a grid of `levels` points."""
+    return -(levels // 2), (levels - 1) // 2
+
+
+def significant_bits(levels: int, symmetric: bool) -> int:
+    """Bits of the scale's significand: 8, so that bfloat16 holds it; 7 where zero_point * scale needs 4 more and must fit float16."""
+    return 8 if symmetric or not 8 < levels <= 16 else 7
+
+
+def snap_scale(scale: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:
+    """`scale` rounded to `bits` significant bits, at least 2^-16; 1 where it is 0 (a group of zeros)."""
+    mantissa, exponent = torch.frexp(scale)
+    snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent).clamp_min(SMALLEST_SCALE)
+    return torch.where(scale > 0, snapped, torch.ones_like(snapped))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Scale and zero point (None: symmetric) of each group, [out, groups]."""
+
+    scale: Float[Tensor, "out groups"]
+    zero_point: Float[Tensor, "out groups"] | None
+
+
+def step_between(low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], levels: int, symmetric: bool) -> Step:
+    """The grid that spans low .. high (low <= 0 <= high), with an exact scale; 0 is always one of its points.
+
+    Symmetric: scale = max(|low|, |high|) / ((L - 1) / 2), so that the largest magnitude lies half a step outside the positive codes, as the
+    compressed-tensors format has it. Asymmetric: scale = (high - low) / (L - 1) and an integer zero point.
+    """
+    smallest, largest = code_limits(levels)
+    bits = significant_bits(levels, symmetric)
+    if symmetric:
+        return Step(snap_scale(torch.maximum(-low, high) / ((levels - 1) / 2), bits), None)
+    scale = snap_scale((high - low) / (levels - 1), bits)
+    return Step(scale, torch.round(smallest - low / scale).clamp(smallest, largest))
+
+
+def fit_step(
+    groups: Float[Tensor, "out groups size"],
+    levels: int,
+    symmetric: bool,
+    range_rule: Range = "minmax",
+    importance: Float[Tensor, "groups size"] | None = None,
+) -> Step:
+    """The grid of each group. `minmax` spans its values; `mse` takes the part of that span with the least (weighted) squared error."""
+    low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    best = step_between(low, high, levels, symmetric)
+    if range_rule == "minmax":
+        return best
+    least = _squared_error(groups, best, levels, importance)
+    for shrink in SHRINKS[1:]:
+        tried = step_between(low * shrink, high * shrink, levels, symmetric)
+        error = _squared_error(groups, tried, levels, importance)
+        better = error < least
+        least = torch.where(better, error, least)
+        zero_point = None if best.zero_point is None else torch.where(better, tried.zero_point, best.zero_point)
+        best = Step(torch.where(better, tried.scale, best.scale), zero_point)
+    return best
+
+
+def _squared_error(groups: Tensor, step: Step, levels: int, importance: Tensor | None) -> Tensor:
+    error = (groups - round_to(groups, step, levels)).square_()
+    return error.sum(-1) if importance is None else (error * importance).sum(-1)
+
+
+def limits(step: Step, levels: int) -> tuple[Tensor | float, Tensor | float]:
+    """The smallest and the largest multiple of the scale that a code can stand for."""
+    smallest, largest = code_limits(levels)
+    if step.zero_point is None:
+        return float(smallest), float(largest)
+    return smallest - step.zero_point, largest - step.zero_point
+
+
+def round_to(groups: Float[Tensor, "out groups size"], step: Step, levels: int) -> Float[Tensor, "out groups size"]:
+    """The nearest point of each group's grid."""
+    scale = step.scale[..., None]
+    low, high = limits(step, levels)
+    multiple = torch.round(groups / scale)
+    if step.zero_point is None:
+        return multiple.clamp_(low, high).mul_(scale)
+    return torch.clamp(multiple, low[..., None], high[..., None]).mul_(scale)
+
+
+def grouped(values: Float[Tensor, "out in"], group_size: int) -> Float[Tensor, "out groups size"]:
+    """The matrix as groups of inputs; 0 is one group a row."""
+    out, width = values.shape
+    return values.reshape(out, -1, group_size or width)
+
+
+Snap = Callable[[Tensor, int, Tensor], None]
+"""snap(column [out], index, out [out]): writes the nearest point for one column of a matrix into `out`."""
+
+
+def column_snap(step: Step, levels: int, group_size: int, width: int) -> Snap:
+    """`round_to` for one column at a time, made for a loop: every call is four operations on contiguous vectors."""
+    size = group_size or width
+    scales = step.scale.T.contiguous().unbind(0)
+    low, high = limits(step, levels)
+    lows = [low] * len(scales) if step.zero_point is None else low.T.contiguous().unbind(0)
+    highs = [high] * len(scales) if step.zero_point is None else high.T.contiguous().unbind(0)
+
+    def snap(column: Tensor, index: int, out: Tensor) -> None:
+        group = index // size
+        torch.div(column, scales[group], out=out)
+        out.round_().clamp_(lows[group], highs[group]).mul_(scales[group])
+
+    return snap

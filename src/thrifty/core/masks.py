@@ -1,0 +1,38 @@
+"""Which entries to keep: exact counts, ties broken by position, so that a result is the same everywhere."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def keep_per_row(gain: Float[Tensor, "out in"], kept: int) -> Bool[Tensor, "out in"]:
+    """The `kept` entries of each row with the largest gain."""
+    if kept >= gain.shape[1]:
+        return torch.ones_like(gain, dtype=torch.bool)
+    mask = torch.zeros_like(gain, dtype=torch.bool)
+    if kept > 0:
+        mask.scatter_(1, _largest(gain, kept), True)
+    return mask
+
+
+def keep_n_of_m(gain: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "out in"]:
+    """The n entries with the largest gain of every m consecutive inputs of a row."""
+    out, width = gain.shape
+    return keep_per_row(gain.reshape(out * (width // m), m), n).reshape(out, width)
+
+
+def keep_per_block(gain: Float[Tensor, "out in"], sparsity: float, block: int) -> Bool[Tensor, "out in"]:
+    """In each run of `block` columns, all rows together, drop the `sparsity` share of entries with the smallest gain."""
+    mask = torch.empty_like(gain, dtype=torch.bool)
+    for start in range(0, gain.shape[1], block):
+        run = gain[:, start : start + block]
+        kept = run.numel() - round(sparsity * run.numel())
+        mask[:, start : start + block] = keep_per_row(run.reshape(1, -1), kept).reshape(run.shape)
+    return mask
+
+
+def _largest(gain: Float[Tensor, "rows n"], kept: int) -> Tensor:
+    """Positions of the `kept` largest entries of each row, the first ones among equals."""
+    return torch.sort(gain, dim=1, descending=True, stable=True).indices[:, :kept]
