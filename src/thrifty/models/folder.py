@@ -1,0 +1,139 @@
+"""Which folder a model lies in, and whether it is one that can be worked on. Everything is refused here, before any work starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from thrifty.base.errors import InputError
+from thrifty.models.disk import TensorInfo, scan
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*", "*.tiktoken", "*.py"]
+
+
+def find_folder(source: str | Path) -> Path:
+    """The local folder of a model; an id of the hub is downloaded into the hub's cache.
+
+    Raises InputError when there is neither such a folder nor such a model within reach.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{path} is a file; give the folder that holds config.json and the weights.")
+    text = str(source)
+    looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+    if looks_local:
+        raise InputError(f"there is no folder {text}; give a model folder, or a hub id such as owner/name.")
+    return _download(text)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+    except (HFValidationError, RepositoryNotFoundError):
+        raise InputError(f"there is no folder {name}, and no model of that name on the Hugging Face hub that you may read.") from None
+    except (LocalEntryNotFoundError, OSError):
+        raise InputError(f"there is no folder {name}, and the Hugging Face hub cannot be reached; check the name or go online.") from None
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The transformers config of a folder that holds an ordinary model.
+
+    Raises InputError for an adapter, a quantized model, code of its own that is not trusted, or an unknown architecture.
+    """
+    file = folder / "config.json"
+    if (folder / "adapter_config.json").exists() and not file.exists():
+        raise InputError(
+            f"{folder} holds an adapter, not a model; merge it into its base model (peft's merge_and_unload) and give that folder."
+        )
+    if not file.exists():
+        raise InputError(f"{folder} is not a model folder: it has no config.json.")
+    try:
+        raw = json.loads(file.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}); download it again.") from None
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise InputError(f"{file} names no model_type; it is not the config of a transformers model.")
+    _refuse_quantized(folder, raw)
+    if raw.get("auto_map") and not trust_remote_code:
+        raise InputError(f"{folder} brings its own Python code (auto_map in config.json); read it, then allow it with --trust-remote-code.")
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError) as error:
+        if raw["model_type"] in str(error) and "auto_map" not in raw:
+            known = f"transformers does not know the architecture {raw['model_type']!r}"
+            raise InputError(f"{file}: {known}; update transformers, or check model_type.") from None
+        raise InputError(f"{file}: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        # Config classes check their fields with errors of their own; whatever they say, it is the file that is wrong.
+        raise InputError(f"{file} is not a valid {raw['model_type']} config: {str(error).splitlines()[0]}") from None
+
+
+def _refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
+    found = raw.get("quantization_config") or raw.get("compression_config") or (raw.get("text_config") or {}).get("quantization_config")
+    if found:
+        method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
+        raise InputError(f"{folder} is already quantized ({method}); give the original model it was made from.")
+
+
+def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo], Mapping[str, Tensor]]:
+    """Every tensor of a folder by disk key, and the values of those that had to be unpickled.
+
+    Raises InputError for missing or broken files, for pickled weights that are not allowed, and for a folder without weights.
+    """
+    if (folder / _INDEX).exists():
+        return _scan_shards(folder), {}
+    if (folder / _WEIGHTS).exists():
+        return scan(folder / _WEIGHTS), {}
+    loose = sorted(folder.glob("*.safetensors"))
+    if len(loose) == 1 and loose[0].name != "adapter_model.safetensors":
+        return scan(loose[0]), {}
+    pickles = sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickles and allow_pickle:
+        return _unpickle(pickles)
+    if pickles:
+        raise InputError(
+            f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when opened; "
+            "convert it to safetensors, or allow it with --allow-pickle."
+        )
+    raise InputError(f"{folder} holds no weights: neither {_WEIGHTS} nor {_INDEX} is there.")
+
+
+def _scan_shards(folder: Path) -> dict[str, TensorInfo]:
+    try:
+        index = json.loads((folder / _INDEX).read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / _INDEX} is not a valid index of shards; download it again.") from None
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(index.values())):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: the shard {name} is missing; download it.")
+        tensors.update(scan(folder / name))
+    for key, name in index.items():
+        if key not in tensors:
+            raise InputError(f"{folder}: tensor {key} is not in {name}, where the index says it is; download the shard again.")
+    return {key: tensors[key] for key in index}
+
+
+def _unpickle(files: list[Path]) -> tuple[dict[str, TensorInfo], dict[str, Tensor]]:
+    values: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{file} holds more than tensors or is broken ({reason}); convert it to safetensors.") from None
+        values.update({key: value for key, value in loaded.items() if isinstance(value, Tensor)})
+    return {key: TensorInfo(files[0], value.dtype, tuple(value.shape), 0, value.nbytes) for key, value in values.items()}, values

@@ -1,0 +1,145 @@
+"""The model without its blocks: what turns inputs into hidden states, and final hidden states into outputs.
+
+Embeddings, position encodings, final norms, projectors and heads are real. Each block is a stand-in that notes what it is called with and
+passes the hidden states through. Blocks of one chain are run outside, one at a time, and the chain's final hidden states are handed back
+through its last stand-in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.base.anatomy import Anatomy, Block
+from thrifty.models.blocks import Call, hollow_block
+
+_HEADS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the hidden states that were asked for are there."""
+
+
+class Shell:
+    """The model around its blocks.
+
+    model: the whole model, its blocks hollow and everything else materialised. real_block: gives a block with its weights, used once for
+    each chain whose blocks cannot be run without them to learn whether they return a tensor or a tuple.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, real_block: Callable[[Block], nn.Module], device: torch.device | str) -> None:
+        self.model = model
+        self.anatomy = anatomy
+        self.device = torch.device(device)
+        self._real_block = real_block
+        self._tuples: dict[str, bool] = {}
+        self._noted: dict[str, Call] = {}
+        self._entering: str | None = None
+        self._entered: Tensor | None = None
+        self._done: Mapping[str, Tensor] = {}
+        for chain in anatomy.chains:
+            blocks = [block for block in anatomy.blocks if block.chain == chain]
+            for block in blocks:
+                self._stand_in(block, block is blocks[0], block is blocks[-1])
+
+    @torch.no_grad()
+    def enter(self, inputs: dict[str, Tensor], chain: str, done: Mapping[str, Tensor]) -> Tensor:
+        """The hidden states [rows, length, width] that reach the first block of `chain`.
+
+        done: final hidden states of the chains before it, for the same rows.
+        """
+        with self._passing(done, chain):
+            with suppress(_Reached):
+                self._forward(inputs)
+            entered, self._entered = self._entered, None
+        if entered is None:
+            raise ValueError(f"these inputs do not reach the chain {chain!r}; inputs: {', '.join(inputs)}")
+        return entered
+
+    @torch.no_grad()
+    def calls(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor], rows: int = 1) -> dict[str, Call]:
+        """What each block gets besides the hidden states, by block path.
+
+        Only the first row of the inputs is used (or the first `rows`): rows must be alike (equal length, no padding), as calibration
+        windows are.
+        """
+        with self._passing({chain: hidden[:rows] for chain, hidden in done.items()}, None):
+            self._noted = {}
+            self._forward({name: tensor[:rows] for name, tensor in inputs.items()})
+            noted, self._noted = self._noted, {}
+        return noted
+
+    @torch.no_grad()
+    def finish(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor]) -> Tensor:
+        """What the model makes of the final hidden states of all chains.
+
+        Logits [rows, length, vocabulary] of language models, logits [rows, classes] of classifiers, the image-text similarities
+        [images, texts] of dual encoders, else the last hidden state.
+        """
+        with self._passing(done, None):
+            return main_output(self._forward(inputs))
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Any:
+        return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    @contextmanager
+    def _passing(self, done: Mapping[str, Tensor], entering: str | None) -> Iterator[None]:
+        self._done, self._entering, self._entered = done, entering, None
+        try:
+            yield
+        finally:
+            self._done, self._entering = {}, None
+
+    def _stand_in(self, block: Block, first: bool, last: bool) -> None:
+        module = self.model.get_submodule(block.path)
+        names = list(inspect.signature(module.forward).parameters)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split(args, kwargs, names)
+            if first and self._entering == block.chain:
+                self._entered = hidden
+                raise _Reached
+            self._noted[block.path] = call
+            if block.chain not in self._tuples:
+                self._tuples[block.chain] = self._returns_tuple(block, hidden, call)
+            if last and block.chain in self._done:
+                hidden = self._done[block.chain].to(hidden.device)
+            return (hidden,) if self._tuples[block.chain] else hidden
+
+        # An attribute of this one instance: its class, its other attributes and its hooks stay what the model expects of a block.
+        module.forward = forward
+
+    def _returns_tuple(self, block: Block, hidden: Tensor, call: Call) -> bool:
+        """Whether a block returns a tuple: tried on the meta device, or with its weights where that does not work."""
+        try:
+            hollow = hollow_block(self.model.get_submodule(block.path)).to("meta")
+            out = _apply(hollow, hidden.to("meta"), call.to("meta"))
+        except (RuntimeError, NotImplementedError, ValueError):
+            out = _apply(self._real_block(block), hidden, call)
+        return isinstance(out, tuple | list)
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> tuple[Tensor, Call]:
+    if args:
+        return args[0], Call(args[1:], dict(kwargs))
+    return kwargs[names[0]], Call((), {name: value for name, value in kwargs.items() if name != names[0]}, names[0])
+
+
+def _apply(forward: Callable[..., Any], hidden: Tensor, call: Call) -> Any:
+    if call.hidden is None:
+        return forward(hidden, *call.args, **call.kwargs)
+    return forward(*call.args, **{call.hidden: hidden}, **call.kwargs)
+
+
+def main_output(outputs: Any) -> Tensor:
+    """The tensor that a model is judged by."""
+    for name in _HEADS:
+        value = getattr(outputs, name, None)
+        if isinstance(value, Tensor):
+            return value
+    return outputs[0]

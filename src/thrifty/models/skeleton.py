@@ -1,0 +1,92 @@
+"""A model without weights: every parameter on the meta device, every computed buffer real.
+
+Rotary frequencies, position ids and embedding scales are computed by the constructors and are not on disk, so they are kept real; what
+the constructors would only allocate or draw at random is never allocated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from thrifty.base.errors import InputError
+
+_ALLOCATORS = (torch.empty, torch.randn, torch.rand)
+
+
+class _Hollow(TorchFunctionMode):
+    """Sends what a constructor allocates for a parameter to the meta device and lets it compute everything else."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in _ALLOCATORS:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32, remote_code: str | None = None) -> PreTrainedModel:
+    """The model that `config` describes, in evaluation mode, without weights and without a key-value cache.
+
+    remote_code: folder whose own modeling file is trusted, or None.
+    Raises InputError when no class of transformers is meant.
+    """
+    config = copy.deepcopy(config)
+    _switch_off_cache(config)
+    model_class = _model_class(config, remote_code)
+    with _default_dtype(dtype), _Hollow():
+        model = model_class(config)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type != "meta":
+                hollow = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+                module.register_parameter(name, hollow)
+    model.requires_grad_(False)
+    # Parameters that a constructor filled with values were replaced above, which undoes the sharing of tied ones.
+    model.tie_weights()
+    return model.eval()
+
+
+def _model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:
+    names = config.architectures or []
+    for name in names:
+        reference = next((value for value in (getattr(config, "auto_map", None) or {}).values() if _class_name(value) == name), None)
+        if remote_code is not None and reference is not None:
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+            return get_class_from_dynamic_module(reference, remote_code)
+        found = getattr(transformers, name, None)
+        if found is not None:
+            return found
+    for auto in (AutoModelForCausalLM, AutoModel):
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise InputError(f"transformers has no model class for the architecture {', '.join(names) or config.model_type}; update transformers.")
+
+
+def _class_name(reference: Any) -> str:
+    text = reference if isinstance(reference, str) else next(item for item in reference if item)
+    return text.rsplit(".", 1)[-1]
+
+
+def _switch_off_cache(config: PreTrainedConfig) -> None:
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
