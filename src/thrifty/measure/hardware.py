@@ -1,0 +1,123 @@
+"""What a run ran on, and how much memory it took: recorded with every result, for times mean nothing without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, cores, memory, threads and GPU of this machine.
+
+    Keys: cpu, cpu_capability (the vector instructions torch uses; results may differ in the last bit between kinds), cores (of the machine),
+    usable_cores (those this process may use), ram_bytes, threads (torch), cuda (device names), system.
+    """
+    return {
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count() or 1,
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "ram_bytes": _ram(),
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that a result depends on; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process since it began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now; where the system does not say, its peak."""
+    return _status("VmRSS") or peak_rss_bytes()
+
+
+class PeakMemory:
+    """Peak resident memory of a `with` block.
+
+    Linux counts the peak anew from the beginning of the block (`own` is then True), so imports and earlier work are told apart. Elsewhere, and
+    where /proc/self/clear_refs may not be written, the peak is that of the whole process so far and `own` is False.
+
+        with PeakMemory() as memory:
+            work()
+        memory.peak_bytes, memory.start_bytes
+    """
+
+    def __init__(self) -> None:
+        self.own = False
+        self.start_bytes = 0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        self.own = _reset_peak()
+        self.start_bytes = rss_bytes()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.peak_bytes = self.read()
+
+    def read(self) -> int:
+        """The peak up to now."""
+        return (_status("VmHWM") if self.own else 0) or peak_rss_bytes()
+
+
+def _reset_peak() -> bool:
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return bool(_status("VmHWM"))
+
+
+def _status(name: str) -> int:
+    """A memory figure of this process in bytes, 0 where the system does not tell."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _ram() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return 0
