@@ -1,0 +1,263 @@
+"""The commands: each reads its words, calls the function of `thrifty.api` of the same name, and shows what came back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from thrifty.base.errors import InputError
+from thrifty.base.method import nearest
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; progress goes to standard error.")]
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model folder or hub id; the model inside the package if left out.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A result folder.")]
+RecipeWord = Annotated[str | None, typer.Option("--recipe", metavar="FILE|NAME|INLINE", help="What to do, as in 'gptq: {bits: 4}'.")]
+Bits = Annotated[int | None, typer.Option("--bits", metavar="N", help="Take the recipe that suits this many bits (2 to 8).")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; an unfinished one is resumed.")]
+CalibrationText = Annotated[
+    list[str] | None, typer.Option("--calibration", metavar="FILE", help="Calibration text, jsonl chats or image folder; may be repeated.")
+]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Calibration windows or images.")]
+Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a calibration window.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything that is drawn.")]
+Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help="Where to compute; CUDA if there is one.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an --out folder that holds something else.")]
+Verify = Annotated[Literal["exact", "full"], typer.Option("--verify", help="Read every tensor back; `full` also compares logits.")]
+Gate = Annotated[str | None, typer.Option("--max-perplexity-increase", metavar="5%", help="Exit with code 3 when more is lost.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code on this machine.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")]
+
+EXAMPLES = """
+[dim]thrifty compress MODEL --bits 4
+thrifty compress MODEL --recipe recipe.yaml --calibration text.txt --out small
+thrifty compress MODEL --recipe 'gptq: {bits: 4, group_size: 32}'[/dim]
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Give the program its commands, in the order in which the help lists them."""
+    app.command(epilog=EXAMPLES)(compress)
+    app.command("try")(try_out)
+    for command in (plan, describe, evaluate, compare, export, repeat, recipes, methods, doctor):
+        app.command()(command)
+
+
+def compress(
+    model: Model = None,
+    recipe: RecipeWord = None,
+    bits: Bits = None,
+    out: Out = None,
+    calibration: CalibrationText = None,
+    samples: Samples = None,
+    tokens: Tokens = None,
+    seed: Seed = 0,
+    device: Device = None,
+    force: Force = False,
+    verify: Verify = "exact",
+    max_perplexity_increase: Gate = None,
+    allow_pickle: Pickle = False,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Make a model smaller and prove what was lost."""
+    request = _request(recipe, bits, out, calibration, samples, tokens, seed, device, max_perplexity_increase)
+    safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    _run("compress", lambda api: api.compress(model, **request, **safety), json)
+
+
+def plan(
+    model: Model = None,
+    recipe: RecipeWord = None,
+    bits: Bits = None,
+    out: Out = None,
+    calibration: CalibrationText = None,
+    samples: Samples = None,
+    tokens: Tokens = None,
+    seed: Seed = 0,
+    device: Device = None,
+    force: Force = False,
+    verify: Verify = "exact",
+    max_perplexity_increase: Gate = None,
+    allow_pickle: Pickle = False,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Say what compress would do and need (memory, disk, time, size), without doing it."""
+    request = _request(recipe, bits, out, calibration, samples, tokens, seed, device, max_perplexity_increase)
+    safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    _run("plan", lambda api: api.plan(model, **request, **safety).to_json(), json)
+
+
+def try_out(
+    folder: Folder,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to complete.")] = None,
+    json: Json = False,
+) -> None:
+    """Let original and result answer side by side, with the tokens per second of each."""
+    _run("try", lambda api: api.try_out(folder, prompt=prompt), json)
+
+
+def describe(model: Model = None, json: Json = False) -> None:
+    """Show what a model is made of, and what was inferred or is missing."""
+    if json:
+        _run("describe", lambda api: api.describe(model).to_json(), json)
+        return
+    anatomy = _call(lambda api: api.describe(model))
+    from thrifty.cli import render
+    from thrifty.models.describe import describe as renderable
+
+    render.output().print(renderable(anatomy))
+
+
+def evaluate(
+    model: Model = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="ORIGINAL", help="Compare with this model on the same tokens.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", metavar="FILE", help="Text to measure on; may be repeated.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", metavar="TASK", help="A task of lm-eval; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a model, alone or against its original."""
+    _run("evaluate", lambda api: api.evaluate(model, against=against, text=_one_or_many(text), tasks=tasks or None), json)
+
+
+def compare(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Result folders.")], json: Json = False) -> None:
+    """Put the certificates of several results side by side."""
+    _run("compare", lambda api: api.compare(folders), json)
+
+
+def export(
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="compressed-tensors, dense or gguf.")],
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Write a result in another format, and read it back."""
+    _run("export", lambda api: api.export(folder, to, out), json)
+
+
+def repeat(folder: Folder, out: Out = None, json: Json = False) -> None:
+    """Repeat the run that made a result, and compare the bytes."""
+    _run("repeat", lambda api: api.repeat(folder, out=out), json)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this recipe.")] = None,
+    json: Json = False,
+) -> None:
+    """List the recipes that come along, or show one."""
+    from thrifty.cli import render
+    from thrifty.recipe.parse import shipped, summary
+
+    library = shipped()
+    if name is not None and name not in library:
+        raise InputError(f"there is no recipe called {name!r}{nearest(name, library)}; `thrifty recipes` lists them")
+    if json:
+        found = [{"name": key, "summary": summary(text), "text": text} for key, text in library.items() if name in (None, key)]
+        render.print_json(found if name is None else found[0])
+    elif name is not None:
+        typer.echo(library[name], nl=False)
+    else:
+        render.show("recipes", [{"name": key, "summary": summary(text)} for key, text in library.items()])
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this method, with its formula and source.")] = None,
+    json: Json = False,
+) -> None:
+    """List the methods that a recipe can name, or show one."""
+    from thrifty.cli import render
+
+    entries = _call(lambda api: api.methods())
+    if name is not None:
+        from thrifty.pipeline.catalogue import load_methods
+
+        entry = next((entry for entry in entries if entry["name"] == name), None)
+        if entry is None:
+            raise InputError(
+                f"there is no method called {name!r}{nearest(name, [entry['name'] for entry in entries])}; `thrifty methods` lists them"
+            )
+        known = load_methods().get(name)
+        entries = {"explanation": known.explanation() if known else "", **entry}
+    if json:
+        render.print_json(entries)
+    else:
+        render.show("methods" if name is None else "method", entries)
+
+
+def doctor(json: Json = False) -> None:
+    """Check this machine and the installation."""
+    _run("doctor", lambda api: api.doctor(), json)
+
+
+def _request(
+    recipe: str | None,
+    bits: int | None,
+    out: Path | None,
+    calibration: list[str] | None,
+    samples: int | None,
+    tokens: int | None,
+    seed: int,
+    device: str | None,
+    gate: str | None,
+) -> dict[str, Any]:
+    """The arguments that compress and plan share, checked as far as words can be."""
+    if recipe is not None and bits is not None:
+        raise InputError("--recipe and --bits both say what to do; give one of them")
+    for word, value, least in (("--samples", samples, 1), ("--tokens", tokens, 2), ("--seed", seed, 0), ("--bits", bits, 2)):
+        if value is not None and value < least:
+            raise InputError(f"{word} must be at least {least}; got {value}")
+    if bits is not None and bits > 8:
+        raise InputError(f"--bits must be a whole number from 2 to 8; got {bits}")
+    return {
+        "recipe": recipe,
+        "bits": bits,
+        "out": out,
+        "calibration": _one_or_many(calibration),
+        "samples": samples,
+        "tokens": tokens,
+        "seed": seed,
+        "device": device,
+        "max_perplexity_increase": None if gate is None else _share(gate),
+    }
+
+
+def _share(word: str) -> float:
+    """`5%` or `0.05` as 0.05."""
+    try:
+        value = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 10 or (value >= 1 and not word.endswith("%")):
+        raise InputError(f"--max-perplexity-increase must be a share, as in 5% or 0.05; got {word!r}")
+    return value
+
+
+def _one_or_many(words: list[str] | None) -> str | list[str] | None:
+    return None if not words else words[0] if len(words) == 1 else words
+
+
+def _call(action: Callable[[Any], Any]) -> Any:
+    """Do the work with progress drawn on standard error, where anything goes that a library prints."""
+    from thrifty import api
+    from thrifty.cli.progress import drawing
+
+    with redirect_stdout(sys.stderr), drawing():
+        return action(api)
+
+
+def _run(name: str, action: Callable[[Any], Any], as_json: bool) -> None:
+    """Do the work, then show what came back."""
+    result = _call(action)
+    from thrifty.cli import render
+
+    if as_json:
+        render.print_json(result)
+    else:
+        render.show(name, result)

@@ -1,0 +1,51 @@
+"""What the documentation shows works: recipes parse, command lines are understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import types
+from pathlib import Path
+
+import pytest
+
+from thrifty.cli.main import main
+from thrifty.recipe.parse import parse_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    return [(page.name, body) for page in PAGES for kind, body in BLOCK.findall(page.read_text()) if kind == language]
+
+
+COMMANDS = [(page, line) for page, body in blocks("sh") for line in body.splitlines() if line.startswith("thrifty ")]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(COMMANDS) > 10
+    assert len(blocks("yaml")) > 2
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_recipes_parse(page: str, text: str) -> None:
+    assert parse_recipe(text).steps
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_command_lines_are_understood(api: types.ModuleType, page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    assert main([*words, "--json"]) == 0
+    if "--recipe" in words and not (recipe := words[words.index("--recipe") + 1]).endswith(".yaml"):
+        assert parse_recipe(recipe).steps
+
+
+def test_every_command_is_documented() -> None:
+    from thrifty.cli.main import app
+
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__  # type: ignore[union-attr]
+        assert f"`thrifty {name}" in page
