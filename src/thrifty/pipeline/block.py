@@ -1,0 +1,300 @@
+"""One block: take statistics, rewrite spaces, solve stage after stage, and pass the rows on.
+
+`stage` order sends all calibration rows through the block in one forward pass; a hook at each stage takes the Gram matrix of what reaches it,
+solves, puts the new weights in, and lets the pass go on, so later stages see earlier ones compressed. `block` order takes all statistics
+first, in small batches, solves everything, and then passes the rows on: two passes and less memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.base.anatomy import Block, Linear, Space, Stage
+from thrifty.base.events import warn
+from thrifty.base.records import Problem, Solution
+from thrifty.core.statistics import Statistics
+from thrifty.models import Call, linear_modules, run_block, set_weight
+from thrifty.pipeline.steps import Work
+from thrifty.pipeline.view import BlockView
+from thrifty.weights.base import Treatment, hold, solve
+
+CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one linear; a row of the certificate."""
+
+    name: str
+    method: str
+    bits: float
+    sparsity: float
+    error: float
+    relative_error: float
+    tokens: int
+    simulated: bool = False
+    details: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class BlockRun:
+    """The state of one block on its way through the walk.
+
+    rows: calibration hidden states [rows, ...] in the calibration type; batch: rows that go through at once.
+    """
+
+    view: BlockView
+    call: Call
+    work: Work
+    dtype: torch.dtype
+    batch: int
+    order: Literal["stage", "block"]
+    device: torch.device
+    seed: int
+    reports: dict[str, LayerReport] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.block: Block = self.view.block
+        self._load()
+
+    def _load(self) -> None:
+        """The block as it stands, in the calibration type."""
+        self.module = self.view.source.block(self.block, self.dtype, self.device, self.view.replacements())
+        self.linears = linear_modules(self.module, self.block)
+
+    def compress(self, rows: Tensor) -> Tensor:
+        """Compress the block; returns the rows as the compressed block puts them out."""
+        statistics: dict[str, Statistics] | None = None
+        solved = {linear.path for linear in self.block.linears if self.work.solves(linear)}
+        if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
+            statistics = self._rewrite(self._collect(rows))
+            self.view.settle(set(self.view.linears) - solved)
+            self._load()
+        if not solved:
+            return self.forward(rows)
+        if self.order == "stage":
+            return self._solve_in_passing(rows)
+        if statistics is None:
+            statistics = self._collect(rows)
+        for stage in self.block.stages:
+            self._solve(stage, statistics)
+        return self.forward(rows)
+
+    def compress_without_rows(self) -> None:
+        """Solve every stage as if each input counted the same: for methods that look at the weights alone."""
+        for stage in self.block.stages:
+            wanted = [linear for linear in stage.linears if self.work.solves(linear)]
+            self._solve_group(wanted, torch.eye(stage.reads.width, device=self.device), 0)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows through the block as it stands, batch by batch."""
+        parts = []
+        for start in range(0, rows.shape[0], self.batch):
+            hidden = rows[start : start + self.batch].to(self.device)
+            parts.append(run_block(self.module, hidden, self.call).to(rows.device))
+        return torch.cat(parts)
+
+    # -- statistics ----------------------------------------------------------------------------------------------------
+
+    def _collect(self, rows: Tensor) -> dict[str, Statistics]:
+        """Statistics of every space of the block, in one pass."""
+        gathered: dict[str, Statistics] = {}
+
+        def keep(space: Space, inputs: Tensor) -> None:
+            taken = gather(inputs)
+            gathered[space.name] = gathered[space.name].merge(taken) if space.name in gathered else taken
+
+        with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep):
+            for start in range(0, rows.shape[0], self.batch):
+                run_block(self.module, rows[start : start + self.batch].to(self.device), self.call)
+        return gathered
+
+    def _rewrite(self, statistics: dict[str, Statistics]) -> dict[str, Statistics]:
+        """Apply the transforms to every space that a norm or a linear can absorb; returns the statistics after them."""
+        for position in range(len(self.work.transforms)):
+            for space in self.block.spaces:
+                transform = self.work.transform_for(position, space)
+                seen = statistics.get(space.name)
+                if transform is None or seen is None or not space.producers or space.commutes_with not in ("scale", "any"):
+                    continue
+                weights = [self.view.read(path).to(self.device) for path in space.consumers]
+                rewrite = transform.rewrite(space, weights, seen, self.work.target_for(space))
+                if rewrite is None:
+                    continue
+                scale = self.view.apply(type(rewrite)(space, rewrite.scale.cpu())).scale.to(self.device)
+                for name in statistics:
+                    if name == space.name or self._within(name) == space.name:
+                        statistics[name] = statistics[name].under(scale)
+        return statistics
+
+    def _within(self, name: str) -> str | None:
+        return next((stage.reads.within for stage in self.block.stages if stage.reads.name == name), None)
+
+    # -- solving -------------------------------------------------------------------------------------------------------
+
+    def _solve_in_passing(self, rows: Tensor) -> Tensor:
+        seen: dict[str, Statistics] = {}
+
+        def take(stage: Stage, inputs: Tensor) -> None:
+            seen[stage.reads.name] = gather(inputs)
+            self._solve(stage, seen)
+            del seen[stage.reads.name]
+
+        def keep(space: Space, inputs: Tensor) -> None:
+            seen[space.name] = gather(inputs)
+
+        with watching(self.block, self.linears, self.module, take, keep):
+            out = run_block(self.module, rows.to(self.device), self.call).to(rows.device)
+        unreached = [stage for stage in self.block.stages if any(linear.path not in self.reports and self.work.solves(linear) for linear in stage.linears)]
+        for stage in unreached:
+            self._solve(stage, seen)
+        return out
+
+    def _solve(self, stage: Stage, statistics: dict[str, Statistics]) -> None:
+        """Solve the linears of one stage from what is known of their input."""
+        wanted = [linear for linear in stage.linears if self.work.solves(linear)]
+        if not wanted:
+            return
+        gram, tokens = self._gram(stage, statistics)
+        self._solve_group(wanted, gram, tokens)
+
+    def _solve_group(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
+        for treatments, linears in _alike(wanted, self.work):
+            paths = [linear.path for linear in linears]
+            weight = torch.cat([self.view.read(path).to(self.device) for path in paths])
+            solution = _solve_all(weight, gram, tokens, treatments, ", ".join(paths), self.seed)
+            self.warnings.extend(solution.warnings)
+            self._accept(linears, weight, solution, gram, tokens)
+        self._install({linear.path for linear in wanted})
+
+    def _gram(self, stage: Stage, statistics: dict[str, Statistics]) -> tuple[Tensor, int]:
+        """The Gram matrix for a stage, falling back on what all experts saw together, then on no data, and saying so."""
+        space = stage.reads
+        seen = statistics.get(space.name)
+        if seen is not None and (space.within is None or seen.tokens >= space.width):
+            return seen.gram, seen.tokens
+        names = ", ".join(linear.path for linear in stage.linears)
+        tokens = 0 if seen is None else seen.tokens
+        shared = statistics.get(space.within) if space.within else None
+        if shared is not None:
+            self._warn(f"{names}: only {tokens} calibration tokens reached this expert; the inputs of all experts together were used instead")
+            return shared.gram, shared.tokens
+        self._warn(f"{names}: only {tokens} calibration tokens reached it; solved without calibration (every input counts the same)")
+        return torch.eye(space.width, device=self.device), tokens
+
+    def _accept(self, linears: list[Linear], weight: Tensor, solution: Solution, gram: Tensor, tokens: int) -> None:
+        start = 0
+        for linear in linears:
+            stop = start + linear.out_features
+            encoded = solution.encoded.rows(start, stop)
+            part = Solution(solution.values[start:stop].cpu(), encoded.cpu(), 0.0, 0.0)
+            self.view.write(linear.path, part)
+            values = self.view.weights[linear.path].to(self.device)
+            error, energy = layer_error(weight[start:stop], values, gram)
+            self.reports[linear.path] = LayerReport(
+                name=linear.path,
+                method=self.work.names[linear.path],
+                bits=encoded.bits,
+                sparsity=float((values == 0).float().mean()),
+                error=error,
+                relative_error=error / energy if energy > 0 else 0.0,
+                tokens=tokens,
+                simulated=encoded.simulated,
+                details=dict(solution.details),
+            )
+            start = stop
+
+    def _install(self, paths: set[str]) -> None:
+        """Let the module compute with the view's matrices."""
+        for path in paths:
+            set_weight(self.linears[path], self.view.weights[path])
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        warn(message, self.block.path)
+
+
+def gather(inputs: Tensor) -> Statistics:
+    """Statistics of one input, in chunks so that the float32 copy stays small."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    total = Statistics.empty(rows.shape[1], rows.device)
+    for chunk in rows.split(CHUNK):
+        total = total.merge(Statistics.of(chunk))
+    return total
+
+
+def layer_error(weight: Tensor, values: Tensor, gram: Tensor) -> tuple[float, float]:
+    """(tr((W - V) G (W - V)^T), tr(W G W^T))."""
+    difference = weight - values
+    error = float(((difference @ gram) * difference).sum().clamp_min(0))
+    energy = float(((weight @ gram) * weight).sum().clamp_min(0))
+    return error, energy
+
+
+def _alike(linears: list[Linear], work: Work) -> Iterator[tuple[tuple[Treatment, ...], list[Linear]]]:
+    """Linears that are treated alike go into one problem, unless their rows compete within a matrix."""
+    groups: list[tuple[tuple[Treatment, ...], list[Linear]]] = []
+    for linear in linears:
+        treatments = work.treatments[linear.path]
+        alone = any(treatment.target is not None and treatment.target.joint_rows for treatment in treatments)
+        same = None if alone else next((group for group in groups if group[0] == treatments), None)
+        if same is None:
+            groups.append((treatments, [linear]))
+        else:
+            same[1].append(linear)
+    yield from groups
+
+
+def _solve_all(weight: Tensor, gram: Tensor, tokens: int, treatments: tuple[Treatment, ...], name: str, seed: int) -> Solution:
+    """One treatment after the other; what an earlier one pruned stays pruned."""
+    solution = solve(Problem(weight, gram, tokens, name, seed), treatments[0])
+    for treatment in treatments[1:]:
+        mask = solution.values != 0
+        if not bool(mask.all()):
+            treatment = Treatment(treatment.transform, treatment.solver, hold(treatment.target, mask), treatment.allocator)
+        solution = solve(Problem(solution.values, gram, tokens, name, seed), treatment)
+    return solution
+
+
+@contextmanager
+def watching(
+    block: Block,
+    linears: dict[str, nn.Module],
+    module: nn.Module,
+    on_stage: Callable[[Stage, Tensor], None],
+    on_shared: Callable[[Space, Tensor], None],
+) -> Iterator[None]:
+    """Call `on_stage` with the input of each stage when the first of its linears is reached, and `on_shared` with what all experts get."""
+    leader: dict[str, str] = {}
+    handles = []
+
+    def hook(stage: Stage, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            # A stage is taken at its first linear; the same linear seen again is the next batch.
+            first = leader.setdefault(stage.reads.name, path)
+            if first == path:
+                on_stage(stage, arguments[0])
+
+        return before
+
+    for stage in block.stages:
+        for linear in stage.linears:
+            handles.append(linears[linear.path].register_forward_pre_hook(hook(stage, linear.path)))
+    if block.experts is not None:
+        shared = {stage.reads.within for stage in block.stages if stage.reads.within}
+        inside = module.get_submodule(block.experts.path.removeprefix(block.path + "."))
+        for space in block.spaces:
+            if space.name in shared:
+                handles.append(inside.register_forward_pre_hook(lambda _, arguments, space=space: on_shared(space, arguments[0])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

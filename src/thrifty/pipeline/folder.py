@@ -1,0 +1,130 @@
+"""The run folder: what is finished, recognised by content.
+
+A result folder holds `.run/` while it is being made: the request, a file a finished block (its stored tensors and its report), and the rows at
+the last block boundary. Every file is whole or absent. The folder disappears when the result is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thrifty.base.errors import InputError
+from thrifty.base.store import content_key, write_json
+from thrifty.pipeline.block import LayerReport
+from thrifty.pipeline.streams import Streams
+
+CERTIFICATE = "certificate.json"
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """A finished block: its tensors' file, what happened to its linears, and what it cost."""
+
+    key: str
+    tensors: Path
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    packed: dict[str, dict[str, Any]]
+
+
+class RunFolder:
+    """`out/.run`: claimed by one request, identified by its key."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out / ".run"
+
+    def claim(self, key: str, request: dict[str, Any], *, force: bool = False) -> bool:
+        """Take the folder for this request; True when an earlier attempt of the same request is continued.
+
+        Raises InputError when `out` holds something else, RunError when it cannot be written.
+        """
+        if force and self.out.exists():
+            self._clear()
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file; give --out a folder that does not exist yet")
+        recorded = self._recorded_key()
+        if recorded is None and self.out.exists() and any(self.out.iterdir()):
+            raise InputError(f"{self.out} exists and is not a run of thrifty; choose another --out, or --force to replace it")
+        if recorded is not None and recorded != key:
+            raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
+        if recorded is None:
+            write_json(self.path / "request.json", {"key": key, **request})
+        return recorded is not None
+
+    def finished(self) -> dict[str, Any] | None:
+        """The certificate of a complete result, or None."""
+        path = self.out / CERTIFICATE
+        return None if self.path.exists() or not path.exists() else json.loads(path.read_text())
+
+    def _recorded_key(self) -> str | None:
+        for path, read in ((self.path / "request.json", lambda d: d["key"]), (self.out / CERTIFICATE, lambda d: d["run_key"])):
+            try:
+                return str(read(json.loads(path.read_text())))
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+    def _clear(self) -> None:
+        if self._recorded_key() is None and self.out.is_dir() and any(self.out.iterdir()):
+            raise InputError(f"{self.out} was not made by thrifty and is not removed; choose another --out or remove it yourself")
+        shutil.rmtree(self.out)
+
+    # -- blocks --------------------------------------------------------------------------------------------------------
+
+    def tensors_path(self, key: str) -> Path:
+        """Where the stored tensors of the block with this key are."""
+        return self.path / "blocks" / f"{key[:32]}.safetensors"
+
+    def block(self, key: str) -> BlockRecord | None:
+        """The finished block with this key, or None."""
+        report = self.tensors_path(key).with_suffix(".json")
+        if not report.exists():
+            return None
+        data = json.loads(report.read_text())
+        layers = tuple(LayerReport(**layer) for layer in data["layers"])
+        return BlockRecord(key, self.tensors_path(key), layers, tuple(data["warnings"]), data["seconds"], data["packed"])
+
+    def finish(self, record: BlockRecord) -> None:
+        """Mark a block finished; its tensors must be in place."""
+        write_json(
+            record.tensors.with_suffix(".json"),
+            {
+                "layers": [asdict(layer) for layer in record.layers],
+                "warnings": list(record.warnings),
+                "seconds": record.seconds,
+                "packed": record.packed,
+            },
+        )
+
+    # -- rows at the last boundary -------------------------------------------------------------------------------------
+
+    def save_streams(self, key: str, streams: Streams) -> None:
+        """Keep the rows that leave the block with this key; earlier ones are removed afterwards."""
+        path = self._streams_path(key)
+        streams.save(path)
+        for other in path.parent.glob("*.safetensors"):
+            if other != path:
+                other.unlink()
+
+    def load_streams(self, key: str) -> Streams | None:
+        """The rows that left the block with this key, if they are the last ones kept."""
+        path = self._streams_path(key)
+        return Streams.load(path) if path.exists() else None
+
+    def _streams_path(self, key: str) -> Path:
+        return self.path / "streams" / f"{key[:32]}.safetensors"
+
+    def close(self) -> None:
+        """The result is complete: remove the working files."""
+        shutil.rmtree(self.path)
+
+
+def block_key(previous: str, parts: Any) -> str:
+    """The content key of a block: everything before it, its weights, and what is done to it."""
+    return content_key([previous, parts])

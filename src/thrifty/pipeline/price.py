@@ -1,0 +1,178 @@
+"""What a run costs: memory, disk, output size and time, worked out from shapes alone.
+
+Each phase of the walk holds known tensors; the peak is the largest phase on top of what stays throughout. Times are operation counts over rates
+that a two-second probe measures on this machine (`pipeline.probe`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
+from thrifty.models import Source
+from thrifty.pipeline.block import CHUNK
+from thrifty.pipeline.plan import Cost, Setting
+from thrifty.pipeline.probe import Rates
+from thrifty.pipeline.steps import Work
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much data a run carries: rows and tokens a row of the calibration and the evaluation, and the vocabulary (0 without a head)."""
+
+    rows: int
+    tokens: int
+    evaluation_rows: int
+    evaluation_tokens: int
+    vocabulary: int
+
+    @property
+    def calibration_tokens(self) -> int:
+        """All calibration tokens."""
+        return self.rows * self.tokens
+
+    @property
+    def scored_tokens(self) -> int:
+        """All evaluation tokens."""
+        return self.evaluation_rows * self.evaluation_tokens
+
+
+def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, rates: Rates | None, output: int) -> Cost:
+    """The cost of a run. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
+    parts = memory_parts(source, work, setting, load)
+    phases = [parts[name] for name in ("entering", "solving", "passing", "evaluating", "scoring")]
+    memory = resident + parts["rows"] + max(phases)
+    streams = parts["rows"]
+    disk = 2 * output + 2 * streams
+    seconds = estimate_seconds(source, work, setting, load, rates) if rates is not None else 0.0
+    return Cost(memory, disk, output, seconds, {"resident": resident, **parts})
+
+
+def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> dict[str, int]:
+    """Bytes of what stays (`rows`) and of each phase of the walk."""
+    anatomy = source.anatomy
+    width, size = anatomy.hidden_size, setting.dtype.itemsize
+    streams = load.calibration_tokens * width * size + 2 * load.scored_tokens * width * 4
+    shell = sum(_count(source.tensors[key].shape) for key in source.shell_keys()) * 4
+    batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
+    return {
+        "rows": streams,
+        "entering": shell + 4 * batch_tokens * width * 4,
+        "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
+        "passing": max((_passing(source, block, setting, load) for block in anatomy.blocks), default=0),
+        "evaluating": max((_evaluating(source, block, work, setting, load) for block in anatomy.blocks), default=0),
+        "scoring": shell + _logits(load, setting),
+    }
+
+
+def _solving(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
+    """The peak while the stages of a block are solved."""
+    size = setting.dtype.itemsize
+    module = block_parameters(source, block) * size
+    tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
+    done, peak = 0, 0
+    held = 0
+    if setting.order == "block":
+        held = sum(stage.reads.width**2 * 4 for stage in block.stages)
+    for stage in block.stages:
+        inside = activations(block, stage, tokens, source.anatomy.hidden_size, size)
+        width = stage.reads.width
+        gram = 3 * width**2 * 4
+        chunk = min(CHUNK, tokens) * width * (4 + 4)
+        solved = [linear for linear in stage.linears if work.solves(linear)]
+        matrix = sum(linear.out_features * linear.in_features for linear in solved)
+        solver = 4 * matrix * 4 + 3 * width**2 * 4
+        peak = max(peak, done + inside + gram + max(chunk, solver))
+        # what stays of a solved matrix: its values in float32 and its codes
+        done += matrix * 5
+    return module + held + peak
+
+
+def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:
+    size = setting.dtype.itemsize
+    tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
+    values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
+    last = block.stages[-1] if block.stages else None
+    inside = activations(block, last, tokens, source.anatomy.hidden_size, size) if last else 0
+    return block_parameters(source, block) * size + values + inside + load.calibration_tokens * source.anatomy.hidden_size * size
+
+
+def _evaluating(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
+    if load.scored_tokens == 0:
+        return 0
+    values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
+    tokens = setting.batch * load.evaluation_tokens
+    widest = max((stage.reads.width for stage in block.stages), default=0)
+    return block_parameters(source, block) * 4 + values + tokens * (4 * source.anatomy.hidden_size + 3 * widest) * 4
+
+
+def activations(block: Block, stage: Stage, tokens: int, hidden: int, size: int) -> int:
+    """Bytes of the hidden states alive inside the block when `stage` is reached.
+
+    The residual stream, what the stage reads, and what it was made from: a gated product keeps three tensors of its width alive.
+    """
+    share = block.experts.experts_per_token / block.experts.num_experts if block.experts and stage.reads.within is None else 1.0
+    inner = stage.reads.width
+    copies = 3 if inner != hidden else 2
+    outputs = sum(linear.out_features for linear in stage.linears if linear.expert is None)
+    return int(tokens * (3 * hidden + copies * inner * share + outputs) * size)
+
+
+def _logits(load: Load, setting: Setting) -> int:
+    # logits of both models, and the float32 log-probabilities that the comparison makes of them
+    return 5 * setting.batch * load.evaluation_tokens * load.vocabulary * 4
+
+
+def block_parameters(source: Source, block: Block) -> int:
+    """Numbers in the tensors of a block."""
+    return sum(_count(source.tensors[key].shape) for key in source.block_keys(block))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
+
+
+# -- time ----------------------------------------------------------------------------------------------------------------
+
+
+def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds of the whole run: forward passes, Gram matrices, solving, evaluation, and files."""
+    anatomy = source.anatomy
+    passes = 1 + bool(work.transforms) + (setting.order == "block" and not work.transforms)
+    total = 0.0
+    for block in anatomy.blocks:
+        matmul = sum(2.0 * linear.out_features * linear.in_features * active(block, linear) for linear in block.linears)
+        total += passes * load.calibration_tokens * matmul / rates.forward(setting.dtype)
+        total += 2 * load.scored_tokens * matmul / rates.forward(torch.float32)
+        for stage in block.stages:
+            share = active(block, stage.linears[0])
+            grams = 1 + bool(work.transforms)
+            total += grams * 2.0 * load.calibration_tokens * share * stage.reads.width**2 / rates.gram(setting.dtype)
+            total += sum(solver_seconds(linear, rates) for linear in stage.linears if work.solves(linear))
+            total += rates.column * stage.reads.width
+    logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * anatomy.hidden_size
+    total += logits / rates.forward(torch.float32)
+    stored = sum(info.bytes for info in source.tensors.values())
+    return total + 4 * stored / rates.disk + rates.fixed
+
+
+def active(block: Block, linear: Linear) -> float:
+    """The share of tokens that a linear sees."""
+    if linear.expert is None or block.experts is None:
+        return 1.0
+    return block.experts.experts_per_token / block.experts.num_experts
+
+
+def solver_seconds(linear: Linear, rates: Rates) -> float:
+    """Blocked column updates, factorization and the error report: about three products of the matrix with its Gram."""
+    return 3 * 2.0 * linear.out_features * linear.in_features**2 / rates.forward(torch.float32)
+
+
+def anatomy_widest(anatomy: Anatomy) -> int:
+    """The widest input of any stage."""
+    return max((stage.reads.width for block in anatomy.blocks for stage in block.stages), default=0)

@@ -1,0 +1,91 @@
+"""What a run does to each linear: the steps of a recipe, sorted by the place they act at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from thrifty.base.anatomy import Anatomy, Block, Linear, Space
+from thrifty.base.errors import InputError
+from thrifty.base.method import Method
+from thrifty.weights.base import Preset, Target, Transform, Treatment
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recipe: its method for each linear that it selects (settings may differ by override)."""
+
+    name: str
+    methods: Mapping[str, Method]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order."""
+
+    transforms: tuple[Mapping[str, Transform], ...]
+    treatments: Mapping[str, tuple[Treatment, ...]]
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Work:
+        """Sort the steps. Raises InputError for a method that does not act on weights, or a transform with nothing after it."""
+        transforms: list[Mapping[str, Transform]] = []
+        treatments: dict[str, tuple[Treatment, ...]] = {}
+        names: dict[str, list[str]] = {}
+        for position, step in enumerate(steps, 1):
+            chosen: dict[str, Transform] = {}
+            for path, method in step.methods.items():
+                names.setdefault(path, []).append(method.name)
+                if isinstance(method, Transform):
+                    chosen[path] = method
+                elif isinstance(method, Preset):
+                    treatments[path] = (*treatments.get(path, ()), method.expand())
+                else:
+                    raise InputError(f"step {position}: {method.name} belongs to {method.family} and cannot stand as a step of its own")
+            if chosen:
+                if treatments.keys() & chosen.keys():
+                    raise InputError(f"step {position}: {step.name} rewrites weights and must stand before the steps that solve them")
+                transforms.append(chosen)
+        if transforms and not treatments:
+            raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
+        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()})
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Raise InputError when a target cannot hold one of the matrices."""
+        for linear in anatomy.linears:
+            for treatment in self.treatments.get(linear.path, ()):
+                if treatment.target is not None:
+                    treatment.target.check(linear.out_features, linear.in_features, linear.path)
+
+    def transform_for(self, position: int, space: Space) -> Transform | None:
+        """The transform of step `position` for a space: the one chosen for its first selected consumer."""
+        chosen = self.transforms[position]
+        return next((chosen[path] for path in space.consumers if path in chosen), None)
+
+    def target_for(self, space: Space) -> Target | None:
+        """What the consumers of a space will be projected onto first."""
+        for path in space.consumers:
+            for treatment in self.treatments.get(path, ()):
+                if treatment.target is not None:
+                    return treatment.target
+        return None
+
+    def settings(self, block: Block) -> list[object]:
+        """Everything that decides what happens to a block, as JSON values: part of its content key."""
+        chosen = [{path: {m.name: m.settings()} for path, m in step.items() if _inside(path, block)} for step in self.transforms]
+        solved = {linear.path: [_plain(t) for t in self.treatments.get(linear.path, ())] for linear in block.linears}
+        return [chosen, solved]
+
+    def solves(self, linear: Linear) -> bool:
+        """Whether a step gives this linear new values."""
+        return linear.path in self.treatments
+
+
+def _inside(path: str, block: Block) -> bool:
+    return path.startswith(block.path + ".")
+
+
+def _plain(treatment: Treatment) -> dict[str, object]:
+    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": getattr(treatment, "allocator", None)}
+    return {key: {method.name: method.settings()} for key, method in parts.items() if method is not None}

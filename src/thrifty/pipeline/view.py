@@ -1,0 +1,134 @@
+"""One block's weights while it is being worked on: read, rewritten, solved, and handed over for writing.
+
+Matrices are [out, in] float32 whatever the disk holds. What a reader of the result will get is what the block computes with from then on:
+anything stored in a narrower type is rounded here, once, before its effect is seen by later stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thrifty.base.anatomy import Block, Linear, Norm
+from thrifty.base.records import Encoded, Rewrite, Solution
+from thrifty.core import fold
+from thrifty.models import Source
+
+
+@dataclass
+class BlockView:
+    """The block's matrices and norms, lazily read from disk and changed in memory.
+
+    changed: disk key -> new tensor as it will be stored. solved: linear path -> encoding.
+    """
+
+    source: Source
+    block: Block
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    solved: dict[str, Encoded] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.linears: dict[str, Linear] = {linear.path: linear for linear in (*self.block.linears, *self.block.routers)}
+        self.norms: dict[str, Norm] = {norm.path: norm for norm in self.block.norms}
+
+    def read(self, path: str) -> Tensor:
+        """The matrix of a linear as it stands now, [out, in] float32."""
+        if path not in self.weights:
+            linear = self.linears[path]
+            self.weights[path] = as_matrix(self.source.read(linear.source), linear).to(torch.float32)
+        return self.weights[path]
+
+    def write(self, path: str, solution: Solution) -> None:
+        """Put a solution in place. A dense result is rounded to the type it is stored in."""
+        encoded = solution.encoded
+        self.solved[path] = encoded
+        self.touched.add(path)
+        if encoded.layout == "int":
+            self.weights[path] = solution.values
+        else:
+            self.weights[path] = self._rounded(self.linears[path].source, solution.values)
+
+    def apply(self, rewrite: Rewrite) -> Rewrite:
+        """Fold a rewrite into its producers and consumers; returns the scale that was really applied.
+
+        A norm is stored in the model's type: its rounded gain decides the exact scale, which the consumers then undo, so that rounding
+        the norm costs nothing.
+        """
+        space, scale = rewrite.space, rewrite.scale
+        norm_paths = [path for path in space.producers if path in self.norms]
+        if norm_paths:
+            scale = self._divide_norm(self.norms[norm_paths[0]], scale)
+        for path in space.producers:
+            if path not in self.norms:
+                self._divide_rows(path, scale, space.repeat)
+        for path in space.consumers:
+            self.weights[path] = fold.scale_columns(self.read(path), scale)
+            self.touched.add(path)
+        return Rewrite(space, scale)
+
+    def _divide_norm(self, norm: Norm, scale: Tensor) -> Tensor:
+        key = self.source.disk_name(f"{norm.path}.weight")
+        before = self._vector(key)
+        self._keep(key, fold.divide_norm(before, scale, norm.plus_one))
+        after = self.vectors[key]
+        one = 1.0 if norm.plus_one else 0.0
+        exact = (before + one) / (after + one)
+        exact = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
+        if norm.bias:
+            bias_key = self.source.disk_name(f"{norm.path}.bias")
+            self._keep(bias_key, self._vector(bias_key) / exact)
+        return exact
+
+    def _divide_rows(self, path: str, scale: Tensor, repeat: int) -> None:
+        self.weights[path] = fold.divide_rows(self.read(path), scale, repeat)
+        self.touched.add(path)
+        bias_key = self.linears[path].bias_source
+        if bias_key is not None:
+            self._keep(bias_key, fold.divide_rows(self._vector(bias_key)[:, None], scale, repeat)[:, 0])
+
+    def settle(self, paths: set[str]) -> None:
+        """Round rewritten matrices that no solver will touch to the type they are stored in."""
+        for path in paths & self.touched - set(self.solved):
+            self.weights[path] = self._rounded(self.linears[path].source, self.weights[path])
+
+    def _keep(self, key: str, vector: Tensor) -> None:
+        self.vectors[key] = self._rounded(key, vector)
+
+    def _rounded(self, key: str, values: Tensor) -> Tensor:
+        return values.to(self.source.tensors[key].dtype).to(torch.float32)
+
+    def _vector(self, key: str) -> Tensor:
+        if key not in self.vectors:
+            self.vectors[key] = self.source.read(key).to(torch.float32)
+        return self.vectors[key]
+
+    def replacements(self) -> dict[str, Tensor]:
+        """What the block computes with now, by disk key and in disk layout: every tensor that differs from the original."""
+        changed = dict(self.vectors)
+        for path in self.touched:
+            linear = self.linears[path]
+            place(changed, self.source, linear, self.weights[path])
+        return changed
+
+
+def as_matrix(stored: Tensor, linear: Linear) -> Tensor:
+    """[out, in] view of a stored tensor."""
+    if linear.part is not None:
+        return stored[linear.part.expert, linear.part.start : linear.part.stop]
+    return stored.T if linear.storage == "conv1d" else stored
+
+
+def place(changed: dict[str, Tensor], source: Source, linear: Linear, matrix: Tensor) -> None:
+    """Put [out, in] values where the disk layout has them."""
+    if linear.part is not None:
+        whole = changed.get(linear.source)
+        if whole is None:
+            whole = source.read(linear.source).to(torch.float32)
+        whole[linear.part.expert, linear.part.start : linear.part.stop] = matrix
+        changed[linear.source] = whole
+    else:
+        changed[linear.source] = matrix.T.contiguous() if linear.storage == "conv1d" else matrix

@@ -1,0 +1,183 @@
+"""The walk: block after block, each opened, compressed, written as finished, and left behind.
+
+One block of weights is in memory at a time. Calibration rows go through the compressed blocks; evaluation rows go through the original and the
+compressed ones side by side, so that the comparison of both models falls out of the same walk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thrifty.base import events
+from thrifty.base.anatomy import Block
+from thrifty.data import Rows
+from thrifty.models import Call, Shell, Source, run_block
+from thrifty.pipeline.block import BlockRun
+from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
+from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.steps import Work
+from thrifty.pipeline.streams import Streams, batches, enter
+from thrifty.pipeline.view import BlockView
+
+WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by what they were spent on."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """Add the time of the `with` block to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Walk:
+    """Everything the walk needs; `run` takes it through all blocks and returns their records and the final rows."""
+
+    source: Source
+    work: Work
+    setting: Setting
+    calibration: Rows | None
+    evaluation: Rows | None
+    folder: RunFolder
+    digest: dict[str, str]
+    write_block: WriteBlock
+
+    def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
+        """Walk all blocks; those that an earlier attempt finished are skipped."""
+        watch = Stopwatch()
+        order = [(chain, block) for chain in self.source.anatomy.chains for block in self._blocks(chain)]
+        keys = self._keys(key, [block for _, block in order])
+        start, streams = self._resume(keys)
+        records = [self.folder.block(block_key) for block_key in keys[:start]]
+        with events.task("blocks", len(order)) as advance:
+            advance(start, "")
+            for position in range(start, len(order)):
+                chain, block = order[position]
+                if position == 0 or order[position - 1][0] != chain:
+                    with watch.during("enter"):
+                        calls = self._enter(chain, streams)
+                elif position == start:
+                    calls = self._calls(streams)
+                advance(position, block.path)
+                records.append(self._block(block, keys[position], calls[block.path], streams, watch))
+                if position + 1 == len(order) or order[position + 1][0] != chain:
+                    streams.finish_chain(chain)
+                self.folder.save_streams(keys[position], streams)
+                advance(position + 1, block.path)
+        return records, streams, watch
+
+    def _blocks(self, chain: str) -> list[Block]:
+        return [block for block in self.source.anatomy.blocks if block.chain == chain]
+
+    def _keys(self, key: str, blocks: list[Block]) -> list[str]:
+        keys: list[str] = []
+        for block in blocks:
+            weights = [self.digest[name] for name in self.source.block_keys(block)]
+            key = block_key(key, [block.path, weights, self.work.settings(block)])
+            keys.append(key)
+        return keys
+
+    def _resume(self, keys: list[str]) -> tuple[int, Streams]:
+        """How many blocks need no more work, and the rows that leave the last of them."""
+        finished = 0
+        while finished < len(keys) and self.folder.block(keys[finished]) is not None:
+            finished += 1
+        while finished > 0:
+            streams = self.folder.load_streams(keys[finished - 1])
+            if streams is not None:
+                events.note(f"{finished} of {len(keys)} blocks were already finished")
+                return finished, streams
+            finished -= 1
+        return 0, Streams()
+
+    # -- entering ------------------------------------------------------------------------------------------------------
+
+    def _shell(self) -> Shell:
+        return self.source.shell(torch.float32)
+
+    def _first_rows(self) -> tuple[dict[str, Tensor], str]:
+        rows, stream = (self.calibration, "calibration") if self.calibration is not None else (self.evaluation, "before")
+        return {name: tensor[:1] for name, tensor in rows.inputs.items()}, stream
+
+    def _calls(self, streams: Streams, shell: Shell | None = None) -> dict[str, Call]:
+        shell = shell or self._shell()
+        first, stream = self._first_rows()
+        return shell.calls(first, streams.outputs(stream, 0, 1))
+
+    def _enter(self, chain: str, streams: Streams) -> dict[str, Call]:
+        shell = self._shell()
+        batch, setting = self.setting.batch, self.setting
+        if self.calibration is not None:
+            streams.now["calibration"] = enter(shell, self.calibration.inputs, chain, streams, "calibration", batch, setting.dtype)
+        if self.evaluation is not None:
+            for stream in ("before", "after"):
+                streams.now[stream] = enter(shell, self.evaluation.inputs, chain, streams, stream, batch, torch.float32)
+        return self._calls(streams, shell)
+
+    # -- one block -----------------------------------------------------------------------------------------------------
+
+    def _block(self, block: Block, key: str, call: Call, streams: Streams, watch: Stopwatch) -> BlockRecord:
+        local = Stopwatch()
+        with local.during("compress"):
+            run = self._compress(block, call, streams)
+        with local.during("evaluate"):
+            self._evaluate(run.view, call, streams)
+        with local.during("write"):
+            packed = self.write_block(self.folder.tensors_path(key), self.source, run.view)
+            layers = tuple(run.reports[linear.path] for linear in block.linears if linear.path in run.reports)
+            record = BlockRecord(key, self.folder.tensors_path(key), layers, tuple(run.warnings), local.seconds, packed)
+            self.folder.finish(record)
+        for name, seconds in local.seconds.items():
+            watch.seconds[name] = watch.seconds.get(name, 0.0) + seconds
+        return record
+
+    def _compress(self, block: Block, call: Call, streams: Streams) -> BlockRun:
+        """Compress one block; when the device runs out of memory, go on in batches of half the size, and say so."""
+        rows = streams.now.get("calibration")
+        while True:
+            setting = self.setting
+            device = torch.device(setting.device)
+            call = call.to(device, setting.dtype)
+            run = BlockRun(BlockView(self.source, block), call, self.work, setting.dtype, setting.batch, setting.order, device, setting.seed)
+            try:
+                if rows is None:
+                    run.compress_without_rows()
+                else:
+                    streams.now["calibration"] = run.compress(rows)
+                return run
+            except torch.OutOfMemoryError:
+                if setting.order == "block" and setting.batch == 1:
+                    raise
+                torch.cuda.empty_cache()
+                batch = max(1, setting.batch // 2) if setting.order == "block" else setting.batch
+                events.warn(f"{block.path}: out of memory on {device}; going on in block order with {batch} rows at a time")
+                self.setting = replace(setting, batch=batch, order="block")
+
+    def _evaluate(self, view: BlockView, call: Call, streams: Streams) -> None:
+        if "before" not in streams.now:
+            return
+        device = torch.device(self.setting.device)
+        exact = call.to(device, torch.float32)
+        for stream, replacements in (("before", {}), ("after", view.replacements())):
+            module = self.source.block(view.block, torch.float32, device, replacements)
+            hidden = streams.now[stream]
+            for start, stop, rows in batches({"hidden": hidden}, self.setting.batch):
+                hidden[start:stop] = run_block(module, rows["hidden"].to(device), exact).cpu()
+            del module
+
