@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.base.anatomy import Space
@@ -71,6 +72,13 @@ class Encoded:
         return replace(self, tensors={name: tensor.cpu() for name, tensor in self.tensors.items()})
 
     @property
+    def fixed_width_bits(self) -> float:
+        """Bits of a code when every code of a column takes a whole number of them."""
+        if self.layout == "int_columns":
+            return float(torch.log2(self.tensors["levels"].to(torch.float64)).ceil().mean())
+        return float(math.ceil(self.bits))
+
+    @property
     def sparsity(self) -> float:
         """Share of exact zeros, 0 to 1."""
         return float((self.decode() == 0).float().mean())
@@ -93,15 +101,21 @@ def _decode_columns(tensors: dict[str, Tensor]) -> Tensor:
 class Solution:
     """What a solver found. `values` equals `encoded.decode()` exactly.
 
-    loss: tr((W - V) gram (W - V)^T); relative_error: loss / tr(W gram W^T) (0 where the denominator is 0).
+    row_loss: [out] (w - v) gram (w - v)^T of each row. column_loss: [in] what each input's rounding added to the loss, for solvers that walk
+    through the inputs one by one.
     """
 
     values: Float[Tensor, "out in"]
     encoded: Encoded
-    loss: float
-    relative_error: float
+    row_loss: Float[Tensor, "out"]
+    column_loss: Float[Tensor, "in"] | None = None
     warnings: tuple[str, ...] = ()
     details: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """tr((W - V) gram (W - V)^T)."""
+        return float(self.row_loss.sum())
 
 
 @dataclass(frozen=True)
@@ -117,13 +131,3 @@ class Rewrite:
     def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
         """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
         return gram / (self.scale[:, None] * self.scale[None, :])
-
-
-@dataclass(frozen=True)
-class Share:
-    """Who gets how much: a number for each column of one matrix, or for each linear by path."""
-
-    unit: Literal["bits", "levels", "sparsity"]
-    columns: Int[Tensor, "in"] | None = None
-    by_linear: dict[str, float] = field(default_factory=dict)
-    total: float = 0.0

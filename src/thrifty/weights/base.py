@@ -1,65 +1,88 @@
-"""The verbs of the algebra of weights. A published method is a point in the product of these axes."""
+"""The verbs of the algebra of weights. A published method is a point in the product of these axes.
+
+    target     the set that a matrix must end up in: grid points, few non-zeros, or both
+    solve      how a point of the set is reached: min over V in the set of tr((W - V) G (W - V)^T)
+    transform  an equivalent rewrite of the inputs beforehand
+    allocate   who gets how much of the budget
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from thrifty.base.method import Method
-from thrifty.base.records import Encoded, Problem, Rewrite, Share, Solution
-from thrifty.core.statistics import Statistics
 from thrifty.base.anatomy import Space
+from thrifty.base.method import Method
+from thrifty.base.records import Encoded, Problem, Rewrite, Solution
+from thrifty.core.statistics import Statistics
 
 
-class Cell(ABC):
-    """The set that one run of columns must end up in, fitted to those columns: a grid, a mask, or both."""
+class Points(ABC):
+    """The set that one matrix must end up in, fitted to its values: grids with their scales, masks with their counts."""
+
+    adaptive: ClassVar[bool] = False
+    """Whether `enter` decides something: then a sweep hands it the values that are left, as if the rest were free."""
 
     @abstractmethod
-    def project(self, values: Float[Tensor, "out n"], start: int = 0) -> Float[Tensor, "out n"]:
-        """The nearest point of the set for columns start .. start + n of the cell."""
+    def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The nearest point of the set, in the norm that the set was fitted with."""
+
+    def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
+        """A sweep is about to fix these columns: what depends on their present values is decided now.
+
+        curvature: what an error in each column costs once the later columns have made up for it.
+        """
+        return None
+
+    @abstractmethod
+    def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
+        """Write the nearest point for column `index` into `out`."""
+
+    @abstractmethod
+    def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
+        """How a point of the set is held. `encode(values).decode()` equals `values` exactly."""
 
 
 class Target(Method, ABC):
-    """The set a matrix must end up in, and how its points are held.
+    """The set that a matrix must end up in.
 
-    `span` is the number of consecutive input columns that one cell covers (a group, an N:M block); 0 means the whole row.
-    `joint_rows` tells whether the rows of a matrix compete with each other, so that matrices must not be stacked.
+    joint_rows: whether the rows of a matrix compete with each other, so that several matrices must not be stacked.
+    run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     """
 
     family: ClassVar[str] = "weights.target"
-    span: ClassVar[int] | int = 0
-    joint_rows: ClassVar[bool] | bool = False
+    joint_rows: ClassVar[bool] = False
+
+    @property
+    def run(self) -> int:
+        """Consecutive inputs that are decided together; 0 where a sweep may take the inputs in any order."""
+        return 0
 
     @abstractmethod
     def check(self, out_features: int, in_features: int, name: str) -> None:
         """Raise InputError, naming the linear, when a matrix of this shape cannot be held."""
 
     @abstractmethod
-    def fit(self, columns: Float[Tensor, "out n"], importance: Float[Tensor, "n"] | None = None) -> Cell:
-        """The cell for these columns. importance: weight of each column's squared error (None: all equal)."""
-
-    @abstractmethod
-    def project(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Float[Tensor, "out in"]:
-        """The nearest point of the set in the norm sum_j importance_j (.)_j^2, with cells fitted on `values`."""
-
-    @abstractmethod
-    def encode(self, values: Float[Tensor, "out in"], cells: Any) -> Encoded:
-        """How a point of the set is held. `encode(...).decode()` equals `values` exactly."""
+    def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
+        """The set for a matrix like `values`. importance: weight of each input's squared error (None: all equal)."""
 
 
 class Solver(Method, ABC):
-    """How the target is reached: min tr((W - V) G (W - V)^T), V in target."""
+    """How a point of the target is reached: min tr((W - V) G (W - V)^T) over V in the target."""
 
     family: ClassVar[str] = "weights.solve"
 
+    def accepts(self, target: Target) -> None:
+        """Raise InputError when this solver cannot reach points of this target."""
+        return None
+
     @abstractmethod
     def solve(self, problem: Problem, target: Target) -> Solution:
-        """A point of the target; its loss is never above that of the target's plain projection unless it says so in `warnings`."""
+        """A point of the target."""
 
 
 class Transform(Method, ABC):
@@ -68,7 +91,9 @@ class Transform(Method, ABC):
     family: ClassVar[str] = "weights.transform"
 
     @abstractmethod
-    def rewrite(self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, target: Target | None) -> Rewrite | None:
+    def rewrite(
+        self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, target: Target | None
+    ) -> Rewrite | None:
         """The rewrite of `space`, whose consumers have these weights; None leaves it as it is.
 
         target: what the consumers will be projected onto next, for methods that search against it.
@@ -76,28 +101,110 @@ class Transform(Method, ABC):
 
 
 class Allocator(Method, ABC):
-    """Who gets how much: bits for the columns of a matrix, for the linears of a model."""
+    """Who gets how much of the budget that a target stands for."""
 
     family: ClassVar[str] = "weights.allocate"
+    within_matrix: ClassVar[bool] = False
+    """Whether the budget is shared out inside one matrix, so that several matrices must not be stacked."""
+
+    def accepts(self, target: Target) -> None:
+        """Raise InputError when the budget of this target cannot be shared out by this allocator."""
+        return None
+
+    @abstractmethod
+    def allocate(self, problem: Problem, solver: Solver, target: Target) -> Target:
+        """The target with the budget shared out."""
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What one step does to the linears it selects: transforms first, then one solve."""
+    """What one step does to a matrix: share out the budget, then solve."""
 
-    transform: Transform | None = None
-    solver: Solver | None = None
-    target: Target | None = None
+    solver: Solver
+    target: Target
+    allocator: Allocator | None = None
+
+    def __post_init__(self) -> None:
+        self.solver.accepts(self.target)
+        if self.allocator is not None:
+            self.allocator.accepts(self.target)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a matrix must be solved on its own, not stacked with others that read the same input."""
+        return self.target.joint_rows or (self.allocator is not None and self.allocator.within_matrix)
 
 
 class Preset(Method, ABC):
-    """A named point of the algebra: it expands into treatments."""
+    """A named point of the algebra."""
 
     family: ClassVar[str] = "weights.preset"
 
     @abstractmethod
     def expand(self) -> Treatment:
-        """The solver and the target that the name stands for."""
+        """The solver, the target and the allocation that the name stands for."""
 
 
-__all__ = ["Allocator", "Bool", "Cell", "Preset", "Share", "Solver", "Target", "Transform", "Treatment", "torch"]
+def solve(problem: Problem, treatment: Treatment) -> Solution:
+    """Apply a treatment to one matrix, or to several stacked ones that share an input."""
+    target = treatment.target
+    if treatment.allocator is not None:
+        target = treatment.allocator.allocate(problem, treatment.solver, target)
+    return treatment.solver.solve(problem, target)
+
+
+# -- what an earlier step pruned ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held(Target):
+    """`target` with some entries held at zero."""
+
+    target: Target
+    mask: Bool[Tensor, "out in"]
+
+    def __post_init__(self) -> None:
+        return None
+
+    @property
+    def run(self) -> int:
+        return self.target.run
+
+    def check(self, out_features: int, in_features: int, name: str) -> None:
+        self.target.check(out_features, in_features, name)
+
+    def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
+        return HeldPoints(self.target.fit(values * self.mask, importance), self.mask)
+
+
+class HeldPoints(Points):
+    """The points of a set that are zero outside a mask; every set here holds zero in each place."""
+
+    def __init__(self, points: Points, mask: Bool[Tensor, "out in"]) -> None:
+        self.points = points
+        self.mask = mask
+        self.adaptive = points.adaptive
+
+    def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        return self.points.project(values * self.mask) * self.mask
+
+    def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
+        self.points.enter(values * self.mask[:, columns], columns, curvature)
+
+    def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
+        self.points.snap(column, index, out)
+        out.mul_(self.mask[:, index])
+
+    def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
+        return self.points.encode(values)
+
+
+def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
+    """`target` restricted to matrices that are zero where `mask` is False."""
+    return Held(target, mask)
+
+
+def dense(values: Float[Tensor, "out in"]) -> Encoded:
+    """Values held as they are."""
+    return Encoded("dense", {"values": values}, (values.shape[0], values.shape[1]), bits=8.0 * values.element_size())
+

@@ -1,0 +1,34 @@
+"""Any solver into any target: the algebra itself, of which the other presets are named points.
+
+    solve: {by: obs, into: {int: {bits: 4}}}
+    solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
+    solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thrifty.weights.allocate.uniform import Uniform
+from thrifty.weights.base import Allocator, Preset, Solver, Target, Treatment
+from thrifty.weights.solve.obs import OBS
+from thrifty.weights.target.int import Int
+
+
+@dataclass(frozen=True)
+class Solve(Preset):
+    """by: the solver. into: the target. share: who gets how much of the target's budget."""
+
+    name: ClassVar[str] = "solve"
+
+    by: Solver = OBS()
+    into: Target = Int()
+    share: Allocator = Uniform()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expand()
+
+    def expand(self) -> Treatment:
+        return Treatment(self.by, self.into, self.share)

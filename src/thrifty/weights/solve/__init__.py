@@ -1,0 +1,1 @@
+"""How a point of a target is reached."""

@@ -1,0 +1,133 @@
+"""Optimal brain surgeon by columns: one input after the other is fixed, and the later ones make up for its error.
+
+    min over V in the target of  tr((W - V) H (W - V)^T),    H = gram + damping * mean(diag gram) * I = R R^T,  R upper triangular
+
+With the factor R the loss is a sum over inputs, sum_j R_jj^2 sum_i (t_ij - v_ij)^2, where  t_j = w_j + sum_{i<j} (w_i - v_i) R_ij / R_jj
+depends only on what was fixed before; v_j is the point of the target nearest to t_j. On a grid this is GPTQ (Frantar, Ashkboos, Hoefler and
+Alistarh 2022, arXiv 2210.17323), on a mask SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): their factor U of H^-1 is R^-1, which is never
+formed here. `act_order` takes the inputs by falling diag H; grids belong to the original groups, so nothing more has to be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from thrifty.base.errors import InputError
+from thrifty.base.method import Paper
+from thrifty.base.records import Problem, Solution
+from thrifty.core.linalg import row_forms, upper_factor
+from thrifty.weights.base import Points, Solver, Target
+
+PANEL = 32
+"""Inputs that are walked through one by one before their errors are handed on as one product."""
+
+
+@dataclass(frozen=True)
+class OBS(Solver):
+    """damping: share of the mean diagonal that is added to the diagonal. block_size: inputs whose errors reach the rest as one product.
+
+    act_order: fix the inputs with the largest activations first.
+    """
+
+    name: ClassVar[str] = "obs"
+    paper: ClassVar[Paper] = Paper(
+        "Frantar, Ashkboos, Hoefler, Alistarh", 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", "2210.17323"
+    )
+
+    act_order: bool = False
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    block_size: Annotated[int, Field(ge=1)] = 128
+
+    def accepts(self, target: Target) -> None:
+        if self.act_order and target.run:
+            raise InputError(f"obs: act_order cannot be used with {target.name}, whose masks are chosen for neighbouring inputs together")
+
+    def solve(self, problem: Problem, target: Target) -> Solution:
+        weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)
+        points = target.fit(weight, gram.diagonal())
+        order = _order(gram, self.act_order)
+        factor, damping = _factor(gram, order, self.damping)
+        if factor is None:
+            values = points.project(weight)
+            said = f"{problem.name}: the Gram matrix cannot be factorized, so every weight was rounded to the nearest point"
+            return Solution(values, points.encode(values), row_forms(weight - values, gram).clamp_min(0), warnings=(said,))
+        sweep = _Sweep(weight.T[order].contiguous(), factor, order, points)
+        sweep.run(self.block_size, target.run)
+        undone = torch.empty_like(order)
+        undone[order] = torch.arange(order.numel(), device=order.device)
+        values = sweep.values[undone].T.contiguous()
+        row_loss = (sweep.row_loss - damping * sweep.error.square().sum(0)).clamp_min(0)
+        return Solution(values, points.encode(values), row_loss, sweep.column_loss[undone])
+
+
+def _order(gram: Float[Tensor, "in in"], act_order: bool) -> Tensor:
+    if act_order:
+        return torch.sort(gram.diagonal(), descending=True, stable=True).indices
+    return torch.arange(gram.shape[0], device=gram.device)
+
+
+def _factor(gram: Float[Tensor, "in in"], order: Tensor, damping: float) -> tuple[Tensor | None, float]:
+    """(the factor of the damped matrix in this order, what was added to the diagonal); damping rises tenfold until there is a factor."""
+    mean = float(gram.diagonal().mean()) or 1.0
+    permuted = gram[order][:, order]
+    for share in (damping, 10 * damping, 100 * damping):
+        damped = permuted.clone()
+        damped.diagonal().add_(share * mean)
+        factor = upper_factor(damped)
+        if factor is not None:
+            return factor, share * mean
+    return None, 0.0
+
+
+class _Sweep:
+    """One pass over the inputs. Matrices are transposed, [in, out], so that an input is a contiguous row."""
+
+    def __init__(self, weight: Float[Tensor, "in out"], factor: Float[Tensor, "in in"], order: Tensor, points: Points) -> None:
+        self.weight, self.factor, self.points = weight, factor, points
+        self.columns = order
+        self.order: list[int] = order.tolist()
+        self.inverse: list[float] = factor.diagonal().reciprocal().tolist()
+        self.values = torch.empty_like(weight)
+        self.error = torch.empty_like(weight)
+        self.row_loss = torch.zeros_like(weight[0])
+        self.column_loss = torch.zeros_like(weight[:, 0])
+
+    def run(self, block_size: int, together: int) -> None:
+        """Fix all inputs: in blocks, in panels within a block; `together` inputs are entered at once."""
+        width = len(self.order)
+        panel = together or PANEL
+        block = max(panel, block_size // panel * panel)
+        for start in range(0, width, block):
+            stop = min(start + block, width)
+            carried = self.factor[:start, start:stop].T @ self.error[:start]
+            for first in range(start, stop, panel):
+                last = min(first + panel, stop)
+                part = carried[first - start : last - start]
+                part.addmm_(self.factor[start:first, first:last].T, self.error[start:first])
+                self._panel(first, last, part)
+
+    def _panel(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
+        """Fix inputs first .. last; carried: sum over the earlier inputs i of error_i R_ij."""
+        weight, factor = self.weight[first:last], self.factor[first:last, first:last]
+        if self.points.adaptive:
+            free = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False)
+            self.points.enter(free.T, self.columns[first:last], factor.diagonal().square())
+        rest = torch.empty_like(weight)
+        for place in range(last - first):
+            index = first + place
+            aim = torch.add(weight[place], carried[place], alpha=self.inverse[index], out=rest[place])
+            value = self.values[index]
+            self.points.snap(aim, self.order[index], value)
+            torch.sub(weight[place], value, out=self.error[index])
+            aim.sub_(value)
+            if place + 1 < last - first:
+                carried[place + 1 :].addr_(factor[place, place + 1 :], self.error[index])
+        rest.square_().mul_(factor.diagonal().square()[:, None])
+        self.row_loss += rest.sum(0)
+        self.column_loss[first:last] = rest.sum(1)

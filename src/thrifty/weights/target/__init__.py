@@ -1,0 +1,1 @@
+"""Sets that a matrix must end up in."""

@@ -1,0 +1,78 @@
+"""Few non-zeros on a grid: the intersection of a mask and an integer grid, found in one go.
+
+The nearest point keeps the entries with the largest  (w^2 - (w - Q(w))^2) * importance,  Q(w) being the nearest grid point: what zero costs more
+than rounding. A sweep chooses the mask first and rounds what stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thrifty.base.errors import InputError
+from thrifty.base.records import Encoded
+from thrifty.weights.base import Points, Target
+from thrifty.weights.target.int import Int as IntGrid
+from thrifty.weights.target.int import IntPoints
+from thrifty.weights.target.n_m import NM
+from thrifty.weights.masked import MaskPoints
+
+
+@dataclass(frozen=True)
+class Both(Target):
+    """mask: which entries stay (`top_k`, `n_m`, `unstructured`). grid: where they lie (`int`)."""
+
+    name: ClassVar[str] = "both"
+
+    mask: Target = NM()
+    grid: Target = IntGrid()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.grid, IntGrid):
+            raise InputError(f"both: grid must be an integer grid, as in {{int: {{bits: 4}}}}; got {self.grid.name}")
+        if isinstance(self.mask, IntGrid | Both):
+            raise InputError(f"both: mask must be one of top_k, n_m, unstructured; got {self.mask.name}")
+
+    @property
+    def joint_rows(self) -> bool:
+        return self.mask.joint_rows
+
+    @property
+    def run(self) -> int:
+        return self.mask.run
+
+    def check(self, out_features: int, in_features: int, name: str) -> None:
+        self.mask.check(out_features, in_features, name)
+        self.grid.check(out_features, in_features, name)
+
+    def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> BothPoints:
+        return BothPoints(self.mask.fit(values, importance), self.grid.fit(values, importance))
+
+
+class BothPoints(Points):
+    """Grid points with few non-zeros."""
+
+    adaptive = True
+
+    def __init__(self, mask: MaskPoints, grid: IntPoints) -> None:
+        self.mask = mask
+        self.grid = grid
+
+    def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        rounded = self.grid.project(values)
+        gain = (values.square() - (values - rounded).square()) * self.mask.importance
+        return rounded * self.mask.keep(gain)
+
+    def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
+        self.mask.enter(values, columns, curvature)
+
+    def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
+        self.grid.snap(column, index, out)
+        out.mul_(self.mask.mask[index])
+
+    def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
+        return self.grid.encode(values)

@@ -1,0 +1,79 @@
+"""Integer grid: every entry is (code - zero_point) * scale with one scale a row or a group of inputs.
+
+    symmetric:  scale = max |w| / ((L - 1) / 2),       codes -(L // 2) .. (L - 1) // 2,  L = 2^bits or `levels`
+    asymmetric: scale = (max(w, 0) - min(w, 0)) / (L - 1),  zero_point = round(smallest - min(w, 0) / scale)
+
+Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 levels) before anything is solved, so that bfloat16, float16 and
+GGUF's blocks hold them, and the values, exactly. `range: mse` takes the part of the range with the least squared error instead of all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from thrifty.base.errors import InputError
+from thrifty.base.records import Encoded
+from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to
+from thrifty.weights.base import Points, Target
+
+
+@dataclass(frozen=True)
+class Int(Target):
+    """bits: 2 to 8; `levels` in its place gives a count that is no power of two. group_size: inputs that share a scale, 0 for the whole row."""
+
+    name: ClassVar[str] = "int"
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 4
+    group_size: Annotated[int, Field(ge=0)] = 32
+    symmetric: bool = True
+    range: Range = "minmax"
+    levels: Annotated[int, Field(ge=2, le=256)] | None = None
+
+    @property
+    def level_count(self) -> int:
+        """Points of the grid."""
+        return self.levels or 2**self.bits
+
+    def check(self, out_features: int, in_features: int, name: str) -> None:
+        if self.group_size and in_features % self.group_size:
+            fitting = [size for size in (128, 64, 32, 16, 8) if in_features % size == 0]
+            advice = f"{fitting[0]} does" if fitting else "only 0 (one scale a row) does"
+            raise InputError(f"group_size {self.group_size} does not divide the width {in_features} of {name}; {advice}")
+
+    def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> IntPoints:
+        groups = grouped(values, self.group_size)
+        weights = None if importance is None else importance.reshape(groups.shape[1:]).to(values.dtype)
+        return IntPoints(self, fit_step(groups, self.level_count, self.symmetric, self.range, weights), values.shape[1])
+
+
+class IntPoints(Points):
+    """Integer grids with their scales."""
+
+    def __init__(self, target: Int, step: Step, width: int) -> None:
+        self.target = target
+        self.step = step
+        self._snap = column_snap(step, target.level_count, target.group_size, width)
+
+    def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        groups = grouped(values, self.target.group_size)
+        return round_to(groups, self.step, self.target.level_count).reshape(values.shape)
+
+    def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
+        self._snap(column, index, out)
+
+    def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
+        multiple = torch.round(grouped(values, self.target.group_size) / self.step.scale[..., None])
+        tensors = {"scale": self.step.scale.to(torch.float32)}
+        if self.step.zero_point is not None:
+            multiple += self.step.zero_point[..., None]
+            tensors["zero_point"] = self.step.zero_point.to(torch.int8)
+        tensors["codes"] = multiple.to(torch.int8).reshape(values.shape)
+        shape = (values.shape[0], values.shape[1])
+        return Encoded("int", tensors, shape, math.log2(self.target.level_count), self.target.group_size)
