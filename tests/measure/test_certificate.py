@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.report.samples import certificate
 from thrifty.base.errors import InputError
 from thrifty.measure.certificate import FILE, SCHEMA_VERSION, Certificate, Layer, weights_digest
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware, versions
 from thrifty.measure.hidden import score_classes, summarise_rows
 from thrifty.measure.language import causal_targets, score_windows, summarise
-from tests.report.samples import certificate
 
 
 def test_a_certificate_survives_the_file(tmp_path: Path):
@@ -85,7 +85,10 @@ def test_a_digest_of_weights_does_not_depend_on_the_order():
         ("{}", "schema version None"),
         (json.dumps({"schema_version": SCHEMA_VERSION + 1}), "schema version 2"),
         (json.dumps({"schema_version": SCHEMA_VERSION}), "model is wrong"),
-        (json.dumps({"schema_version": SCHEMA_VERSION, "model": {"name": "m", "digest": "d"}, "recipe": "r", "extra": 1}), "extra is wrong"),
+        (
+            json.dumps({"schema_version": SCHEMA_VERSION, "model": {"name": "m", "digest": "d"}, "recipe": "r", "extra": 1}),
+            "extra is wrong",
+        ),
     ],
 )
 def test_what_is_no_certificate_is_refused_in_one_sentence(tmp_path: Path, content: str | None, message: str):

@@ -17,7 +17,15 @@ def _rows(before: float | None, difference: float | None, low: float | None = No
 
 @pytest.mark.parametrize(
     ("text", "limit", "relative"),
-    [("5%", 0.05, True), ("5 %", 0.05, True), (" 0.5%", 0.005, True), ("0.3", 0.3, False), ("1e-2", 0.01, False), (2, 2.0, False), ("0%", 0, True)],
+    [
+        ("5%", 0.05, True),
+        ("5 %", 0.05, True),
+        (" 0.5%", 0.005, True),
+        ("0.3", 0.3, False),
+        ("1e-2", 0.01, False),
+        (2, 2.0, False),
+        ("0%", 0, True),
+    ],
 )
 def test_percent_is_relative_and_a_number_is_in_units(text, limit: float, relative: bool):
     gate = Gate.parse(text)

@@ -53,7 +53,9 @@ def _oracle(before: Tensor, after: Tensor, targets: Tensor) -> WindowScores:
 
 def _assert_same(found: WindowScores, expected: WindowScores, tolerance: float = 2e-6) -> None:
     for name, value in vars(expected).items():
-        torch.testing.assert_close(getattr(found, name), value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            getattr(found, name), value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_scores_are_those_of_the_definitions():

@@ -30,7 +30,13 @@ def certificate(**changes: Any) -> Certificate:
     perplexity = {"before": {"value": 12.31, "low": 11.8, "high": 12.9}, "after": {"value": 12.69, "low": 12.1, "high": 13.3}}
     fields: dict[str, Any] = {
         "run_key": "k" * 64,
-        "model": {"name": "tiny/model", "digest": "d" * 64, "architecture": "LlamaForCausalLM", "kind": "causal_lm", "parameters": 4_200_000},
+        "model": {
+            "name": "tiny/model",
+            "digest": "d" * 64,
+            "architecture": "LlamaForCausalLM",
+            "kind": "causal_lm",
+            "parameters": 4_200_000,
+        },
         "data": {
             "calibration": {"source": "train.txt", "digest": "c" * 64, "rows": 128, "tokens": 65536, "samples": list(range(128))},
             "evaluation": {"source": "test.txt", "digest": "e" * 64, "rows": 60, "tokens": 15360, "samples": list(range(60))},

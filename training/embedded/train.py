@@ -76,7 +76,10 @@ def main() -> None:
             value = evaluate(model, validation, arguments.batch)
             speed = seen / (time.time() - began)
             left = (steps - step - 1) * arguments.batch * LENGTH / speed
-            print(f"step {step + 1}/{steps} train {loss.item():.4f} validation {value:.4f} {speed:,.0f} tokens/s {left:.0f} s left", flush=True)
+            print(
+                f"step {step + 1}/{steps} train {loss.item():.4f} validation {value:.4f} {speed:,.0f} tokens/s {left:.0f} s left",
+                flush=True,
+            )
             if value < state["best"]:
                 state["best"] = value
                 keep(model, arguments.out / "model")

@@ -101,8 +101,8 @@ def _decode_columns(tensors: dict[str, Tensor]) -> Tensor:
 class Solution:
     """What a solver found. `values` equals `encoded.decode()` exactly.
 
-    row_loss: [out] (w - v) gram (w - v)^T of each row. column_loss: [in] what each input's rounding added to the loss, for solvers that walk
-    through the inputs one by one.
+    row_loss: [out] (w - v) gram (w - v)^T of each row. column_loss: [in] what each input's rounding added to the loss, for solvers that
+    walk through the inputs one by one.
     """
 
     values: Float[Tensor, "out in"]

@@ -136,8 +136,8 @@ class Verdict(_Part):
 class Certificate(_Part):
     """Everything about one result. Figures that were not measured are absent (None).
 
-    recipe: the full text. request: the other settings of the run. run_key: names the run. seconds: wall time; phases: by what it was spent on.
-    peak_rss_bytes: peak resident memory of the run. scored: windows and tokens, or rows, that the quality rests on.
+    recipe: the full text. request: the other settings of the run. run_key: names the run. seconds: wall time; phases: by what it was spent
+    on. peak_rss_bytes: peak resident memory of the run. scored: windows and tokens, or rows, that the quality rests on.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -189,7 +189,8 @@ class Certificate(_Part):
         return self.model_dump(mode="json")
 
     def result(self, out: str | Path) -> dict[str, Any]:
-        """The object that `thrifty compress --json` prints: the certificate with the model's name for the model, and where the result is."""
+        """The object that `thrifty compress --json` prints: the certificate with the model's name for the model, and where the result
+        is."""
         return {**self.to_json(), "model": self.model.name, "out": str(out)}
 
     def write(self, folder: str | Path) -> Path:
@@ -206,7 +207,9 @@ class Certificate(_Part):
         """
         if isinstance(values, Mapping) and values.get("schema_version") != SCHEMA_VERSION:
             version = values.get("schema_version")
-            raise InputError(f"{where} has schema version {version!r}; this thrifty reads version {SCHEMA_VERSION}: use the one that wrote it")
+            raise InputError(
+                f"{where} has schema version {version!r}; this thrifty reads version {SCHEMA_VERSION}: use the one that wrote it"
+            )
         return cls._validated(values, where)
 
     @classmethod

@@ -21,8 +21,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 def hardware() -> dict[str, Any]:
     """CPU, cores, memory, threads and GPU of this machine.
 
-    Keys: cpu, cpu_capability (the vector instructions torch uses; results may differ in the last bit between kinds), cores (of the machine),
-    usable_cores (those this process may use), ram_bytes, threads (torch), cuda (device names), system.
+    Keys: cpu, cpu_capability (the vector instructions torch uses; results may differ in the last bit between kinds), cores (of the
+    machine), usable_cores (those this process may use), ram_bytes, threads (torch), cuda (device names), system.
     """
     return {
         "cpu": _cpu_name(),
@@ -61,8 +61,8 @@ def rss_bytes() -> int:
 class PeakMemory:
     """Peak resident memory of a `with` block.
 
-    Linux counts the peak anew from the beginning of the block (`own` is then True), so imports and earlier work are told apart. Elsewhere, and
-    where /proc/self/clear_refs may not be written, the peak is that of the whole process so far and `own` is False.
+    Linux counts the peak anew from the beginning of the block (`own` is then True), so imports and earlier work are told apart. Elsewhere,
+    and where /proc/self/clear_refs may not be written, the peak is that of the whole process so far and `own` is False.
 
         with PeakMemory() as memory:
             work()

@@ -1,7 +1,7 @@
 """What a model without next-token logits lost: the relative error of its output, and for classifiers their agreement.
 
-    relative_error = sum ||before - after||^2 / sum ||before||^2      over the rows (the convention of the layers' relative_error)
-    kl = mean over rows of sum_c p(c) (ln p(c) - ln q(c)), in nats    agreement = share of rows given the same class
+relative_error = sum ||before - after||^2 / sum ||before||^2      over the rows (the convention of the layers' relative_error)
+kl = mean over rows of sum_c p(c) (ln p(c) - ln q(c)), in nats    agreement = share of rows given the same class
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def score_hidden(
     Raises InputError when the shapes differ.
     """
     if before.shape != after.shape:
-        raise InputError(f"the two models give outputs of different shapes, {list(before.shape)} and {list(after.shape)}; they do not compare")
+        raise InputError(
+            f"the two models give outputs of different shapes, {list(before.shape)} and {list(after.shape)}; they do not compare"
+        )
     error, norm = (before.float() - after.float()).square(), before.float().square()
     if attention_mask is not None:
         real = attention_mask.to(error.device, torch.bool)[(..., *([None] * (error.ndim - 2)))]

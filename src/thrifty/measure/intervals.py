@@ -1,9 +1,9 @@
 """Confidence intervals by the bootstrap over windows.
 
-Every figure here is a function of sums over windows: perplexity is exp(sum nll / sum tokens), a KL divergence is sum kl / sum tokens. Windows
-are drawn with replacement, whole and for both models at once, so that a comparison is paired. Percentiles of a bootstrap are too narrow for
-few windows; they are widened to the quantiles at which a Student t interval would be right for a mean (the expanded percentile interval of
-Hesterberg (2015), What Teachers Should Know about the Bootstrap, arXiv 1411.5279).
+Every figure here is a function of sums over windows: perplexity is exp(sum nll / sum tokens), a KL divergence is sum kl / sum tokens.
+Windows are drawn with replacement, whole and for both models at once, so that a comparison is paired. Percentiles of a bootstrap are too
+narrow for few windows; they are widened to the quantiles at which a Student t interval would be right for a mean (the expanded percentile
+interval of Hesterberg (2015), What Teachers Should Know about the Bootstrap, arXiv 1411.5279).
 
 Windows of one document resemble each other, so an interval speaks of other windows of the same text, not of other texts.
 """

@@ -1,14 +1,15 @@
 """What a language model lost, token by token: perplexity, KL divergence, agreement and flips, both models on the same tokens.
 
-Scores are sums over a window and stream in batch by batch; only the sums are kept. With p the original's distribution of the next token and q
-the compressed model's:
+Scores are sums over a window and stream in batch by batch; only the sums are kept. With p the original's distribution of the next token
+and q the compressed model's:
 
     perplexity = exp(sum nll / sum tokens)      kl = mean of sum_v p(v) (ln p(v) - ln q(v)), in nats a token
     top1_agreement = share of tokens where both have the same most likely token
     flips: tokens that the original's most likely token hit and the compressed model's misses, and the other way round
 
-A window of T tokens scores T - 1 of them, for the first has no context. Masked language models score a seeded random 15 % of the tokens, each
-replaced by the mask token (the share of Devlin and others (2018), arXiv 1810.04805; always the mask token, as nothing is trained here).
+A window of T tokens scores T - 1 of them, for the first has no context. Masked language models score a seeded random 15 % of the tokens,
+each replaced by the mask token (the share of Devlin and others (2018), arXiv 1810.04805; always the mask token, as nothing is trained
+here).
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def score_windows(
 ) -> WindowScores:
     """Compare the logits of both models.
 
-    targets: the token that each position predicts, -100 where nothing is scored (see `causal_targets`). Logits of any float type; the arithmetic
-    is float32 with float64 sums, over half a million logits at a time.
+    targets: the token that each position predicts, -100 where nothing is scored (see `causal_targets`). Logits of any float type; the
+    arithmetic is float32 with float64 sums, over half a million logits at a time.
     Raises InputError when the shapes differ, or a target lies outside the vocabulary.
     """
     _check(before, after, targets)
@@ -101,7 +102,9 @@ def _check(before: Tensor, after: Tensor, targets: Tensor) -> None:
         raise InputError(f"targets of shape {list(targets.shape)} do not fit logits of shape {list(before.shape)}")
     scored = targets[targets != IGNORED]
     if scored.numel() and not 0 <= int(scored.min()) <= int(scored.max()) < before.shape[-1]:
-        raise InputError(f"token {int(scored.max())} lies outside the model's vocabulary of {before.shape[-1]}; is it the model's own tokenizer?")
+        raise InputError(
+            f"token {int(scored.max())} lies outside the model's vocabulary of {before.shape[-1]}; is it the model's own tokenizer?"
+        )
 
 
 def _score(before: Tensor, after: Tensor, targets: Tensor) -> Float[Tensor, "figures tokens"]:
@@ -189,8 +192,8 @@ class Windows:
 def sliding_windows(length: int, window: int, stride: int) -> tuple[Int[Tensor, "windows"], Int[Tensor, "windows"]]:
     """(start of each window, first position in it whose token is scored) over a text of `length` tokens.
 
-    Windows begin `stride` tokens apart; the last one is moved back so that it is full too. Tokens 1 .. length - 1 are each scored exactly once,
-    with at least window - stride tokens of context from the second window on.
+    Windows begin `stride` tokens apart; the last one is moved back so that it is full too. Tokens 1 .. length - 1 are each scored exactly
+    once, with at least window - stride tokens of context from the second window on.
     Raises InputError unless 2 <= window and 1 <= stride < window and length >= 2.
     """
     if length < 2:

@@ -6,8 +6,8 @@ Detect and Handle Outliers, on the logarithm of the relative error:
     score = 0.6745 (log e - median log e) / max(median |log e - median log e|, 0.15)
 
 and a layer is named above 3.5. The floor keeps layers that hardly differ from being told apart: with it a layer must be at least twice as
-bad as its peers' median. Groups of fewer than four are judged among all layers under the same settings. Apart from any peers, a layer is named
-when its error is not a number, or when zeros would have done as well.
+bad as its peers' median. Groups of fewer than four are judged among all layers under the same settings. Apart from any peers, a layer is
+named when its error is not a number, or when zeros would have done as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tokens a second of whole models, side by side: prefill and decode inside transformers' `generate`.
 
-The models take turns, so that a busy machine slows both; the first round of each is left out, and the median of the others counts. Times of one
-machine at one batch and length say nothing of others, so both are recorded.
+The models take turns, so that a busy machine slows both; the first round of each is left out, and the median of the others counts. Times
+of one machine at one batch and length say nothing of others, so both are recorded.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Median prefill and decode speed of each model, tokens a second over the whole batch.
 
-    models: by name (`before`, `after`). Greedy generation of exactly `new_tokens` tokens; prefill is the time to the first token's logits, decode
-    the time between the first and the last.
+    models: by name (`before`, `after`). Greedy generation of exactly `new_tokens` tokens; prefill is the time to the first token's logits,
+    decode the time between the first and the last.
     Keys: prefill_tokens_per_second and decode_tokens_per_second {name: value}, batch, prompt_tokens, new_tokens, rounds, threads, device.
     Raises InputError for fewer than 2 new tokens, no round, or a model that does not generate.
     """
@@ -107,9 +107,7 @@ def _generate(model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[float,
     return clock.times[0] - start, (clock.times[-1] - clock.times[0]) * (new_tokens - 1) / (len(clock.times) - 1)
 
 
-def _take_turns(
-    runs: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int, warmup: int
-) -> dict[str, list[tuple[float, ...]]]:
+def _take_turns(runs: Mapping[str, Callable[[], tuple[float, ...]]], rounds: int, warmup: int) -> dict[str, list[tuple[float, ...]]]:
     """Figures of `rounds` rounds by name, the runs interleaved, after `warmup` rounds that do not count."""
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in runs}
     with events.task("speed", rounds + warmup) as advance:

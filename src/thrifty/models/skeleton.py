@@ -77,9 +77,21 @@ def _class_name(reference: Any) -> str:
 
 
 def _switch_off_cache(config: PreTrainedConfig) -> None:
-    for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+    for part in _parts(config).values():
         if hasattr(part, "use_cache"):
             part.use_cache = False
+
+
+def restore_cache(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Let a model built from `config` keep keys and values again where `config` says so: for generating text."""
+    for name, part in _parts(config).items():
+        if hasattr(part, "use_cache"):
+            _parts(model.config)[name].use_cache = part.use_cache
+
+
+def _parts(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """The config itself and those inside it."""
+    return {"": config, **{name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}}
 
 
 @contextmanager

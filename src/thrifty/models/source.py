@@ -44,7 +44,7 @@ class Source:
     """A model on disk.
 
     folder: where it is. config: its transformers config. anatomy: what it is made of. dtype: the commonest float type of its weights.
-    tensors: disk key -> where the tensor lies.
+    tensors: disk key -> where the tensor lies. remote_code: the folder whose own code is trusted, or None.
     """
 
     def __init__(
@@ -54,13 +54,23 @@ class Source:
         self.config = config
         self.tensors = tensors
         self._pickled = pickled
-        self._remote_code = remote_code
+        self.remote_code = remote_code
         self._skeletons: dict[torch.dtype, Any] = {}
         self.dtype = _common_dtype(tensors)
         model = self._skeleton(torch.float32)
         self.names: NameMap = map_names(tensors, model)
         _check_complete(folder, model, self.names, tensors)
         self.anatomy: Anatomy = describe_model(model, self.names)
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights came out of pickles, so that their bytes do not lie in files one after the other."""
+        return bool(self._pickled)
+
+    @cached_property
+    def linear_modules(self) -> tuple[str, ...]:
+        """Paths of every module that transformers builds as a plain linear layer, the head included."""
+        return tuple(path for path, module in self._skeleton(torch.float32).named_modules() if type(module) is nn.Linear)
 
     def read(self, key: str) -> Tensor:
         """One tensor by its disk key, on the CPU, in the type it has on disk."""
@@ -138,11 +148,15 @@ class Source:
 
     def shell(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Shell:
         """The model without its blocks, its weights read from disk in `dtype`."""
-        model = build_skeleton(self.config, dtype, self._remote_code)
+        model = build_skeleton(self.config, dtype, self.remote_code)
         blocks = tuple(block.path + "." for block in self.anatomy.blocks)
         outside = [name for name in _names(model) if not name.startswith(blocks)]
         self._materialise(model, {name: name for name in outside}, dtype, device, {})
         return Shell(model, self.anatomy, lambda block: self.block(block, dtype, device), device)
+
+    def fill(self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        """Give a whole hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`."""
+        self._materialise(model, {name: name for name in _names(model)}, dtype, device, {})
 
     def block(
         self, block: Block, dtype: torch.dtype, device: torch.device | str = "cpu", replace: Mapping[str, Tensor] | None = None
@@ -201,7 +215,7 @@ class Source:
 
     def _skeleton(self, dtype: torch.dtype) -> Any:
         if dtype not in self._skeletons:
-            self._skeletons[dtype] = build_skeleton(self.config, dtype, self._remote_code)
+            self._skeletons[dtype] = build_skeleton(self.config, dtype, self.remote_code)
         return self._skeletons[dtype]
 
 

@@ -1,15 +1,15 @@
 """One block: take statistics, rewrite spaces, solve stage after stage, and pass the rows on.
 
-`stage` order sends all calibration rows through the block in one forward pass; a hook at each stage takes the Gram matrix of what reaches it,
-solves, puts the new weights in, and lets the pass go on, so later stages see earlier ones compressed. `block` order takes all statistics
-first, in small batches, solves everything, and then passes the rows on: two passes and less memory.
+`stage` order sends all calibration rows through the block in one forward pass; a hook at each stage takes the Gram matrix of what reaches
+it, solves, puts the new weights in, and lets the pass go on, so later stages see earlier ones compressed. `block` order takes all
+statistics first, in small batches, solves everything, and then passes the rows on: two passes and less memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from thrifty.base.anatomy import Block, Linear, Space, Stage
 from thrifty.base.events import warn
 from thrifty.base.records import Problem, Solution
+from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, linear_modules, run_block, set_weight
 from thrifty.pipeline.steps import Work
@@ -152,7 +153,11 @@ class BlockRun:
 
         with watching(self.block, self.linears, self.module, take, keep):
             out = run_block(self.module, rows.to(self.device), self.call).to(rows.device)
-        unreached = [stage for stage in self.block.stages if any(linear.path not in self.reports and self.work.solves(linear) for linear in stage.linears)]
+        unreached = [
+            stage
+            for stage in self.block.stages
+            if any(linear.path not in self.reports and self.work.solves(linear) for linear in stage.linears)
+        ]
         for stage in unreached:
             self._solve(stage, seen)
         return out
@@ -184,30 +189,40 @@ class BlockRun:
         tokens = 0 if seen is None else seen.tokens
         shared = statistics.get(space.within) if space.within else None
         if shared is not None:
-            self._warn(f"{names}: only {tokens} calibration tokens reached this expert; the inputs of all experts together were used instead")
+            self._warn(
+                f"{names}: only {tokens} calibration tokens reached this expert; the inputs of all experts together were used instead"
+            )
             return shared.gram, shared.tokens
         self._warn(f"{names}: only {tokens} calibration tokens reached it; solved without calibration (every input counts the same)")
         return torch.eye(space.width, device=self.device), tokens
 
     def _accept(self, linears: list[Linear], weight: Tensor, solution: Solution, gram: Tensor, tokens: int) -> None:
+        """Put a solution for stacked matrices in place and report each of them."""
+        energies = row_forms(weight, gram)
         start = 0
         for linear in linears:
             stop = start + linear.out_features
-            encoded = solution.encoded.rows(start, stop)
-            part = Solution(solution.values[start:stop].cpu(), encoded.cpu(), 0.0, 0.0)
-            self.view.write(linear.path, part)
-            values = self.view.weights[linear.path].to(self.device)
-            error, energy = layer_error(weight[start:stop], values, gram)
+            encoded = solution.encoded.rows(start, stop).cpu()
+            values = solution.values[start:stop]
+            kept = self.view.write(linear.path, values.cpu(), encoded).to(self.device)
+            if kept.equal(values):
+                error = float(solution.row_loss[start:stop].sum())
+            else:
+                error = float(row_forms(weight[start:stop] - kept, gram).sum().clamp_min(0))
+            energy = float(energies[start:stop].sum())
+            details = dict(solution.details)
+            if encoded.simulated:
+                details["fixed_width_bits"] = encoded.fixed_width_bits
             self.reports[linear.path] = LayerReport(
                 name=linear.path,
                 method=self.work.names[linear.path],
                 bits=encoded.bits,
-                sparsity=float((values == 0).float().mean()),
+                sparsity=float((kept == 0).float().mean()),
                 error=error,
                 relative_error=error / energy if energy > 0 else 0.0,
                 tokens=tokens,
                 simulated=encoded.simulated,
-                details=dict(solution.details),
+                details=details,
             )
             start = stop
 
@@ -230,20 +245,12 @@ def gather(inputs: Tensor) -> Statistics:
     return total
 
 
-def layer_error(weight: Tensor, values: Tensor, gram: Tensor) -> tuple[float, float]:
-    """(tr((W - V) G (W - V)^T), tr(W G W^T))."""
-    difference = weight - values
-    error = float(((difference @ gram) * difference).sum().clamp_min(0))
-    energy = float(((weight @ gram) * weight).sum().clamp_min(0))
-    return error, energy
-
-
 def _alike(linears: list[Linear], work: Work) -> Iterator[tuple[tuple[Treatment, ...], list[Linear]]]:
     """Linears that are treated alike go into one problem, unless their rows compete within a matrix."""
     groups: list[tuple[tuple[Treatment, ...], list[Linear]]] = []
     for linear in linears:
         treatments = work.treatments[linear.path]
-        alone = any(treatment.target is not None and treatment.target.joint_rows for treatment in treatments)
+        alone = any(treatment.alone for treatment in treatments)
         same = None if alone else next((group for group in groups if group[0] == treatments), None)
         if same is None:
             groups.append((treatments, [linear]))
@@ -258,8 +265,9 @@ def _solve_all(weight: Tensor, gram: Tensor, tokens: int, treatments: tuple[Trea
     for treatment in treatments[1:]:
         mask = solution.values != 0
         if not bool(mask.all()):
-            treatment = Treatment(treatment.transform, treatment.solver, hold(treatment.target, mask), treatment.allocator)
+            treatment = replace(treatment, target=hold(treatment.target, mask))
         solution = solve(Problem(solution.values, gram, tokens, name, seed), treatment)
+        solution = replace(solution, row_loss=row_forms(weight - solution.values, gram).clamp_min(0))
     return solution
 
 

@@ -1,7 +1,7 @@
 """The run folder: what is finished, recognised by content.
 
-A result folder holds `.run/` while it is being made: the request, a file a finished block (its stored tensors and its report), and the rows at
-the last block boundary. Every file is whole or absent. The folder disappears when the result is complete.
+A result folder holds `.run/` while it is being made: the request, a file a finished block (its stored tensors and its report), and the
+rows at the last block boundary. Every file is whole or absent. The folder disappears when the result is complete.
 """
 
 from __future__ import annotations
@@ -39,18 +39,28 @@ class RunFolder:
         self.out = out
         self.path = out / ".run"
 
+    @property
+    def rejected(self) -> Path:
+        """Where a result is kept that did not meet its gate."""
+        return self.out.with_name(self.out.name + ".rejected")
+
+    def free(self, force: bool) -> None:
+        """Raise InputError unless `out` is absent, empty, or of thrifty's making: known before any work starts."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file; give --out a folder that does not exist yet")
+        if self._recorded_key() is None and self.out.exists() and any(self.out.iterdir()):
+            advice = "it was not made by thrifty, so --force does not remove it either" if force else "choose another --out"
+            raise InputError(f"{self.out} exists and is not a run of thrifty; {advice}")
+
     def claim(self, key: str, request: dict[str, Any], *, force: bool = False) -> bool:
         """Take the folder for this request; True when an earlier attempt of the same request is continued.
 
         Raises InputError when `out` holds something else, RunError when it cannot be written.
         """
+        self.free(force)
         if force and self.out.exists():
-            self._clear()
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"{self.out} is a file; give --out a folder that does not exist yet")
+            shutil.rmtree(self.out)
         recorded = self._recorded_key()
-        if recorded is None and self.out.exists() and any(self.out.iterdir()):
-            raise InputError(f"{self.out} exists and is not a run of thrifty; choose another --out, or --force to replace it")
         if recorded is not None and recorded != key:
             raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
         if recorded is None:
@@ -69,11 +79,6 @@ class RunFolder:
             except (OSError, ValueError, KeyError):
                 continue
         return None
-
-    def _clear(self) -> None:
-        if self._recorded_key() is None and self.out.is_dir() and any(self.out.iterdir()):
-            raise InputError(f"{self.out} was not made by thrifty and is not removed; choose another --out or remove it yourself")
-        shutil.rmtree(self.out)
 
     # -- blocks --------------------------------------------------------------------------------------------------------
 

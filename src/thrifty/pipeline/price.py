@@ -1,7 +1,7 @@
 """What a run costs: memory, disk, output size and time, worked out from shapes alone.
 
-Each phase of the walk holds known tensors; the peak is the largest phase on top of what stays throughout. Times are operation counts over rates
-that a two-second probe measures on this machine (`pipeline.probe`).
+Each phase of the walk holds known tensors; the peak is the largest phase on top of what stays throughout. Times are operation counts over
+rates that a two-second probe measures on this machine (`pipeline.probe`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
-from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
+from thrifty.base.anatomy import Block, Linear, Stage
+from thrifty.export.compressed import Scheme, packable, packed_bytes, scheme_of
 from thrifty.models import Source
 from thrifty.pipeline.block import CHUNK
 from thrifty.pipeline.plan import Cost, Setting
 from thrifty.pipeline.probe import Rates
 from thrifty.pipeline.steps import Work
+
+HEADER = 110
+"""Bytes that one tensor takes in a safetensors header, about."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     anatomy = source.anatomy
     width, size = anatomy.hidden_size, setting.dtype.itemsize
     streams = load.calibration_tokens * width * size + 2 * load.scored_tokens * width * 4
-    shell = sum(_count(source.tensors[key].shape) for key in source.shell_keys()) * 4
+    shell = source.shell_parameters() * 4
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
     return {
         "rows": streams,
@@ -70,7 +74,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
 def _solving(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
     """The peak while the stages of a block are solved."""
     size = setting.dtype.itemsize
-    module = block_parameters(source, block) * size
+    module = source.block_parameters(block) * size
     tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
     done, peak = 0, 0
     held = 0
@@ -96,7 +100,7 @@ def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:
     values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
     last = block.stages[-1] if block.stages else None
     inside = activations(block, last, tokens, source.anatomy.hidden_size, size) if last else 0
-    return block_parameters(source, block) * size + values + inside + load.calibration_tokens * source.anatomy.hidden_size * size
+    return source.block_parameters(block) * size + values + inside + load.calibration_tokens * source.anatomy.hidden_size * size
 
 
 def _evaluating(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
@@ -105,7 +109,7 @@ def _evaluating(source: Source, block: Block, work: Work, setting: Setting, load
     values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
     tokens = setting.batch * load.evaluation_tokens
     widest = max((stage.reads.width for stage in block.stages), default=0)
-    return block_parameters(source, block) * 4 + values + tokens * (4 * source.anatomy.hidden_size + 3 * widest) * 4
+    return source.block_parameters(block) * 4 + values + tokens * (4 * source.anatomy.hidden_size + 3 * widest) * 4
 
 
 def activations(block: Block, stage: Stage, tokens: int, hidden: int, size: int) -> int:
@@ -125,16 +129,25 @@ def _logits(load: Load, setting: Setting) -> int:
     return 5 * setting.batch * load.evaluation_tokens * load.vocabulary * 4
 
 
-def block_parameters(source: Source, block: Block) -> int:
-    """Numbers in the tensors of a block."""
-    return sum(_count(source.tensors[key].shape) for key in source.block_keys(block))
+def output_bytes(source: Source, work: Work) -> int:
+    """Bytes of the result's weight files: packed matrices, everything else as it is, and the headers."""
+    total = sum(info.bytes for info in source.tensors.values())
+    packed = 0
+    for linear in source.anatomy.linears:
+        scheme = predicted_scheme(linear, work)
+        if scheme is not None:
+            packed += 1
+            total += packed_bytes(linear.out_features, linear.in_features, scheme) - source.tensors[linear.source].bytes
+    return total + HEADER * (len(source.tensors) + 2 * packed)
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
+def predicted_scheme(linear: Linear, work: Work) -> Scheme | None:
+    """How a linear will be packed; None where it is stored dense."""
+    treatments = work.treatments.get(linear.path, ())
+    if not treatments or any(treatment.allocator is not None and treatment.allocator.within_matrix for treatment in treatments):
+        return None
+    encoded = treatments[-1].target.outline(linear.out_features, linear.in_features)
+    return None if packable(linear, encoded) else scheme_of(encoded)
 
 
 # -- time ----------------------------------------------------------------------------------------------------------------
@@ -171,8 +184,3 @@ def active(block: Block, linear: Linear) -> float:
 def solver_seconds(linear: Linear, rates: Rates) -> float:
     """Blocked column updates, factorization and the error report: about three products of the matrix with its Gram."""
     return 3 * 2.0 * linear.out_features * linear.in_features**2 / rates.forward(torch.float32)
-
-
-def anatomy_widest(anatomy: Anatomy) -> int:
-    """The widest input of any stage."""
-    return max((stage.reads.width for block in anatomy.blocks for stage in block.stages), default=0)

@@ -51,12 +51,16 @@ class Work:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
         return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()})
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any step looks at calibration data."""
+        return bool(self.transforms) or any(treatment.calibrated for chosen in self.treatments.values() for treatment in chosen)
+
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
         for linear in anatomy.linears:
             for treatment in self.treatments.get(linear.path, ()):
-                if treatment.target is not None:
-                    treatment.target.check(linear.out_features, linear.in_features, linear.path)
+                treatment.target.check(linear.out_features, linear.in_features, linear.path)
 
     def transform_for(self, position: int, space: Space) -> Transform | None:
         """The transform of step `position` for a space: the one chosen for its first selected consumer."""
@@ -67,8 +71,7 @@ class Work:
         """What the consumers of a space will be projected onto first."""
         for path in space.consumers:
             for treatment in self.treatments.get(path, ()):
-                if treatment.target is not None:
-                    return treatment.target
+                return treatment.target
         return None
 
     def settings(self, block: Block) -> list[object]:
@@ -87,5 +90,5 @@ def _inside(path: str, block: Block) -> bool:
 
 
 def _plain(treatment: Treatment) -> dict[str, object]:
-    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": getattr(treatment, "allocator", None)}
+    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": treatment.allocator}
     return {key: {method.name: method.settings()} for key, method in parts.items() if method is not None}

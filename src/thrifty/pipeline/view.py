@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from thrifty.base.anatomy import Block, Linear, Norm
-from thrifty.base.records import Encoded, Rewrite, Solution
+from thrifty.base.anatomy import Block, Linear, Norm, Space
+from thrifty.base.records import Encoded, Rewrite
 from thrifty.core import fold
+from thrifty.export.compressed import packable
 from thrifty.models import Source
 
 
@@ -21,15 +22,18 @@ from thrifty.models import Source
 class BlockView:
     """The block's matrices and norms, lazily read from disk and changed in memory.
 
-    changed: disk key -> new tensor as it will be stored. solved: linear path -> encoding.
+    weights: matrices read or changed so far, by path. vectors: norms and biases changed so far, by disk key, float32. touched: paths of
+    matrices that differ from the original. packed: those that are stored as codes. stored_dense: those that were quantized but have no
+    packed form, with the reason.
     """
 
     source: Source
     block: Block
     weights: dict[str, Tensor] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
-    solved: dict[str, Encoded] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
+    packed: dict[str, Encoded] = field(default_factory=dict)
+    stored_dense: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.linears: dict[str, Linear] = {linear.path: linear for linear in (*self.block.linears, *self.block.routers)}
@@ -42,15 +46,19 @@ class BlockView:
             self.weights[path] = as_matrix(self.source.read(linear.source), linear).to(torch.float32)
         return self.weights[path]
 
-    def write(self, path: str, solution: Solution) -> None:
-        """Put a solution in place. A dense result is rounded to the type it is stored in."""
-        encoded = solution.encoded
-        self.solved[path] = encoded
+    def write(self, path: str, values: Tensor, encoded: Encoded) -> Tensor:
+        """Put a result in place; returns what a reader of the stored form gets: dense storage rounds to the model's type."""
         self.touched.add(path)
-        if encoded.layout == "int":
-            self.weights[path] = solution.values
+        reason = packable(self.linears[path], encoded)
+        if reason is None:
+            self.packed[path] = encoded
+            self.weights[path] = values
         else:
-            self.weights[path] = self._rounded(self.linears[path].source, solution.values)
+            if encoded.layout == "int":
+                self.stored_dense[path] = reason
+            self.packed.pop(path, None)
+            self.weights[path] = self._rounded(self.linears[path].source, values)
+        return self.weights[path]
 
     def apply(self, rewrite: Rewrite) -> Rewrite:
         """Fold a rewrite into its producers and consumers; returns the scale that was really applied.
@@ -64,7 +72,7 @@ class BlockView:
             scale = self._divide_norm(self.norms[norm_paths[0]], scale)
         for path in space.producers:
             if path not in self.norms:
-                self._divide_rows(path, scale, space.repeat)
+                self._divide_rows(path, scale, space)
         for path in space.consumers:
             self.weights[path] = fold.scale_columns(self.read(path), scale)
             self.touched.add(path)
@@ -83,16 +91,16 @@ class BlockView:
             self._keep(bias_key, self._vector(bias_key) / exact)
         return exact
 
-    def _divide_rows(self, path: str, scale: Tensor, repeat: int) -> None:
-        self.weights[path] = fold.divide_rows(self.read(path), scale, repeat)
+    def _divide_rows(self, path: str, scale: Tensor, space: Space) -> None:
+        self.weights[path] = fold.divide_rows(self.read(path), scale, space.repeat, space.unit_size)
         self.touched.add(path)
         bias_key = self.linears[path].bias_source
         if bias_key is not None:
-            self._keep(bias_key, fold.divide_rows(self._vector(bias_key)[:, None], scale, repeat)[:, 0])
+            self._keep(bias_key, fold.divide_rows(self._vector(bias_key)[:, None], scale, space.repeat, space.unit_size)[:, 0])
 
     def settle(self, paths: set[str]) -> None:
         """Round rewritten matrices that no solver will touch to the type they are stored in."""
-        for path in paths & self.touched - set(self.solved):
+        for path in sorted(paths & self.touched - set(self.packed)):
             self.weights[path] = self._rounded(self.linears[path].source, self.weights[path])
 
     def _keep(self, key: str, vector: Tensor) -> None:
@@ -109,7 +117,7 @@ class BlockView:
     def replacements(self) -> dict[str, Tensor]:
         """What the block computes with now, by disk key and in disk layout: every tensor that differs from the original."""
         changed = dict(self.vectors)
-        for path in self.touched:
+        for path in sorted(self.touched):
             linear = self.linears[path]
             place(changed, self.source, linear, self.weights[path])
         return changed

@@ -1,7 +1,7 @@
 """The walk: block after block, each opened, compressed, written as finished, and left behind.
 
-One block of weights is in memory at a time. Calibration rows go through the compressed blocks; evaluation rows go through the original and the
-compressed ones side by side, so that the comparison of both models falls out of the same walk.
+One block of weights is in memory at a time. Calibration rows go through the compressed blocks; evaluation rows go through the original and
+the compressed ones side by side, so that the comparison of both models falls out of the same walk.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class Walk:
             setting = self.setting
             device = torch.device(setting.device)
             call = call.to(device, setting.dtype)
-            run = BlockRun(BlockView(self.source, block), call, self.work, setting.dtype, setting.batch, setting.order, device, setting.seed)
+            run = BlockRun(
+                BlockView(self.source, block), call, self.work, setting.dtype, setting.batch, setting.order, device, setting.seed
+            )
             try:
                 if rows is None:
                     run.compress_without_rows()
@@ -180,4 +182,3 @@ class Walk:
             for start, stop, rows in batches({"hidden": hidden}, self.setting.batch):
                 hidden[start:stop] = run_block(module, rows["hidden"].to(device), exact).cpu()
             del module
-

@@ -20,7 +20,9 @@ def render_certificate(certificate: Certificate, out: str = "") -> RenderableTyp
     """Headline table, the layers with the largest error, what the run took, the gate and the warnings."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(f"{certificate.model.name}{f' -> {out}' if out else ''}"), title_justify="left")
     for heading in ("", "original", "result", "change"):
-        table.add_column(heading, justify="right" if heading in ("original", "result") else "left", no_wrap=heading in ("original", "result"))
+        table.add_column(
+            heading, justify="right" if heading in ("original", "result") else "left", no_wrap=heading in ("original", "result")
+        )
     for row in headline(certificate):
         table.add_row(Text(row.what), Text(row.before), Text(row.after, style="bold"), Text(row.change))
     facts = f"{recipe_line(certificate.recipe)}; {duration(certificate.seconds)}, peak memory {size(certificate.peak_rss_bytes)}"

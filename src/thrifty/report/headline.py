@@ -33,6 +33,12 @@ def headline(certificate: Certificate) -> list[Row]:
     return [*_sizes(certificate), *_quality(certificate), *_speed(certificate)]
 
 
+def markdown(certificate: Certificate) -> str:
+    """The headline as a Markdown table."""
+    lines = ["| | original | result | change |", "|---|---:|---:|---|"]
+    return "\n".join([*lines, *(f"| {row.what} | {row.before} | {row.after} | {row.change} |" for row in headline(certificate))])
+
+
 def _sizes(certificate: Certificate) -> list[Row]:
     rows = []
     if certificate.bytes is not None:

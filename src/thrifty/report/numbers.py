@@ -23,7 +23,11 @@ def interval(value: Value | None) -> str:
     """`12.31 [11.8, 12.9]`."""
     if value is None or value.value is None:
         return MISSING
-    return number(value.value) if value.low is None or value.high is None else f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+    return (
+        number(value.value)
+        if value.low is None or value.high is None
+        else f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+    )
 
 
 def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:

@@ -142,7 +142,9 @@ def balance_plot(certificate: Certificate) -> Plot | None:
         panels = figure.subplots(1, 2 if len(values) == 2 else 1, squeeze=False)[0]
         megabytes = [certificate.bytes.before / 1e6, certificate.bytes.after / 1e6]
         bars = panels[0].barh(names, megabytes, color=[LINE, SERIES[0]], height=0.55)
-        panels[0].bar_label(bars, [f"{value:,.3g} MB" if value < 1000 else f"{value:,.0f} MB" for value in megabytes], padding=4, fontsize=9)
+        panels[0].bar_label(
+            bars, [f"{value:,.3g} MB" if value < 1000 else f"{value:,.0f} MB" for value in megabytes], padding=4, fontsize=9
+        )
         panels[0].set_xlim(0, 1.3 * max(megabytes))
         panels[0].set_title("weight files")
         if len(values) == 2:

@@ -1,9 +1,9 @@
 """The verbs of the algebra of weights. A published method is a point in the product of these axes.
 
-    target     the set that a matrix must end up in: grid points, few non-zeros, or both
-    solve      how a point of the set is reached: min over V in the set of tr((W - V) G (W - V)^T)
-    transform  an equivalent rewrite of the inputs beforehand
-    allocate   who gets how much of the budget
+target     the set that a matrix must end up in: grid points, few non-zeros, or both
+solve      how a point of the set is reached: min over V in the set of tr((W - V) G (W - V)^T)
+transform  an equivalent rewrite of the inputs beforehand
+allocate   who gets how much of the budget
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -66,6 +67,10 @@ class Target(Method, ABC):
     def check(self, out_features: int, in_features: int, name: str) -> None:
         """Raise InputError, naming the linear, when a matrix of this shape cannot be held."""
 
+    def outline(self, out_features: int, in_features: int) -> Encoded:
+        """What `encode` gives for a matrix of this shape, its tensors on the meta device: enough to know its size."""
+        return dense(torch.empty(out_features, in_features, device="meta"))
+
     @abstractmethod
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         """The set for a matrix like `values`. importance: weight of each input's squared error (None: all equal)."""
@@ -75,6 +80,11 @@ class Solver(Method, ABC):
     """How a point of the target is reached: min tr((W - V) G (W - V)^T) over V in the target."""
 
     family: ClassVar[str] = "weights.solve"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the result depends on the Gram matrix."""
+        return True
 
     def accepts(self, target: Target) -> None:
         """Raise InputError when this solver cannot reach points of this target."""
@@ -130,6 +140,11 @@ class Treatment:
             self.allocator.accepts(self.target)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the result depends on calibration data."""
+        return self.solver.calibrated or (self.allocator is not None and self.allocator.within_matrix)
+
+    @property
     def alone(self) -> bool:
         """Whether a matrix must be solved on its own, not stacked with others that read the same input."""
         return self.target.joint_rows or (self.allocator is not None and self.allocator.within_matrix)
@@ -173,6 +188,9 @@ class Held(Target):
     def check(self, out_features: int, in_features: int, name: str) -> None:
         self.target.check(out_features, in_features, name)
 
+    def outline(self, out_features: int, in_features: int) -> Encoded:
+        return self.target.outline(out_features, in_features)
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         return HeldPoints(self.target.fit(values * self.mask, importance), self.mask)
 
@@ -207,4 +225,3 @@ def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
 def dense(values: Float[Tensor, "out in"]) -> Encoded:
     """Values held as they are."""
     return Encoded("dense", {"values": values}, (values.shape[0], values.shape[1]), bits=8.0 * values.element_size())
-

@@ -3,9 +3,9 @@
     first pass:   every input gets R bits; L_j is what rounding input j adds to the loss
     second pass:  b_j = R + (1 / theta) log2(L_j / GM(L)),   levels_j = round(max(1, 2^b_j)),   GM the geometric mean
 
-It minimizes sum_j C_j 4^(-b_j) at a mean of R bits for theta = 2; the published theta is 1.95. An input with one level becomes zero. The grid of a
-row spans the original row's range with levels_j points. No public container holds columns of different widths: the result is stored dense
-and marked `simulated`, with its rate counted both as mean log2(levels) and as the mean of whole bits.
+It minimizes sum_j C_j 4^(-b_j) at a mean of R bits for theta = 2; the published theta is 1.95. An input with one level becomes zero. The
+grid of a row spans the original row's range with levels_j points. No public container holds columns of different widths: the result is
+stored dense and marked `simulated`, with its rate counted both as mean log2(levels) and as the mean of whole bits.
 Source: Zhang, Wang, Lasaulce and Debbah (2025), arXiv 2506.05664.
 """
 
@@ -43,7 +43,9 @@ class BAQ(Allocator):
 
     def accepts(self, target: Target) -> None:
         if not isinstance(target, IntGrid) or target.group_size or target.symmetric:
-            raise InputError("baq shares out the bits of an asymmetric grid over whole rows: into: {int: {group_size: 0, symmetric: false}}")
+            raise InputError(
+                "baq shares out the bits of an asymmetric grid over whole rows: into: {int: {group_size: 0, symmetric: false}}"
+            )
 
     def allocate(self, problem: Problem, solver: Solver, target: Target) -> Target:
         if not isinstance(target, IntGrid):
@@ -56,7 +58,8 @@ class BAQ(Allocator):
 
 
 def allocate_bits(losses: Float[Tensor, "in"], mean_bits: float, theta: float) -> Float[Tensor, "in"]:
-    """R + log2(L_j / GM(L)) / theta: the mean is R exactly, equal losses give R to all, theta = 2 gives 2 bits more to 16 times the loss."""
+    """R + log2(L_j / GM(L)) / theta: the mean is R exactly, equal losses give R to all, theta = 2 gives 2 bits more to 16 times the
+    loss."""
     logarithms = torch.log2(losses.to(torch.float64) + SMALLEST_LOSS * float(losses.mean()))
     return mean_bits + (logarithms - logarithms.mean()) / theta
 

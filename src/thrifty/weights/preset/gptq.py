@@ -2,7 +2,8 @@
 
     min over V on the grid of  tr((W - V) G (W - V)^T),   solved by `obs` with the target `int`
 
-Source: Frantar, Ashkboos, Hoefler and Alistarh (2022), arXiv 2210.17323. Grids are fitted to the original weights, so `act_order` costs no storage.
+Source: Frantar, Ashkboos, Hoefler and Alistarh (2022), arXiv 2210.17323. Grids are fitted to the original weights, so `act_order` costs no
+storage.
 """
 
 from __future__ import annotations

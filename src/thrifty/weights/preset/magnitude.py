@@ -1,6 +1,6 @@
 """Magnitude pruning: the smallest weights of a matrix become zero, no calibration data.
 
-    keep the entries with the largest |w_ij|
+keep the entries with the largest |w_ij|
 """
 
 from __future__ import annotations
@@ -27,4 +27,3 @@ class Magnitude(Preset):
 
     def expand(self) -> Treatment:
         return Treatment(Round(), of_pattern(self.pattern) if self.pattern else Unstructured(self.sparsity, 0))
-

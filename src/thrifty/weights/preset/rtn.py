@@ -1,6 +1,6 @@
 """Round to nearest: every weight on its own, no calibration data.
 
-    v_ij = the grid point nearest to w_ij
+v_ij = the grid point nearest to w_ij
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Any solver into any target: the algebra itself, of which the other presets are named points.
 
-    solve: {by: obs, into: {int: {bits: 4}}}
-    solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
-    solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
+solve: {by: obs, into: {int: {bits: 4}}}
+solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
+solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
 """
 
 from __future__ import annotations

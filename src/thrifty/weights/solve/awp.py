@@ -2,10 +2,10 @@
 
     min over V in the target of  f(V) = tr((W - V) G (W - V)^T);    V <- Proj(V + (W - V) G D^-1),   D = rho diag(G)
 
-rho is the largest eigenvalue of diag(G)^-1/2 G diag(G)^-1/2, so that D - G is positive semidefinite and no step raises f; Proj is the nearest point
-in the norm of D: top-k of |v_ij| sqrt(G_jj) for masks, plain rounding on a fixed grid. `precondition: false` takes one step length for all inputs,
-1 / lambda_max(G), and the plain nearest point. The start is the target's nearest point (Wanda for masks, rounding for grids); the best
-iterate is returned. Source: Liu, Koike-Akino, Wang, Mansour and Brand (2025), arXiv 2506.10205.
+rho is the largest eigenvalue of diag(G)^-1/2 G diag(G)^-1/2, so that D - G is positive semidefinite and no step raises f; Proj is the
+nearest point in the norm of D: top-k of |v_ij| sqrt(G_jj) for masks, plain rounding on a fixed grid. `precondition: false` takes one step
+length for all inputs, 1 / lambda_max(G), and the plain nearest point. The start is the target's nearest point (Wanda for masks, rounding
+for grids); the best iterate is returned. Source: Liu, Koike-Akino, Wang, Mansour and Brand (2025), arXiv 2506.10205.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ class AWP(Solver):
 
     name: ClassVar[str] = "awp"
     paper: ClassVar[Paper] = Paper(
-        "Liu, Koike-Akino, Wang, Mansour, Brand", 2025, "AWP: Activation-Aware Weight Pruning and Quantization with Projected Gradient Descent", "2506.10205"
+        "Liu, Koike-Akino, Wang, Mansour, Brand",
+        2025,
+        "AWP: Activation-Aware Weight Pruning and Quantization with Projected Gradient Descent",
+        "2506.10205",
     )
 
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100

@@ -4,8 +4,8 @@
 
 With the factor R the loss is a sum over inputs, sum_j R_jj^2 sum_i (t_ij - v_ij)^2, where  t_j = w_j + sum_{i<j} (w_i - v_i) R_ij / R_jj
 depends only on what was fixed before; v_j is the point of the target nearest to t_j. On a grid this is GPTQ (Frantar, Ashkboos, Hoefler and
-Alistarh 2022, arXiv 2210.17323), on a mask SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): their factor U of H^-1 is R^-1, which is never
-formed here. `act_order` takes the inputs by falling diag H; grids belong to the original groups, so nothing more has to be stored.
+Alistarh 2022, arXiv 2210.17323), on a mask SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): their factor U of H^-1 is R^-1, which
+is never formed here. `act_order` takes the inputs by falling diag H; grids belong to the original groups, so nothing more has to be stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class OBS(Solver):
 
     name: ClassVar[str] = "obs"
     paper: ClassVar[Paper] = Paper(
-        "Frantar, Ashkboos, Hoefler, Alistarh", 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", "2210.17323"
+        "Frantar, Ashkboos, Hoefler, Alistarh",
+        2022,
+        "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+        "2210.17323",
     )
 
     act_order: bool = False

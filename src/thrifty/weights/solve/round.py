@@ -24,6 +24,10 @@ class Round(Solver):
 
     weighted: bool = False
 
+    @property
+    def calibrated(self) -> bool:
+        return self.weighted
+
     def solve(self, problem: Problem, target: Target) -> Solution:
         importance = problem.gram.diagonal() if self.weighted else None
         points = target.fit(problem.weight, importance)

@@ -1,7 +1,7 @@
 """Few non-zeros on a grid: the intersection of a mask and an integer grid, found in one go.
 
-The nearest point keeps the entries with the largest  (w^2 - (w - Q(w))^2) * importance,  Q(w) being the nearest grid point: what zero costs more
-than rounding. A sweep chooses the mask first and rounds what stays.
+The nearest point keeps the entries with the largest  (w^2 - (w - Q(w))^2) * importance,  Q(w) being the nearest grid point: what zero
+costs more than rounding. A sweep chooses the mask first and rounds what stays.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.weights.base import Points, Target
+from thrifty.weights.masked import MaskPoints
 from thrifty.weights.target.int import Int as IntGrid
 from thrifty.weights.target.int import IntPoints
 from thrifty.weights.target.n_m import NM
-from thrifty.weights.masked import MaskPoints
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Both(Target):
     def check(self, out_features: int, in_features: int, name: str) -> None:
         self.mask.check(out_features, in_features, name)
         self.grid.check(out_features, in_features, name)
+
+    def outline(self, out_features: int, in_features: int) -> Encoded:
+        return self.grid.outline(out_features, in_features)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> BothPoints:
         return BothPoints(self.mask.fit(values, importance), self.grid.fit(values, importance))

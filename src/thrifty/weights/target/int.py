@@ -3,8 +3,9 @@
     symmetric:  scale = max |w| / ((L - 1) / 2),       codes -(L // 2) .. (L - 1) // 2,  L = 2^bits or `levels`
     asymmetric: scale = (max(w, 0) - min(w, 0)) / (L - 1),  zero_point = round(smallest - min(w, 0) / scale)
 
-Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 levels) before anything is solved, so that bfloat16, float16 and
-GGUF's blocks hold them, and the values, exactly. `range: mse` takes the part of the range with the least squared error instead of all of it.
+Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 levels) before anything is solved, so that bfloat16, float16
+and GGUF's blocks hold them, and the values, exactly. `range: mse` takes the part of the range with the least squared error instead of all
+of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from thrifty.weights.base import Points, Target
 
 @dataclass(frozen=True)
 class Int(Target):
-    """bits: 2 to 8; `levels` in its place gives a count that is no power of two. group_size: inputs that share a scale, 0 for the whole row."""
+    """bits: 2 to 8; `levels` in its place gives a count that is no power of two. group_size: inputs that share a scale, 0 for the whole
+    row."""
 
     name: ClassVar[str] = "int"
 
@@ -46,6 +48,16 @@ class Int(Target):
             fitting = [size for size in (128, 64, 32, 16, 8) if in_features % size == 0]
             advice = f"{fitting[0]} does" if fitting else "only 0 (one scale a row) does"
             raise InputError(f"group_size {self.group_size} does not divide the width {in_features} of {name}; {advice}")
+
+    def outline(self, out_features: int, in_features: int) -> Encoded:
+        groups = in_features // self.group_size if self.group_size else 1
+        tensors = {
+            "codes": torch.empty(out_features, in_features, device="meta"),
+            "scale": torch.empty(out_features, groups, device="meta"),
+        }
+        if not self.symmetric:
+            tensors["zero_point"] = torch.empty(out_features, groups, device="meta")
+        return Encoded("int", tensors, (out_features, in_features), math.log2(self.level_count), self.group_size)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> IntPoints:
         groups = grouped(values, self.group_size)

@@ -25,7 +25,9 @@ class NM(Target):
     """n: entries kept of every m consecutive inputs."""
 
     name: ClassVar[str] = "n_m"
-    paper: ClassVar[Paper] = Paper("Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774")
+    paper: ClassVar[Paper] = Paper(
+        "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
+    )
 
     n: Annotated[int, Field(ge=1)] = 2
     m: Annotated[int, Field(ge=2)] = 4

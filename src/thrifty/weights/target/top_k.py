@@ -1,7 +1,7 @@
 """The same number of non-zeros in each row: the entries with the largest w_ij^2 * importance_j stay.
 
-With equal importance this is magnitude pruning by row; with the diagonal of the Gram matrix it is Wanda's rule (Sun, Liu, Bair and Kolter 2023,
-arXiv 2306.11695). A sweep over the inputs keeps the row's share in every run of inputs.
+With equal importance this is magnitude pruning by row; with the diagonal of the Gram matrix it is Wanda's rule (Sun, Liu, Bair and Kolter
+2023, arXiv 2306.11695). A sweep over the inputs keeps the row's share in every run of inputs.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ class Unstructured(Target):
 
     name: ClassVar[str] = "unstructured"
     joint_rows: ClassVar[bool] = True
-    paper: ClassVar[Paper] = Paper("Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774")
+    paper: ClassVar[Paper] = Paper(
+        "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
+    )
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     mask_block: Annotated[int, Field(ge=0)] = 128

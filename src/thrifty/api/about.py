@@ -1,0 +1,58 @@
+"""What there is: a model's anatomy, the methods, this machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thrifty.base.anatomy import Anatomy
+from thrifty.data import default_model
+from thrifty.measure.hardware import hardware, versions
+from thrifty.models import open_model
+from thrifty.pipeline.catalogue import load_methods
+
+
+def describe(model: str | Path | None = None, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Anatomy:
+    """What a model is made of; the model inside the package where none is named.
+
+    Raises InputError for whatever is not a model (see `thrifty.models.open_model`).
+    """
+    return open_model(model or default_model(), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code).anatomy
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every method: {name, family, paper, summary, parameters}, by name."""
+    return [
+        {
+            "name": name,
+            "family": method.family,
+            "paper": None if method.paper is None else vars(method.paper),
+            "summary": method.summary(),
+            "parameters": method.parameters(),
+        }
+        for name, method in load_methods().items()
+    ]
+
+
+def doctor() -> dict[str, Any]:
+    """This machine and this installation: {versions, hardware, checks [{check, fine, note}]}."""
+    kernel = hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
+    free = shutil.disk_usage(Path.cwd()).free
+    checks = [
+        {
+            "check": "4-bit kernel of torch for this processor",
+            "fine": kernel,
+            "note": "" if kernel else "packed weights run decoded: slower",
+        },
+        {
+            "check": "CUDA",
+            "fine": torch.cuda.is_available(),
+            "note": "" if torch.cuda.is_available() else "not needed: everything runs on the processor",
+        },
+        {"check": "free disk here", "fine": free > 1 << 30, "note": f"{free / 1e9:.1f} GB"},
+        {"check": "model inside the package", "fine": (default_model() / "config.json").is_file(), "note": str(default_model())},
+    ]
+    return {"versions": versions(), "hardware": hardware(), "checks": checks}

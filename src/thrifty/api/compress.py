@@ -1,0 +1,221 @@
+"""Compress, price, and repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from thrifty.api.request import Request, load_of, prepare
+from thrifty.base.errors import InputError, RunError
+from thrifty.base.store import write_text
+from thrifty.export.card import model_card
+from thrifty.measure.certificate import Certificate
+from thrifty.measure.hardware import hardware, rss_bytes
+from thrifty.pipeline.plan import Cost
+from thrifty.pipeline.price import output_bytes, price
+from thrifty.pipeline.probe import probe
+from thrifty.pipeline.run import Job, run
+from thrifty.report.headline import markdown
+from thrifty.report.page import write_report
+
+DEFAULT_OUT = "thrifty-result"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do and need. refusals: why it cannot run here, each with the number and what to change."""
+
+    model: str
+    out: str
+    recipe: str
+    setting: dict[str, Any]
+    cost: Cost
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def compress(
+    model: str | Path | None = None,
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    calibration: Any = None,
+    *,
+    evaluation: Any = None,
+    bits: int | None = None,
+    out: str | Path | None = None,
+    samples: int | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] | None = None,
+    force: bool = False,
+    verify: Literal["exact", "full"] = "exact",
+    max_perplexity_increase: float | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Make a model smaller and prove what was lost.
+
+    model: folder or hub id; the model inside the package where none is named. recipe: file, name of a shipped recipe, inline text or plain
+    values; `bits` (2 to 8) takes the shipped recipe that suits, 4 is the default. calibration: text files, chats as jsonl, a folder of
+    images, data set names, or tensors by argument name, each [rows, ...]; `evaluation` as tensors goes with them. samples, tokens: number
+    and length of the calibration windows. out: the result folder, `thrifty-result` by default; an unfinished run is resumed, a finished one
+    returned. verify: `exact` reads every tensor back, `full` also loads the result in transformers and compares logits.
+    max_perplexity_increase: the share of the original's perplexity that may be lost at most.
+
+    Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
+    written), RunError for one that fails on the way (finished work is kept), GateError when more is lost than allowed.
+    """
+    request = Request(
+        model,
+        recipe,
+        bits,
+        calibration,
+        evaluation,
+        samples,
+        tokens,
+        seed,
+        device,
+        max_perplexity_increase,
+        allow_pickle,
+        trust_remote_code,
+    )
+    place = Path(out or DEFAULT_OUT)
+    job = prepare(request)
+    certificate = run(job, place, force=force, finish=_finish, full=verify == "full")
+    return certificate.result(place)
+
+
+def plan(
+    model: str | Path | None = None,
+    recipe: str | Path | Mapping[str, Any] | None = None,
+    calibration: Any = None,
+    *,
+    evaluation: Any = None,
+    bits: int | None = None,
+    out: str | Path | None = None,
+    samples: int | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] | None = None,
+    force: bool = False,
+    verify: Literal["exact", "full"] = "exact",
+    max_perplexity_increase: float | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Say what `compress` with the same words would do and need, without reading weights. Takes about two seconds to time this machine.
+
+    Raises InputError as `compress` does.
+    """
+    request = Request(
+        model,
+        recipe,
+        bits,
+        calibration,
+        evaluation,
+        samples,
+        tokens,
+        seed,
+        device,
+        max_perplexity_increase,
+        allow_pickle,
+        trust_remote_code,
+    )
+    place = Path(out or DEFAULT_OUT)
+    job = prepare(request)
+    resident = rss_bytes()
+    treatments = tuple(dict.fromkeys(treatment for chosen in job.work.treatments.values() for treatment in chosen))
+    rates = probe(treatments, job.setting.device, place.absolute())
+    cost = price(job.source, job.work, job.setting, load_of(job), resident, rates, output_bytes(job.source, job.work))
+    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)))
+
+
+def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:
+    """Why the run does not fit, with the setting to change."""
+    found = []
+    ram = hardware()["ram_bytes"]
+    if job.setting.device == "cpu" and ram and cost.memory > ram:
+        largest = max((name for name in cost.parts if name not in ("resident", "rows")), key=lambda name: cost.parts[name])
+        advice = (
+            "fewer --samples or shorter --tokens"
+            if largest in ("solving", "passing") or cost.parts["rows"] > ram // 4
+            else "a smaller model"
+        )
+        found.append(
+            f"it needs {cost.memory / 1e9:.1f} GB of memory ({largest} takes most) and this machine has {ram / 1e9:.1f} GB; use {advice}"
+        )
+    parent = place.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if cost.disk > free:
+        found.append(f"it needs {cost.disk / 1e9:.1f} GB of disk and {parent} has {free / 1e9:.1f} GB free; choose another --out")
+    return found
+
+
+def _finish(folder: Path, certificate: Certificate) -> None:
+    """The files that people read: the report, and the model card with the certificate's table."""
+    write_report(certificate, folder)
+    original = certificate.request.get("model")
+    card = model_card(
+        name=folder.name,
+        base_model=original or "pycode, the model inside the package",
+        license=None,
+        table=markdown(certificate),
+        recipe_yaml=certificate.recipe,
+        command=_command(certificate),
+        library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
+    )
+    write_text(folder / "README.md", card)
+
+
+def _command(certificate: Certificate) -> str:
+    words = ["thrifty compress"]
+    if certificate.request.get("model"):
+        words.append(str(certificate.request["model"]))
+    words.append("--recipe recipe.yaml")
+    for key in ("samples", "tokens"):
+        if certificate.request.get(key):
+            words.append(f"--{key} {certificate.request[key]}")
+    words.append(f"--seed {certificate.seed}")
+    return " ".join(words)
+
+
+def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+    """Repeat the run that made a result, and compare the bytes of every weight file and of config.json.
+
+    out: where the second result goes, `<folder>.repeat` by default. Returns {folder, out, equal, files [{file, equal}]}.
+    Raises InputError when the certificate does not hold what a repetition needs, RunError when the bytes differ.
+    """
+    folder = Path(folder)
+    certificate = Certificate.read(folder)
+    words = dict(certificate.request)
+    if words.get("calibration") == "given tensors":
+        raise InputError(f"{folder} was calibrated on tensors given by a program, which no file remembers; run that program again")
+    place = Path(out) if out is not None else folder.with_name(folder.name + ".repeat")
+    again = compress(words.pop("model"), certificate.recipe, words.pop("calibration"), out=place, seed=certificate.seed, **words)
+    if again["bytes"] != certificate.to_json()["bytes"] or again["run_key"] != certificate.run_key:
+        changed = [name for name in ("versions", "hardware") if again[name] != certificate.to_json()[name]]
+        raise RunError(
+            f"the repetition in {place} is not the same run; look at {', '.join(changed) or 'the model and the data'} in both certificates"
+        )
+    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json")
+    files = [{"file": name, "equal": _digest(folder / name) == _digest(place / name)} for name in names]
+    different = [str(entry["file"]) for entry in files if not entry["equal"]]
+    if different:
+        raise RunError(
+            f"{', '.join(different)} in {place} differ from {folder}; another processor or another number of threads can do that"
+        )
+    return {"folder": str(folder), "out": str(place), "equal": True, "files": files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""Texts by name: a file of plain text, a file of JSON lines, a data set of the Hugging Face hub, or the text inside the package.
+
+Each name becomes a list of documents. Of a very long source only the first `LIMIT` characters are read, and a note says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from thrifty.base import events
+from thrifty.base.errors import InputError
+from thrifty.data.embedded import EMBEDDED, END_OF_FILE, Purpose, embedded_text
+
+LIMIT = 16_000_000
+_ALIASES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
+_SPLITS = {"calibration": ("train",), "evaluation": ("test", "validation", "train")}
+# owner/name or name, and after a colon the configuration of the data set
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
+
+
+def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
+    """The documents of one text, none of them empty.
+
+    name: `pycode` (the embedded text), a file (`.jsonl`: a document a line, `{"text": ...}` or `{"messages": [{"role", "content"}]}`;
+        anything else: UTF-8 text), `wikitext2`, or a data set `owner/name` or `owner/name:configuration` of the hub.
+    tokenizer: renders messages with its chat template.
+    Raises InputError, naming file and line, for whatever is missing, empty or not readable.
+    """
+    if name == EMBEDDED:
+        documents: Iterable[str] = embedded_text(purpose).split(END_OF_FILE)
+    elif Path(name).is_dir():
+        raise InputError(f"{name} is a folder; give a text file (.txt or .jsonl).")
+    elif Path(name).is_file():
+        path = Path(name)
+        documents = _json_lines(path, tokenizer) if path.suffix in (".jsonl", ".ndjson") else [_plain(path)]
+    elif name in _ALIASES or (_HUB_NAME.fullmatch(name) and Path(name).suffix not in (".txt", ".jsonl", ".json", ".md", ".py", ".csv")):
+        documents = _hub(name, purpose, tokenizer)
+    else:
+        raise InputError(f"there is no file {name}; check the path, or leave it out to use the text inside the package.")
+    kept = [document for document in _limited(documents, name) if document.strip()]
+    if not kept:
+        raise InputError(f"{name} is empty; give a file with text in it.")
+    return kept
+
+
+def _plain(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(4 * LIMIT)  # a character has at most four bytes
+        cut = bool(file.read(1))
+    if cut:  # so as not to end inside a character
+        data = data[: data.rfind(b"\n") + 1] or data
+    return _decode(data, path)
+
+
+def _decode(data: bytes, path: Path, line: int = 1) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(f"{path}, line {line}: not valid UTF-8 (byte 0x{data[error.start]:02x}); convert the file to UTF-8.") from error
+
+
+def _json_lines(path: Path, tokenizer: Any) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = _decode(raw, path, number)
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); write one JSON object a line.") from error
+            yield _document(record, where, tokenizer)
+
+
+def _document(record: Any, where: str, tokenizer: Any) -> str:
+    """The text of one record: its `text`, or its `messages` as the chat template writes them."""
+    if isinstance(record, dict) and isinstance(record.get("text"), str):
+        return record["text"]
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f'{where}: neither {{"text": "..."}} nor {{"messages": [...]}}; give one of them.')
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise InputError(f'{where}: a message lacks "role" or "content"; give both in every message.')
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(f'{where}: the model\'s tokenizer has no chat template for "messages"; give {{"text": "..."}} instead.')
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: the chat template refuses these messages ({error}); check their roles and their order.") from error
+
+
+def _limited(documents: Iterable[str], name: str) -> Iterator[str]:
+    left = LIMIT
+    for document in documents:
+        if left <= 0 or len(document) > left:
+            events.note(f"only the first {LIMIT:,} characters of {name} are used")
+            yield document[:left]
+            return
+        yield document
+        left -= len(document)
+
+
+def _hub(name: str, purpose: Purpose, tokenizer: Any) -> Iterator[str]:
+    """Rows of a data set, streamed: the split `train` to calibrate on, `test` (or `validation`, or `train`) to judge on."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"there is no file {name}; if a data set of the hub is meant, run: pip install thrifty[datasets]") from error
+    path, _, configuration = name.partition(":")
+    path, configuration = _ALIASES.get(name, (path, configuration or None))
+    try:
+        available = datasets.get_dataset_split_names(path, configuration)
+        split = next((split for split in _SPLITS[purpose] if split in available), available[0])
+        rows = datasets.load_dataset(path, configuration, split=split, streaming=True)
+        if name in _ALIASES:  # lines of one text, which the published figures join with an empty line
+            yield "\n\n".join(_limited((row["text"] for row in rows), name))
+            return
+        for number, row in enumerate(rows):
+            yield _document(row, f"{name} ({split}), row {number}", tokenizer)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"the data set {name} cannot be read: {reason}; check its name and the network, or give a file.") from error

@@ -1,0 +1,1 @@
+"""Results as other runtimes read them: compressed-tensors, dense safetensors, GGUF."""

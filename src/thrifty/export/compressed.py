@@ -1,0 +1,170 @@
+"""Codes in the compressed-tensors format `pack-quantized`, which transformers and vLLM read.
+
+A matrix with the name `stem` is stored as `stem.weight_packed` int32 [out, words], `stem.weight_scale` [out, groups], `stem.weight_shape`
+int64 [2], and with zero points `stem.weight_zero_point` int32, packed along the outputs. Codes of 2 and 3 bits are held in 4-bit places
+and codes of 5 to 7 bits in 8-bit places: those are the two widths that all readers agree on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty.base.anatomy import Linear
+from thrifty.base.errors import InputError, RunError
+from thrifty.base.records import Encoded
+from thrifty.core.packing import pack_words, unpack_words
+
+
+PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+"""The stored tensors of one matrix."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a matrix is held. bits: width of a place, 4 or 8. group_size: inputs that share a scale, 0 for the whole row."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Scheme:
+        """Read what `to_json` wrote."""
+        return cls(values["bits"], values["group_size"], values["symmetric"])
+
+
+def packable(linear: Linear, encoded: Encoded) -> str | None:
+    """Why a linear cannot be stored as codes; None when it can."""
+    if encoded.layout == "dense":
+        return "its values are not codes"
+    if encoded.layout != "int":
+        return "its inputs have codes of different widths"
+    if linear.storage == "conv1d":
+        return "the format has no form for Conv1D"
+    if linear.part is not None or linear.storage == "fused" or linear.expert is not None:
+        return "transformers keeps experts in one tensor, for which the format has no form"
+    return None
+
+
+def scheme_of(encoded: Encoded) -> Scheme:
+    """The scheme that holds these codes."""
+    return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors)
+
+
+def pack(stem: str, encoded: Encoded) -> dict[str, Tensor]:
+    """The stored tensors of one matrix.
+
+    Raises RunError when a scale fits no 16-bit type: solvers get scales that do.
+    """
+    bits = scheme_of(encoded).bits
+    tensors = {
+        f"{stem}.weight_packed": pack_words(encoded.tensors["codes"], bits),
+        f"{stem}.weight_scale": _narrow(encoded.tensors["scale"], stem),
+        f"{stem}.weight_shape": torch.tensor(encoded.shape, dtype=torch.int64),
+    }
+    zero_point = encoded.tensors.get("zero_point")
+    if zero_point is not None:
+        tensors[f"{stem}.weight_zero_point"] = pack_words(zero_point.T.contiguous(), bits).T.contiguous()
+    return tensors
+
+
+def _narrow(scale: Float[Tensor, "out groups"], stem: str) -> Tensor:
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(scale.to(dtype).to(torch.float32), scale):
+            return scale.to(dtype).contiguous()
+    raise RunError(f"{stem}: its scales have too many bits for a 16-bit type")
+
+
+def packed_bytes(out_features: int, in_features: int, scheme: Scheme) -> int:
+    """Bytes of the stored tensors of a matrix."""
+    per_word = 32 // scheme.bits
+    groups = in_features // scheme.group_size if scheme.group_size else 1
+    zero_points = 0 if scheme.symmetric else 4 * -(-out_features // per_word) * groups
+    return 4 * out_features * -(-in_features // per_word) + 2 * out_features * groups + zero_points + 16
+
+
+def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
+    """The codes of one matrix; `read` gives a stored tensor by name, and raises KeyError for one that is not there."""
+    out, width = (int(length) for length in read(f"{stem}.weight_shape"))
+    words, scale = read(f"{stem}.weight_packed"), read(f"{stem}.weight_scale")
+    bits = 4 if words.shape[1] == -(-width // 8) else 8
+    tensors = {"codes": unpack_words(words, bits, width), "scale": scale.to(torch.float32)}
+    with suppress(KeyError):
+        zero_points = read(f"{stem}.weight_zero_point")
+        tensors["zero_point"] = unpack_words(zero_points.T.contiguous(), bits, out).T.contiguous()
+    group_size = width // scale.shape[1] if scale.shape[1] > 1 else 0
+    return Encoded("int", tensors, (out, width), float(bits), group_size)
+
+
+def packed_stems(keys: Iterable[str]) -> tuple[str, ...]:
+    """The names of the packed matrices among stored tensors."""
+    return tuple(key.removesuffix(".weight_packed") for key in keys if key.endswith(".weight_packed"))
+
+
+def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> Float[Tensor, "out in"]:
+    """The matrix as the format's own library decodes it, float32: the proof that others read what was meant."""
+    shape = torch.Size(tensors[f"{stem}.weight_shape"].tolist())
+    codes = unpack_from_int32(tensors[f"{stem}.weight_packed"], scheme.bits, shape).to(torch.float32)
+    scale = tensors[f"{stem}.weight_scale"].to(torch.float32)
+    groups = codes.reshape(shape[0], scale.shape[1], -1)
+    if not scheme.symmetric:
+        zero_shape = torch.Size((shape[0], scale.shape[1]))
+        zero_point = unpack_from_int32(tensors[f"{stem}.weight_zero_point"], scheme.bits, zero_shape, packed_dim=0)
+        groups = groups - zero_point.to(torch.float32)[..., None]
+    return (groups * scale[..., None]).reshape(shape)
+
+
+# -- config.json -------------------------------------------------------------------------------------------------------
+
+
+def quantization_config(schemes: Mapping[str, Scheme], ignored: Sequence[str]) -> dict[str, Any]:
+    """`quantization_config` of config.json.
+
+    schemes: by module path. ignored: paths of the other linear modules. One scheme for all is written as the target `Linear` with a list
+    of exceptions, several are written out path by path. Zero points carry `"dequantize": true`, without which transformers cannot read
+    them.
+    """
+    distinct = sorted(set(schemes.values()), key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric))
+    groups = {}
+    for index, scheme in enumerate(distinct):
+        paths = [path for path, held in schemes.items() if held == scheme]
+        targets = ["Linear"] if len(distinct) == 1 else paths
+        groups[f"group_{index}"] = {"targets": targets, "weights": _weights(scheme), "input_activations": None, "output_activations": None}
+    config: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(ignored),
+    }
+    if not all(scheme.symmetric for scheme in distinct):
+        config["dequantize"] = True
+    return config
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    held: dict[str, Any] = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False}
+    if scheme.group_size:
+        return {**held, "strategy": "group", "group_size": scheme.group_size}
+    return {**held, "strategy": "channel"}
+
+
+def check_format(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError when `quantization_config` names a format other than the one written here."""
+    if config.get("quant_method") != "compressed-tensors" or config.get("format") != "pack-quantized":
+        found = f"{config.get('quant_method', 'an unnamed method')}, format {config.get('format', 'unnamed')}"
+        raise InputError(f"{folder}: of quantized models only compressed-tensors in the format pack-quantized is read; this is {found}")

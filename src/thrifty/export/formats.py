@@ -1,0 +1,29 @@
+"""Every format that a result can be written in besides the one it is made in."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from thrifty.base.errors import InputError
+from thrifty.base.method import nearest
+
+FORMATS = {"dense": "safetensors without codes, for runtimes that read no packed weights", "gguf": "one file for llama.cpp"}
+
+
+def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
+    """Write a result folder in another format and read it back; returns {folder, format, out, bytes, tensors}.
+
+    out: `<folder>-dense` or `<folder>.gguf` by default. Raises InputError for a format or an architecture that cannot be written, and for an
+    `out` that exists; RunError when what was written reads back otherwise.
+    """
+    if to not in FORMATS:
+        raise InputError(f"unknown format {to!r}{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    out = out or folder.with_name(f"{folder.name}.gguf" if to == "gguf" else f"{folder.name}-{to}")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out")
+    write = importlib.import_module(f"thrifty.export.{to}").write
+    return {"folder": str(folder), "format": to, "out": str(out), **write(folder, out)}

@@ -1,0 +1,25 @@
+"""Everything in a model folder that is not weights: tokenizer, templates, processors, license, config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thrifty.base.store import write_bytes, write_json
+
+REPLACED = ("README.md",)
+"""Files that the result writes anew."""
+
+
+def copy_side_files(files: Sequence[Path], out: Path) -> None:
+    """Copy files into a folder; a model card is left behind, for the result gets one of its own."""
+    for file in files:
+        if file.name not in REPLACED:
+            write_bytes(out / file.name, file.read_bytes())
+
+
+def write_config(out: Path, config: Mapping[str, Any], quantization_config: Mapping[str, Any] | None) -> None:
+    """`config.json`: the original's, with how the weights are quantized."""
+    added = {} if quantization_config is None else {"quantization_config": dict(quantization_config)}
+    write_json(out / "config.json", {**config, **added})

@@ -1,0 +1,72 @@
+"""From finished blocks to a model folder: shards, config and side files, byte ranges copied without holding a tensor in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from thrifty.base.anatomy import Linear
+from thrifty.base.store import write_atomic
+from thrifty.export.compressed import Scheme, quantization_config
+from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
+from thrifty.export.side import copy_side_files, write_config
+from thrifty.measure.certificate import Bytes
+from thrifty.measure.size import bits_per_weight, matrix_bytes, tensor_bytes, weight_bytes
+from thrifty.models import Source
+from thrifty.pipeline.folder import BlockRecord, RunFolder
+
+
+def assemble(source: Source, records: list[BlockRecord], folder: RunFolder) -> Path:
+    """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
+
+    Shards hold the tensors outside the blocks first, then the blocks in order.
+    """
+    staging = folder.path / "result"
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    pieces = [*_shell_pieces(source, folder), *(piece for record in records for piece in pieces_of(record.tensors))]
+    check_shards(staging, write_shards(staging, pieces))
+    schemes = {path: Scheme.from_json(scheme) for record in records for path, scheme in record.packed.items()}
+    original = json.loads((source.folder / "config.json").read_text())
+    write_config(staging, original, quantization_config(schemes, _unpacked(source, schemes)) if schemes else None)
+    copy_side_files(source.side_files(), staging)
+    return staging
+
+
+def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
+    """The tensors outside the blocks, as they lie in the original."""
+    keys = source.shell_keys()
+    if not source.pickled:
+        infos = ((key, source.tensors[key]) for key in keys)
+        return [Piece(key, info.dtype, info.shape, info.file, info.start, info.bytes) for key, info in infos]
+    path = folder.path / "shell.safetensors"
+    tensors = {key: source.read(key).contiguous().clone() for key in keys}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    return pieces_of(path)
+
+
+def _unpacked(source: Source, schemes: dict[str, Scheme]) -> list[str]:
+    """Module paths of the linears that a reader must leave alone."""
+    return [path for path in source.linear_modules if path not in schemes]
+
+
+def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Bytes, float | None]:
+    """(bytes of the weight files before and after, stored bits of a weight in scope); simulated matrices are out of scope."""
+    stored = tensor_bytes(folder)
+    scope: dict[str, Linear] = {linear.path: linear for linear in source.anatomy.linears}
+    layers = [layer for record in records for layer in record.layers if not layer.simulated]
+    keys = {scope[layer.name].source for layer in layers}
+    bytes_ = Bytes(before=_before(source), after=weight_bytes(folder))
+    if not keys:
+        return bytes_, None
+    bits = bits_per_weight({key: matrix_bytes(stored, key) for key in keys}, {key: source.tensors[key].numel for key in keys})
+    return bytes_, bits
+
+
+def _before(source: Source) -> int:
+    """Bytes of the original's weight files that hold tensors of the model."""
+    return sum(file.stat().st_size for file in {info.file for info in source.tensors.values()})

@@ -1,0 +1,221 @@
+"""A run from its request to a result folder: walk, score, assemble, verify, certify.
+
+Everything is made inside `out/.run` and moved into `out` when it is whole; the certificate comes last. A run that was stopped anywhere
+goes on from its finished blocks and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thrifty.base import events
+from thrifty.base.errors import GateError
+from thrifty.base.events import Event
+from thrifty.base.store import content_key
+from thrifty.data import Rows
+from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, weights_digest
+from thrifty.measure.gate import Gate
+from thrifty.measure.hardware import PeakMemory, hardware, versions
+from thrifty.models import Source
+from thrifty.pipeline.assemble import assemble, sizes
+from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
+from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.score import score
+from thrifty.pipeline.steps import Work
+from thrifty.pipeline.stored import write_block
+from thrifty.pipeline.verify import verify_runtime
+from thrifty.pipeline.walk import Walk
+
+Finish = Callable[[Path, Certificate], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a result.
+
+    name: the model as the user named it. recipe: canonical text. calibration, evaluation: the rows; None where there are none. request:
+    what else the user asked for, as plain JSON values. gate: the loss that the user allows.
+    """
+
+    name: str
+    source: Source
+    recipe: str
+    work: Work
+    setting: Setting
+    calibration: Rows | None
+    evaluation: Rows | None
+    gate: Gate | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+
+    def key(self, digest: dict[str, str]) -> str:
+        """What names the run: two jobs with one key make the same bytes."""
+        return content_key(
+            {
+                "thrifty": versions().get("thrifty", ""),
+                "model": [weights_digest(digest), self.source.config.to_dict()],
+                "recipe": self.recipe,
+                "setting": self.setting.to_json(),
+                "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
+                "gate": None if self.gate is None else str(self.gate),
+            }
+        )
+
+
+def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool = False) -> Certificate:
+    """Carry a job out and leave its result in `out`.
+
+    finish: writes whatever else belongs into the folder (report, model card), given the certificate. full: load the assembled folder in
+    transformers and compare its logits before it counts. Returns the certificate; a job whose result is already there is not run again.
+    Raises InputError when `out` holds something else, GateError when the result loses more than the gate allows: it is then kept in
+    `<out>.rejected`.
+    """
+    folder = RunFolder(out)
+    began = time.perf_counter()
+    said: list[str] = []
+    with PeakMemory() as memory, events.listening(lambda event: _note(event, said)):
+        folder.free(force)
+        digest = job.source.digest()
+        key = job.key(digest)
+        done = _already(folder, key, force)
+        if done is not None:
+            return done
+        folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
+        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, write_block)
+        records, streams, watch = walk.run(key)
+        with watch.during("score"):
+            measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed) if job.evaluation is not None else {}
+        with watch.during("assemble"):
+            staging = assemble(job.source, records, folder)
+        if full and job.evaluation is not None:
+            with watch.during("verify"):
+                verify_runtime(staging, job.source, job.evaluation, streams)
+        spent = {
+            **_seconds_of(records),
+            **{name: value for name, value in watch.seconds.items() if name in ("enter", "score", "assemble", "verify")},
+        }
+        certificate = _certificate(job, key, digest, records, staging, measured, said, spent, time.perf_counter() - began, memory.read())
+    certificate.write(staging)
+    finish(staging, certificate)
+    return _deliver(folder, staging, certificate)
+
+
+def _note(event: Event, said: list[str]) -> None:
+    if event.kind == "warning" and event.message not in said:
+        said.append(event.message)
+
+
+def _already(folder: RunFolder, key: str, force: bool) -> Certificate | None:
+    """The certificate of the same job's finished result, in place or rejected."""
+    if force:
+        return None
+    for place in (folder.out, folder.rejected):
+        certificate = RunFolder(place).finished()
+        if certificate is not None and certificate.get("run_key") == key:
+            events.note(f"{place} already holds this result")
+            return _judged(Certificate.from_json(certificate, str(place / CERTIFICATE)), place)
+    return None
+
+
+def _judged(certificate: Certificate, place: Path) -> Certificate:
+    """The certificate, or GateError when the gate was not met."""
+    if certificate.gate is not None and not certificate.gate.passed:
+        raise GateError(f"{certificate.gate.reason}; the result is kept apart in {place}")
+    return certificate
+
+
+def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Certificate:
+    """Move the finished files into place, the certificate last; a result that fails its gate goes beside."""
+    names = sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)
+    for name in (*names, CERTIFICATE):
+        os.replace(staging / name, folder.out / name)
+    folder.close()
+    place = folder.out
+    if certificate.gate is not None and not certificate.gate.passed:
+        place = folder.rejected
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(folder.out, place)
+    return _judged(certificate, place)
+
+
+def _seconds_of(records: list[BlockRecord]) -> dict[str, float]:
+    """What the blocks took, those of earlier attempts included."""
+    total: dict[str, float] = {}
+    for record in records:
+        for name, seconds in record.seconds.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
+def _certificate(
+    job: Job,
+    key: str,
+    digest: dict[str, str],
+    records: list[BlockRecord],
+    staging: Path,
+    measured: dict[str, Any],
+    said: list[str],
+    phases: dict[str, float],
+    seconds: float,
+    peak: int,
+) -> Certificate:
+    anatomy = job.source.anatomy
+    shapes = {linear.path: linear for linear in anatomy.linears}
+    layers = [
+        Layer(
+            name=layer.name,
+            method=layer.method,
+            bits=layer.bits,
+            sparsity=layer.sparsity,
+            error=layer.error,
+            relative_error=layer.relative_error,
+            tokens=layer.tokens,
+            role=shapes[layer.name].role,
+            block=position,
+            weights=shapes[layer.name].out_features * shapes[layer.name].in_features,
+            simulated=layer.simulated,
+            details=dict(layer.details),
+        )
+        for position, record in enumerate(records)
+        for layer in record.layers
+    ]
+    bytes_, bits = sizes(job.source, records, staging)
+    warnings = [*(warning for record in records for warning in record.warnings), *said]
+    return Certificate.build(
+        measured=measured,
+        warnings=dict.fromkeys(warnings),
+        run_key=key,
+        model=Model(
+            name=job.name,
+            digest=weights_digest(digest),
+            architecture=anatomy.architecture,
+            kind=anatomy.kind,
+            parameters=anatomy.parameters,
+            compressed_parameters=sum(layer.weights for layer in layers),
+        ),
+        data=Sources(calibration=_data(job.calibration), evaluation=_data(job.evaluation)),
+        recipe=job.recipe,
+        request=job.request,
+        seed=job.setting.seed,
+        versions=versions(),
+        hardware=hardware(),
+        layers=layers,
+        bytes=bytes_,
+        bits_per_weight=bits,
+        seconds=seconds,
+        phases=phases,
+        peak_rss_bytes=peak,
+        gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
+    )
+
+
+def _data(rows: Rows | None) -> Data | None:
+    if rows is None:
+        return None
+    return Data(source=rows.source, digest=rows.digest, rows=rows.rows, tokens=rows.tokens, samples=list(rows.ids))

@@ -1,0 +1,42 @@
+"""The result in the runtime it is meant for: plain transformers loads the folder and must give the logits of the walk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from thrifty.base.errors import RunError
+from thrifty.data import Rows
+from thrifty.models import Source
+from thrifty.models.shell import main_output
+from thrifty.pipeline.streams import Streams
+
+TOLERANCE = 1e-4
+ROWS = 2
+
+
+def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -> float:
+    """Load `folder` with plain transformers in float32 and compare what it makes of the first rows; returns the largest difference.
+
+    The difference is that of logits, over the largest logit where that is above 1. Raises RunError when it is above 1e-4.
+    """
+    inputs = {name: tensor[:ROWS] for name, tensor in rows.inputs.items()}
+    expected = source.shell(torch.float32).finish(inputs, streams.outputs("after", 0, ROWS))
+    model = _load(folder, source)
+    with torch.inference_mode():
+        found = main_output(model(**inputs)).to(torch.float32)
+    difference = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+    if not difference <= TOLERANCE:
+        raise RunError(
+            f"transformers gives logits that differ by {difference:.2g} (relative) from those of the walk; the result is kept in {folder}"
+        )
+    return difference
+
+
+def _load(folder: Path, source: Source) -> nn.Module:
+    names = source.config.architectures or []
+    found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), transformers.AutoModel)
+    return found.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,0 +1,100 @@
+"""Load a model or a result: packed weights as packed layers, everything else as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from thrifty.base.records import Encoded
+from thrifty.export.compressed import PARTS, check_format, packed_stems, read_packed
+from thrifty.models import Source, open_model
+from thrifty.models.disk import TensorInfo, read_tensor
+from thrifty.models.folder import scan_folder
+from thrifty.models.skeleton import build_skeleton, restore_cache
+from thrifty.runtime.linear import PackedLinear
+
+
+def load(folder: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model folder or a result, ready to run, in evaluation mode.
+
+    dtype: what the model computes in; by default bfloat16 where weights are packed, else what the checkpoint has.
+    Raises InputError for whatever is not a model folder, or is quantized in a format that is not read here.
+    """
+    path = Path(folder).expanduser()
+    config_file = path / "config.json"
+    quantized = json.loads(config_file.read_text()).get("quantization_config") if config_file.is_file() else None
+    if quantized is None:
+        source = open_model(folder, trust_remote_code=trust_remote_code)
+        return _filled(source, dtype or source.dtype, {})
+    check_format(quantized, path)
+    packed = PackedFolder(path, trust_remote_code)
+    dtype = dtype or torch.bfloat16
+    return _filled(packed.source, dtype, packed.layers(dtype))
+
+
+def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """The model with its weights; `layers` stand in place of the plain ones at their paths."""
+    model = build_skeleton(source.config, dtype, source.remote_code)
+    for path, layer in layers.items():
+        model.set_submodule(path, layer)
+    source.fill(model, dtype)
+    restore_cache(model, source.config)
+    if model.can_generate() and (source.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    return model
+
+
+class PackedFolder:
+    """A result folder whose matrices are codes, opened as if they were plain: `source` decodes what is read."""
+
+    def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        del config.quantization_config
+        self._tensors, _ = scan_folder(folder, allow_pickle=False)
+        stems = packed_stems(self._tensors)
+        parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
+        plain = {key: info for key, info in self._tensors.items() if key not in parts}
+        outlines = {f"{stem}.weight": self._outline(stem, config.dtype or torch.bfloat16) for stem in stems}
+        remote_code = str(folder) if trust_remote_code else None
+        self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self, stems), remote_code)
+
+    def encoded(self, stem: str) -> Encoded:
+        """The codes of one matrix."""
+        return read_packed(lambda name: read_tensor(name, self._tensors[name]), stem)
+
+    def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """The packed layers by module path, their biases still to be filled."""
+        found: dict[str, nn.Module] = {}
+        stems = set(packed_stems(self._tensors))
+        for path, module in build_skeleton(self.source.config).named_modules():
+            stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
+            if type(module) is nn.Linear and stem in stems:
+                found[path] = PackedLinear(self.encoded(stem), bias=module.bias is not None, dtype=dtype)
+        return found
+
+    def _outline(self, stem: str, dtype: torch.dtype) -> TensorInfo:
+        name = f"{stem}.weight_shape"
+        shape = tuple(read_tensor(name, self._tensors[name]).tolist())
+        return TensorInfo(self._tensors[name].file, dtype, shape, 0, 0)
+
+
+class _Decoded(Mapping[str, Tensor]):
+    """Packed matrices by the key that they would have if they were plain, decoded when read."""
+
+    def __init__(self, folder: PackedFolder, stems: Sequence[str]) -> None:
+        self._folder = folder
+        self._stems = {f"{stem}.weight": stem for stem in stems}
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._folder.encoded(self._stems[key]).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stems)
+
+    def __len__(self) -> int:
+        return len(self._stems)

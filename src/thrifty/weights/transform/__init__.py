@@ -1,0 +1,1 @@
+"""Equivalent rewrites of a space before its consumers are compressed; one method, one file."""
