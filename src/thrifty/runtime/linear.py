@@ -3,15 +3,13 @@
 Three ways lead from codes to outputs, and the number of tokens decides which one is taken:
 
     few tokens    torch's 4-bit kernel: reads the codes alone, so it is bound by a quarter of the memory traffic
-    many tokens   8-bit products: inputs are rounded to 8 bits token by token, weights once to 8 bits by row (a second form, made when first needed)
+    many tokens   8-bit products: inputs are rounded to 8 bits token by token, weights once to 8 bits row by row (held beside the codes)
     elsewhere     the codes are decoded for the call: exact, in whatever type the model computes in
 
 The first two need a processor, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,6 +25,8 @@ FEW_TOKENS = 8
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16
 INNER_TILES = 2
+SMALLEST = 1e-8
+"""Largest magnitudes below this count as this much, so that rows of zeros divide."""
 
 
 class PackedLinear(nn.Module):
@@ -42,22 +42,14 @@ class PackedLinear(nn.Module):
         self.group_size = encoded.group_size or self.in_features
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype, device="meta"), requires_grad=False) if bias else None
         self.kernel = dtype == torch.bfloat16 and kernel_takes(encoded)
-        self._wide: tuple[Tensor, Tensor] | None = None
-        scale, zero_point = encoded.tensors["scale"], encoded.tensors.get("zero_point")
-        if self.kernel:
-            held = {"codes": _kernel_codes(encoded.tensors["codes"]), "scale": _kernel_scales(scale, zero_point)}
-        else:
-            held = {"codes": pack_words(encoded.tensors["codes"], self.bits), "scale": scale}
-            if zero_point is not None:
-                held["zero_point"] = zero_point
-        for name, tensor in held.items():
+        for name, tensor in (kernel_form(encoded) if self.kernel else plain_form(encoded)).items():
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """inputs @ weight.T + bias."""
         rows = inputs.reshape(-1, self.in_features)
-        if not self.kernel or rows.dtype != torch.bfloat16:
-            out = functional.linear(rows, self.decode(rows.dtype))
+        if not self.kernel:
+            out = functional.linear(rows, self.decode().to(rows.dtype))
         elif rows.shape[0] <= FEW_TOKENS:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, self.scale)
         else:
@@ -65,42 +57,23 @@ class PackedLinear(nn.Module):
         out = out if self.bias is None else out + self.bias
         return out.reshape(*inputs.shape[:-1], self.out_features)
 
-    def decode(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """The matrix that the codes stand for."""
-        if self.kernel:
-            # The kernel's layout is its own business: its product with the identity is the matrix, exact but for bfloat16.
-            eye = torch.eye(self.in_features, dtype=torch.bfloat16)
-            return torch.ops.aten._weight_int4pack_mm_for_cpu(eye, self.codes, self.group_size, self.scale).T.to(dtype)
+    def decode(self) -> Float[Tensor, "out in"]:
+        """The matrix that the codes stand for, float32; only where the kernels do not hold it in a layout of their own."""
         tensors = {"codes": unpack_words(self.codes, self.bits, self.in_features), "scale": self.scale}
         if hasattr(self, "zero_point"):
             tensors["zero_point"] = self.zero_point
-        encoded = Encoded("int", tensors, (self.out_features, self.in_features), float(self.bits), self.group_size)
-        return encoded.decode().to(dtype)
+        return Encoded("int", tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
 
     def _many(self, rows: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        if self._wide is None:
-            self._wide = wide_form(self.decode(torch.float32))
-        weight, scale = self._wide
-        step = rows.abs().amax(1, keepdim=True).clamp_min(1e-8) / 127
+        step = rows.abs().amax(1, keepdim=True).to(torch.float32).clamp_min(SMALLEST) / 127
         codes = torch.round(rows / step).to(torch.int8)
-        none = torch.zeros(self.out_features, dtype=torch.int32)
-        out = torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, weight, scale, none, None, 1.0, 0, torch.bfloat16, "none", [], "")
-        return out * step
+        out = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, self.wide_codes, self.wide_scale, self.wide_zero, None, 1.0, 0, torch.bfloat16, "none", [], ""
+        )
+        return out * step.to(torch.bfloat16)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group_size={self.group_size}"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
-        # The 8-bit form is made by an operator whose tensors cannot be copied; a copy makes its own.
-        made = object.__new__(type(self))
-        memo[id(self)] = made
-        nn.Module.__init__(made)
-        made.__dict__.update({key: value for key, value in self.__dict__.items() if not key.startswith("_")})
-        made._wide = None
-        made._parameters = dict(self._parameters)
-        made._buffers = dict(self._buffers)
-        made._non_persistent_buffers_set = set(self._non_persistent_buffers_set)
-        return made
 
 
 def kernel_takes(encoded: Encoded) -> bool:
@@ -116,19 +89,26 @@ def kernel_takes(encoded: Encoded) -> bool:
     )
 
 
-def _kernel_codes(codes: Tensor) -> Tensor:
-    """Codes -8..7 in the layout of the kernel, which counts from 0."""
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES)
+def plain_form(encoded: Encoded) -> dict[str, Tensor]:
+    """Codes in words, and the scales and zero points as they are."""
+    rest = {name: tensor for name, tensor in encoded.tensors.items() if name != "codes"}
+    return {"codes": pack_words(encoded.tensors["codes"], int(encoded.bits)), **rest}
 
 
-def _kernel_scales(scale: Float[Tensor, "out groups"], zero_point: Tensor | None) -> Tensor:
-    """[groups, out, 2]: the scale and the value of code 0 of each group, bfloat16."""
+def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
+    """What the 4-bit and the 8-bit kernel read.
+
+    The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for.
+    """
+    scale, zero_point = encoded.tensors["scale"], encoded.tensors.get("zero_point")
     offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
-    return torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous()
-
-
-def wide_form(weight: Float[Tensor, "out in"]) -> tuple[Tensor, Float[Tensor, "out"]]:
-    """(the matrix in 8 bits, prepared for the 8-bit product; the scale of each row)."""
-    scale = weight.abs().amax(1).clamp_min(1e-8) / 127
-    codes = torch.round(weight / scale[:, None]).to(torch.int8)
-    return torch.ops.onednn.qlinear_prepack(codes, None), scale
+    weight = encoded.decode()
+    wide_scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
+    wide_codes = torch.round(weight / wide_scale[:, None]).to(torch.int8)
+    return {
+        "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(encoded.tensors["codes"].to(torch.int32) + 8, INNER_TILES),
+        "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
+        "wide_codes": torch.ops.onednn.qlinear_prepack(wide_codes, None),
+        "wide_scale": wide_scale,
+        "wide_zero": torch.zeros(encoded.shape[0], dtype=torch.int32),
+    }
