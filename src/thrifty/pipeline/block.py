@@ -47,11 +47,12 @@ class LayerReport:
 class BlockRun:
     """The state of one block on its way through the walk.
 
-    rows: calibration hidden states [rows, ...] in the calibration type; batch: rows that go through at once.
+    call: what the block's forward gets besides hidden states; None where no rows go through it. dtype: type of the calibration pass.
+    batch: rows that go through at once.
     """
 
     view: BlockView
-    call: Call
+    call: Call | None
     work: Work
     dtype: torch.dtype
     batch: int

@@ -75,7 +75,8 @@ class Walk:
                 elif position == start:
                     calls = self._calls(streams)
                 advance(position, block.path)
-                records.append(self._block(block, keys[position], calls[block.path], streams, watch))
+                here = {kind: by_path[block.path] for kind, by_path in calls.items()}
+                records.append(self._block(block, keys[position], here, streams, watch))
                 if position + 1 == len(order) or order[position + 1][0] != chain:
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
@@ -111,16 +112,17 @@ class Walk:
     def _shell(self) -> Shell:
         return self.source.shell(torch.float32)
 
-    def _first_rows(self) -> tuple[dict[str, Tensor], str]:
-        rows, stream = (self.calibration, "calibration") if self.calibration is not None else (self.evaluation, "before")
-        return {name: tensor[:1] for name, tensor in rows.inputs.items()}, stream
-
-    def _calls(self, streams: Streams, shell: Shell | None = None) -> dict[str, Call]:
+    def _calls(self, streams: Streams, shell: Shell | None = None) -> dict[str, dict[str, Call]]:
+        """What the blocks' forward gets besides hidden states, by kind of rows and block path: masks and positions are as long as the rows."""
         shell = shell or self._shell()
-        first, stream = self._first_rows()
-        return shell.calls(first, streams.outputs(stream, 0, 1))
+        found = {}
+        for kind, stream, rows in (("calibration", "calibration", self.calibration), ("evaluation", "before", self.evaluation)):
+            if rows is not None:
+                first = {name: tensor[:1] for name, tensor in rows.inputs.items()}
+                found[kind] = shell.calls(first, streams.outputs(stream, 0, 1))
+        return found
 
-    def _enter(self, chain: str, streams: Streams) -> dict[str, Call]:
+    def _enter(self, chain: str, streams: Streams) -> dict[str, dict[str, Call]]:
         shell = self._shell()
         batch, setting = self.setting.batch, self.setting
         if self.calibration is not None:
@@ -132,12 +134,13 @@ class Walk:
 
     # -- one block -----------------------------------------------------------------------------------------------------
 
-    def _block(self, block: Block, key: str, call: Call, streams: Streams, watch: Stopwatch) -> BlockRecord:
+    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams, watch: Stopwatch) -> BlockRecord:
         local = Stopwatch()
         with local.during("compress"):
-            run = self._compress(block, call, streams)
+            run = self._compress(block, calls.get("calibration"), streams)
         with local.during("evaluate"):
-            self._evaluate(run.view, call, streams)
+            if self.evaluation is not None:
+                self._evaluate(run.view, calls["evaluation"], streams)
         with local.during("write"):
             packed = self.write_block(self.folder.tensors_path(key), self.source, run.view)
             layers = tuple(run.reports[linear.path] for linear in block.linears if linear.path in run.reports)
@@ -147,13 +150,13 @@ class Walk:
             watch.seconds[name] = watch.seconds.get(name, 0.0) + seconds
         return record
 
-    def _compress(self, block: Block, call: Call, streams: Streams) -> BlockRun:
+    def _compress(self, block: Block, call: Call | None, streams: Streams) -> BlockRun:
         """Compress one block; when the device runs out of memory, go on in batches of half the size, and say so."""
         rows = streams.now.get("calibration")
         while True:
             setting = self.setting
             device = torch.device(setting.device)
-            call = call.to(device, setting.dtype)
+            call = None if call is None else call.to(device, setting.dtype)
             run = BlockRun(
                 BlockView(self.source, block), call, self.work, setting.dtype, setting.batch, setting.order, device, setting.seed
             )
@@ -172,8 +175,6 @@ class Walk:
                 self.setting = replace(setting, batch=batch, order="block")
 
     def _evaluate(self, view: BlockView, call: Call, streams: Streams) -> None:
-        if "before" not in streams.now:
-            return
         device = torch.device(self.setting.device)
         exact = call.to(device, torch.float32)
         for stream, replacements in (("before", {}), ("after", view.replacements())):
