@@ -133,8 +133,8 @@ def plan(
     resident = rss_bytes()
     treatments = tuple(dict.fromkeys(treatment for chosen in job.work.treatments.values() for treatment in chosen))
     rates = probe(treatments, job.setting.device, place.absolute())
-    cost = price(job.source, job.work, job.setting, load_of(job), resident, rates, output_bytes(job.source, job.work))
-    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)))
+    cost = price(job.source, job.work, job.setting, load_of(job), resident, rates, output_bytes(job.source, job.packing))
+    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), job.packing.warnings)
 
 
 def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:

@@ -16,6 +16,7 @@ from thrifty.data import Rows, default_model, load_rows
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
+from thrifty.pipeline.packing import packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, activations
 from thrifty.pipeline.run import Job
@@ -85,7 +86,18 @@ def prepare(request: Request) -> Job:
     evaluation = _evaluation(request, recipe.evaluation, source, calibration)
     setting = _setting(source, device, calibration, request.seed)
     name = "the model inside the package" if request.model is None else str(request.model)
-    return Job(name, source, recipe.to_yaml(), work, setting, calibration, evaluation, gate, request.to_json())
+    return Job(
+        name,
+        source,
+        recipe.to_yaml(),
+        work,
+        packing(source.anatomy, work, source.dtype),
+        setting,
+        calibration,
+        evaluation,
+        gate,
+        request.to_json(),
+    )
 
 
 def load_of(job: Job) -> Load:

@@ -18,8 +18,8 @@ from thrifty.export.formats import export_result
 from thrifty.measure.certificate import Certificate
 from thrifty.measure.evaluate import evaluate as measure
 from thrifty.models import open_model
-from thrifty.runtime import load
 from thrifty.report.compare import compare as side_by_side
+from thrifty.runtime import load
 
 NEW_TOKENS = 64
 PROMPT_LENGTH = 64

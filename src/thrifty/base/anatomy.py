@@ -6,7 +6,7 @@ Paths are module paths in memory (`model.layers.0.self_attn.q_proj`); `source` h
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -160,7 +160,6 @@ class Anatomy:
     inferred: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     parameters: int = 0
-    extras: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +29,7 @@ def times_upper(left: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]) -> 
     width = factor.shape[0]
     out = torch.empty_like(left)
     edges = [round(width * part / PANELS) for part in range(PANELS + 1)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         torch.matmul(left[:, :stop], factor[:stop, start:stop], out=out[:, start:stop])
     return out
 

@@ -8,7 +8,7 @@ and codes of 5 to 7 bits in 8-bit places: those are the two widths that all read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +19,16 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from jaxtyping import Float
 from torch import Tensor
 
-from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
 
-
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
 """The stored tensors of one matrix."""
+
+
+EXPERTS = r"re:.*\.experts\.\d+\..*"
+"""The pattern by which readers find the scheme of experts."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +49,20 @@ class Scheme:
         return cls(values["bits"], values["group_size"], values["symmetric"])
 
 
-def packable(linear: Linear, encoded: Encoded) -> str | None:
-    """Why a linear cannot be stored as codes; None when it can."""
-    if encoded.layout == "dense":
-        return "its values are not codes"
-    if encoded.layout != "int":
-        return "its inputs have codes of different widths"
-    if linear.storage == "conv1d":
-        return "the format has no form for Conv1D"
-    if linear.part is not None or linear.storage == "fused" or linear.expert is not None:
-        return "transformers keeps experts in one tensor, for which the format has no form"
-    return None
-
-
 def scheme_of(encoded: Encoded) -> Scheme:
     """The scheme that holds these codes."""
     return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors)
 
 
-def pack(stem: str, encoded: Encoded) -> dict[str, Tensor]:
-    """The stored tensors of one matrix.
+def pack(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> dict[str, Tensor]:
+    """The stored tensors of one matrix. scale_types: what the scales may be stored in, the first that holds them.
 
-    Raises RunError when a scale fits no 16-bit type: solvers get scales that do.
+    Raises RunError when none does: solvers get scales that fit.
     """
     bits = scheme_of(encoded).bits
     tensors = {
         f"{stem}.weight_packed": pack_words(encoded.tensors["codes"], bits),
-        f"{stem}.weight_scale": _narrow(encoded.tensors["scale"], stem),
+        f"{stem}.weight_scale": _narrow(encoded.tensors["scale"], scale_types, stem),
         f"{stem}.weight_shape": torch.tensor(encoded.shape, dtype=torch.int64),
     }
     zero_point = encoded.tensors.get("zero_point")
@@ -82,19 +71,19 @@ def pack(stem: str, encoded: Encoded) -> dict[str, Tensor]:
     return tensors
 
 
-def _narrow(scale: Float[Tensor, "out groups"], stem: str) -> Tensor:
-    for dtype in (torch.bfloat16, torch.float16):
+def _narrow(scale: Float[Tensor, "out groups"], types: Sequence[torch.dtype], stem: str) -> Tensor:
+    for dtype in types:
         if torch.equal(scale.to(dtype).to(torch.float32), scale):
             return scale.to(dtype).contiguous()
-    raise RunError(f"{stem}: its scales have too many bits for a 16-bit type")
+    raise RunError(f"{stem}: its scales have too many bits for {types[-1]}")
 
 
-def packed_bytes(out_features: int, in_features: int, scheme: Scheme) -> int:
+def packed_bytes(out_features: int, in_features: int, scheme: Scheme, scale_type: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the stored tensors of a matrix."""
     per_word = 32 // scheme.bits
     groups = in_features // scheme.group_size if scheme.group_size else 1
     zero_points = 0 if scheme.symmetric else 4 * -(-out_features // per_word) * groups
-    return 4 * out_features * -(-in_features // per_word) + 2 * out_features * groups + zero_points + 16
+    return 4 * out_features * -(-in_features // per_word) + scale_type.itemsize * out_features * groups + zero_points + 16
 
 
 def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
@@ -116,7 +105,7 @@ def packed_stems(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> Float[Tensor, "out in"]:
-    """The matrix as the format's own library decodes it, float32: the proof that others read what was meant."""
+    """The codes as the format's own library unpacks them, times the scales, float32: the proof that others read what was meant."""
     shape = torch.Size(tensors[f"{stem}.weight_shape"].tolist())
     codes = unpack_from_int32(tensors[f"{stem}.weight_packed"], scheme.bits, shape).to(torch.float32)
     scale = tensors[f"{stem}.weight_scale"].to(torch.float32)
@@ -131,18 +120,22 @@ def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> 
 # -- config.json -------------------------------------------------------------------------------------------------------
 
 
-def quantization_config(schemes: Mapping[str, Scheme], ignored: Sequence[str]) -> dict[str, Any]:
+def quantization_config(
+    schemes: Mapping[str, Scheme], ignored: Sequence[str], *, experts: Collection[str] = (), dequantize: bool = False
+) -> dict[str, Any]:
     """`quantization_config` of config.json.
 
-    schemes: by module path. ignored: paths of the other linear modules. One scheme for all is written as the target `Linear` with a list
-    of exceptions, several are written out path by path. Zero points carry `"dequantize": true`, without which transformers cannot read
-    them.
+    schemes: by module path. ignored: paths of the other linear modules. experts: those of the paths that belong to experts, which readers
+    look up by a pattern. One scheme for all is written as the target `Linear` with a list of exceptions, several are written out path by
+    path. dequantize: transformers decodes while loading; other readers pass over it.
     """
     distinct = sorted(set(schemes.values()), key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric))
     groups = {}
     for index, scheme in enumerate(distinct):
         paths = [path for path, held in schemes.items() if held == scheme]
-        targets = ["Linear"] if len(distinct) == 1 else paths
+        targets = ["Linear"] if len(distinct) == 1 else [path for path in paths if path not in experts]
+        if len(distinct) > 1 and any(path in experts for path in paths):
+            targets.append(EXPERTS)
         groups[f"group_{index}"] = {"targets": targets, "weights": _weights(scheme), "input_activations": None, "output_activations": None}
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
@@ -151,9 +144,7 @@ def quantization_config(schemes: Mapping[str, Scheme], ignored: Sequence[str]) -
         "config_groups": groups,
         "ignore": list(ignored),
     }
-    if not all(scheme.symmetric for scheme in distinct):
-        config["dequantize"] = True
-    return config
+    return {**config, "dequantize": True} if dequantize else config
 
 
 def _weights(scheme: Scheme) -> dict[str, Any]:

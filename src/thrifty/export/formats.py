@@ -15,8 +15,8 @@ FORMATS = {"dense": "safetensors without codes, for runtimes that read no packed
 def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
     """Write a result folder in another format and read it back; returns {folder, format, out, bytes, tensors}.
 
-    out: `<folder>-dense` or `<folder>.gguf` by default. Raises InputError for a format or an architecture that cannot be written, and for an
-    `out` that exists; RunError when what was written reads back otherwise.
+    out: `<folder>-dense` or `<folder>.gguf` by default. Raises InputError for a format or an architecture that cannot be written, and for
+    an `out` that exists; RunError when what was written reads back otherwise.
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")

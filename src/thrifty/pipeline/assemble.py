@@ -19,8 +19,9 @@ from thrifty.models import Source
 from thrifty.pipeline.folder import BlockRecord, RunFolder
 
 
-def assemble(source: Source, records: list[BlockRecord], folder: RunFolder) -> Path:
-    """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
+def assemble(source: Source, records: list[BlockRecord], dequantize: bool, folder: RunFolder) -> Path:
+    """Write the result into the run folder; returns where. dequantize: see `pipeline.packing`. Every tensor is read back and compared
+    before this returns.
 
     Shards hold the tensors outside the blocks first, then the blocks in order.
     """
@@ -31,8 +32,11 @@ def assemble(source: Source, records: list[BlockRecord], folder: RunFolder) -> P
     pieces = [*_shell_pieces(source, folder), *(piece for record in records for piece in pieces_of(record.tensors))]
     check_shards(staging, write_shards(staging, pieces))
     schemes = {path: Scheme.from_json(scheme) for record in records for path, scheme in record.packed.items()}
+    experts = {linear.path for linear in source.anatomy.linears if linear.expert is not None}
+    ignored = [path for path in source.linear_modules if path not in schemes]
+    config = quantization_config(schemes, ignored, experts=experts, dequantize=dequantize) if schemes else None
     original = json.loads((source.folder / "config.json").read_text())
-    write_config(staging, original, quantization_config(schemes, _unpacked(source, schemes)) if schemes else None)
+    write_config(staging, original, config)
     copy_side_files(source.side_files(), staging)
     return staging
 
@@ -47,11 +51,6 @@ def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
     tensors = {key: source.read(key).contiguous().clone() for key in keys}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     return pieces_of(path)
-
-
-def _unpacked(source: Source, schemes: dict[str, Scheme]) -> list[str]:
-    """Module paths of the linears that a reader must leave alone."""
-    return [path for path in source.linear_modules if path not in schemes]
 
 
 def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Bytes, float | None]:

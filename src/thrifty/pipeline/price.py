@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from thrifty.base.anatomy import Block, Linear, Stage
-from thrifty.export.compressed import Scheme, packable, packed_bytes, scheme_of
+from thrifty.export.compressed import packed_bytes
 from thrifty.models import Source
 from thrifty.pipeline.block import CHUNK
+from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
 from thrifty.pipeline.probe import Rates
 from thrifty.pipeline.steps import Work
@@ -129,25 +130,19 @@ def _logits(load: Load, setting: Setting) -> int:
     return 5 * setting.batch * load.evaluation_tokens * load.vocabulary * 4
 
 
-def output_bytes(source: Source, work: Work) -> int:
+def output_bytes(source: Source, packing: Packing) -> int:
     """Bytes of the result's weight files: packed matrices, everything else as it is, and the headers."""
     total = sum(info.bytes for info in source.tensors.values())
     packed = 0
     for linear in source.anatomy.linears:
-        scheme = predicted_scheme(linear, work)
+        scheme = packing.schemes.get(linear.path)
         if scheme is not None:
             packed += 1
-            total += packed_bytes(linear.out_features, linear.in_features, scheme) - source.tensors[linear.source].bytes
+            total += (
+                packed_bytes(linear.out_features, linear.in_features, scheme, packing.scale_types(linear)[0])
+                - source.tensors[linear.source].bytes
+            )
     return total + HEADER * (len(source.tensors) + 2 * packed)
-
-
-def predicted_scheme(linear: Linear, work: Work) -> Scheme | None:
-    """How a linear will be packed; None where it is stored dense."""
-    treatments = work.treatments.get(linear.path, ())
-    if not treatments or any(treatment.allocator is not None and treatment.allocator.within_matrix for treatment in treatments):
-        return None
-    encoded = treatments[-1].target.outline(linear.out_features, linear.in_features)
-    return None if packable(linear, encoded) else scheme_of(encoded)
 
 
 # -- time ----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from thrifty.measure.hardware import PeakMemory, hardware, versions
 from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
+from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.score import score
 from thrifty.pipeline.steps import Work
@@ -47,6 +48,7 @@ class Job:
     source: Source
     recipe: str
     work: Work
+    packing: Packing
     setting: Setting
     calibration: Rows | None
     evaluation: Rows | None
@@ -86,12 +88,14 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if done is not None:
             return done
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
-        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, write_block)
+        for warning in job.packing.warnings:
+            events.warn(warning)
+        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
         records, streams, watch = walk.run(key)
         with watch.during("score"):
             measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed) if job.evaluation is not None else {}
         with watch.during("assemble"):
-            staging = assemble(job.source, records, folder)
+            staging = assemble(job.source, records, job.packing.dequantize, folder)
         if full and job.evaluation is not None:
             with watch.during("verify"):
                 verify_runtime(staging, job.source, job.evaluation, streams)

@@ -40,7 +40,8 @@ def _packed(view: BlockView) -> tuple[dict[str, Tensor], dict[str, Scheme]]:
     tensors: dict[str, Tensor] = {}
     schemes: dict[str, Scheme] = {}
     for path, encoded in sorted(view.packed.items()):
-        tensors |= pack(stem_of(view.linears[path].source), encoded)
+        linear = view.linears[path]
+        tensors |= pack(stem_of(linear.source), encoded, view.packing.scale_types(linear))
         schemes[path] = scheme_of(encoded)
     return tensors, schemes
 
@@ -62,7 +63,8 @@ def _read_back(path: Path, view: BlockView, packed: dict[str, Scheme], dense: di
         for linear, scheme in packed.items():
             stem = stem_of(view.linears[linear].source)
             parts = {key: file.get_tensor(key) for key in keys if key.startswith(f"{stem}.weight_")}
-            if not torch.equal(library_decode(parts, stem, scheme), view.weights[linear].to(torch.float32)):
+            found = view.packing.read(view.linears[linear], library_decode(parts, stem, scheme))
+            if not torch.equal(found, view.weights[linear].to(torch.float32)):
                 raise RunError(f"{linear} reads back otherwise than it was written to {path}; this is a defect, please report it")
         for key, values in dense.items():
             if not torch.equal(file.get_tensor(key).view(torch.uint8), values.contiguous().view(torch.uint8)):

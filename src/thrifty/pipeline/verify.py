@@ -39,4 +39,5 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
 def _load(folder: Path, source: Source) -> nn.Module:
     names = source.config.architectures or []
     found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), transformers.AutoModel)
-    return found.from_pretrained(folder, dtype=torch.float32).eval()
+    # Packed experts are decoded in the type of their scales whatever is asked for.
+    return found.from_pretrained(folder, dtype=torch.float32).to(torch.float32).eval()

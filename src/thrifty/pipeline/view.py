@@ -14,26 +14,25 @@ from torch import Tensor
 from thrifty.base.anatomy import Block, Linear, Norm, Space
 from thrifty.base.records import Encoded, Rewrite
 from thrifty.core import fold
-from thrifty.export.compressed import packable
 from thrifty.models import Source
+from thrifty.pipeline.packing import Packing
 
 
 @dataclass
 class BlockView:
     """The block's matrices and norms, lazily read from disk and changed in memory.
 
-    weights: matrices read or changed so far, by path. vectors: norms and biases changed so far, by disk key, float32. touched: paths of
-    matrices that differ from the original. packed: those that are stored as codes. stored_dense: those that were quantized but have no
-    packed form, with the reason.
+    packing: which matrices the result stores as codes. weights: matrices read or changed so far, by path. vectors: norms and biases
+    changed so far, by disk key, float32. touched: paths of matrices that differ from the original. packed: codes found so far.
     """
 
     source: Source
     block: Block
+    packing: Packing
     weights: dict[str, Tensor] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     packed: dict[str, Encoded] = field(default_factory=dict)
-    stored_dense: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.linears: dict[str, Linear] = {linear.path: linear for linear in (*self.block.linears, *self.block.routers)}
@@ -49,14 +48,10 @@ class BlockView:
     def write(self, path: str, values: Tensor, encoded: Encoded) -> Tensor:
         """Put a result in place; returns what a reader of the stored form gets: dense storage rounds to the model's type."""
         self.touched.add(path)
-        reason = packable(self.linears[path], encoded)
-        if reason is None:
+        if path in self.packing.schemes:
             self.packed[path] = encoded
-            self.weights[path] = values
+            self.weights[path] = self.packing.read(self.linears[path], values)
         else:
-            if encoded.layout == "int":
-                self.stored_dense[path] = reason
-            self.packed.pop(path, None)
             self.weights[path] = self._rounded(self.linears[path].source, values)
         return self.weights[path]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
@@ -21,6 +20,7 @@ from thrifty.data import Rows
 from thrifty.models import Call, Shell, Source, run_block
 from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
+from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.streams import Streams, batches, enter
@@ -47,7 +47,8 @@ class Stopwatch:
 
 @dataclass
 class Walk:
-    """Everything the walk needs; `run` takes it through all blocks and returns their records and the final rows."""
+    """Everything the walk needs (packing: which linears are stored as codes); `run` takes it through all blocks and returns their records
+    and the final rows."""
 
     source: Source
     work: Work
@@ -56,6 +57,7 @@ class Walk:
     evaluation: Rows | None
     folder: RunFolder
     digest: dict[str, str]
+    packing: Packing
     write_block: WriteBlock
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
@@ -113,7 +115,8 @@ class Walk:
         return self.source.shell(torch.float32)
 
     def _calls(self, streams: Streams, shell: Shell | None = None) -> dict[str, dict[str, Call]]:
-        """What the blocks' forward gets besides hidden states, by kind of rows and block path: masks and positions are as long as the rows."""
+        """What the blocks' forward gets besides hidden states, by kind of rows and block path: masks and positions are as long as the
+        rows."""
         shell = shell or self._shell()
         found = {}
         for kind, stream, rows in (("calibration", "calibration", self.calibration), ("evaluation", "before", self.evaluation)):
@@ -158,7 +161,14 @@ class Walk:
             device = torch.device(setting.device)
             call = None if call is None else call.to(device, setting.dtype)
             run = BlockRun(
-                BlockView(self.source, block), call, self.work, setting.dtype, setting.batch, setting.order, device, setting.seed
+                BlockView(self.source, block, self.packing),
+                call,
+                self.work,
+                setting.dtype,
+                setting.batch,
+                setting.order,
+                device,
+                setting.seed,
             )
             try:
                 if rows is None:

@@ -111,4 +111,4 @@ def _conditions(certificate: Certificate) -> list[tuple[str, str]]:
     for key, value in certificate.hardware.items():
         words = key.removesuffix("_bytes").replace("_", " ")
         rows.append((words, size(value) if key.endswith("_bytes") else plain(value)))
-    return rows + [("versions", ", ".join(f"{name} {version}" for name, version in certificate.versions.items()) or MISSING)]
+    return [*rows, ("versions", ", ".join(f"{name} {version}" for name, version in certificate.versions.items()) or MISSING)]

@@ -27,5 +27,9 @@ class RTN(Preset):
     symmetric: bool = True
     range: Range = "minmax"
 
+    @classmethod
+    def examples(cls) -> tuple[RTN, ...]:
+        return cls(), cls(symmetric=False), cls(bits=8, group_size=0)
+
     def expand(self) -> Treatment:
         return Treatment(Round(), Int(self.bits, self.group_size, self.symmetric, self.range))

@@ -53,7 +53,8 @@ class AWP(Solver):
         best, least = now, _row_loss(weight, now, slope)
         first, size = float(least.sum()), float(torch.linalg.vector_norm(weight))
         taken = 0
-        for taken in range(1, self.iterations + 1):
+        while taken < self.iterations:
+            taken += 1
             previous, now = now, points.project(now + slope * step)
             slope = (weight - now) @ gram
             loss = _row_loss(weight, now, slope)

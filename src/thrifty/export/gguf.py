@@ -1,0 +1,190 @@
+"""A result as one GGUF file for llama.cpp, made from the codes: what was solved is what runs, nothing is quantized a second time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from thrifty.base import events
+from thrifty.base.errors import InputError, RunError
+from thrifty.base.records import Encoded
+from thrifty.base.store import write_atomic
+from thrifty.export.compressed import PARTS, check_format, packed_stems, read_packed
+from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors
+from thrifty.export.gguf_tensors import rotary_order, store, take_rows
+from thrifty.export.gguf_vocabulary import read_vocabulary
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+FILE_TYPES = {
+    GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+    GGMLQuantizationType.Q4_1: LlamaFileType.MOSTLY_Q4_1,
+    GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
+    GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
+    GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file. load: reads it from the result, in the form that llama.cpp expects."""
+
+    name: str
+    load: Callable[[], Encoded | Tensor]
+
+
+def write(folder: Path, out: Path) -> dict[str, Any]:
+    """Write the file `out`, one tensor in memory at a time, and read it back; returns {bytes, tensors, types}.
+
+    Symmetric codes of up to 4 bits become Q4_0, asymmetric ones Q4_1, wider codes Q8_0, all of them exactly; a matrix for which these have
+    no exact form becomes F16 or F32. Raises InputError for a model or a tokenizer that llama.cpp would not compute alike, RunError when a
+    tensor reads back otherwise than it is decoded from the codes. The file appears whole or not at all.
+    """
+    raw = json.loads((folder / "config.json").read_text())
+    name, architecture = architecture_of(raw, str(folder))
+    if "quantization_config" in raw:
+        check_format(raw["quantization_config"], folder)
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    check_config(name, architecture, config, str(folder))
+    shards = _Shards(folder)
+    entries = _entries(shards, architecture, config, f"{folder}: {name}")
+    vocabulary = read_vocabulary(folder, config, shards.read(EMBEDDING).shape[0])
+    types: Counter[str] = Counter()
+
+    def write_file(path: Path) -> None:
+        writer = GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture.graph])
+        writer.add_name(out.stem)
+        add_metadata(writer, architecture, config)
+        writer.add_vocab_size(len(vocabulary.tokens))
+        vocabulary.add_to(writer)
+        types.update(_announce(writer, entries))
+        _write_tensors(writer, entries)
+        _read_back(path, entries)
+
+    write_atomic(out, write_file)
+    return {"bytes": out.stat().st_size, "tensors": len(entries), "types": dict(sorted(types.items()))}
+
+
+class _Shards:
+    """The stored tensors of a folder by name, read one by one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._places |= dict.fromkeys(file.keys(), path)
+        if EMBEDDING not in self._places:
+            raise InputError(f"{folder} has no tensor {EMBEDDING} in safetensors files; it cannot be written to GGUF")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of all tensors, sorted."""
+        return tuple(sorted(self._places))
+
+    def read(self, key: str) -> Tensor:
+        """One tensor; KeyError when there is none of this name."""
+        with safe_open(self._places[key], "pt") as file:
+            return file.get_tensor(key)
+
+
+def _entries(shards: _Shards, architecture: Architecture, config: Mapping[str, Any], place: str) -> list[Entry]:
+    """The tensors of the file, under llama.cpp's names."""
+    names = gguf.get_tensor_name_map(architecture.graph, config["num_hidden_layers"])
+    stems = packed_stems(shards.keys)
+    parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
+    packed = {f"{stem}.weight": stem for stem in stems}
+    tied = config.get("tie_word_embeddings", False)
+    entries = []
+    for key in sorted((set(shards.keys) - parts) | set(packed)):
+        if key.endswith("rotary_emb.inv_freq") or (key == HEAD and tied):
+            continue
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise InputError(f"{place} has no tensor {key} in llama.cpp; it cannot be written to GGUF")
+        load = partial(read_packed, shards.read, packed[key]) if key in packed else partial(shards.read, key)
+        entries.append(Entry(name, _prepared(load, key, architecture, config)))
+    factors = frequency_factors(config)
+    if factors is not None:
+        entries.append(Entry(f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight", lambda: factors))
+    return entries
+
+
+def _prepared(
+    load: Callable[[], Encoded | Tensor], key: str, architecture: Architecture, config: Mapping[str, Any]
+) -> Callable[[], Encoded | Tensor]:
+    """How a tensor is read, with what llama.cpp's graph expects done to it."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
+    module = key.split(".")[-2]
+    if architecture.rotary_pairs and module in heads:
+        return lambda: _interleaved(load(), heads[module])
+    if architecture.shifted_norms and key.endswith("norm.weight"):
+        return lambda: load().to(torch.float32) + 1
+    return load
+
+
+def _interleaved(source: Encoded | Tensor, heads: int) -> Encoded | Tensor:
+    return take_rows(source, rotary_order(source.shape[0], heads))
+
+
+def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
+    """Write down the type and shape of every tensor; returns how many there are of each type."""
+    weights: Counter[GGMLQuantizationType] = Counter()
+    types: Counter[str] = Counter()
+    unfit = []
+    with events.task("laying out", len(entries)) as advance:
+        for entry in entries:
+            source = entry.load()
+            stored = store(source)
+            writer.add_tensor_info(entry.name, stored.content.shape, stored.content.dtype, stored.content.nbytes, raw_dtype=stored.type)
+            types[stored.type.name] += 1
+            if entry.name != "token_embd.weight" and stored.values.ndim > 1:
+                weights[stored.type] += stored.values.size
+            if isinstance(source, Encoded) and stored.type in (GGMLQuantizationType.F16, GGMLQuantizationType.F32):
+                unfit.append(entry.name)
+            advance(1, entry.name)
+    if unfit:
+        events.warn(
+            f"{len(unfit)} matrices have codes that no block type of GGUF holds exactly and are stored dense, the first is {unfit[0]}"
+        )
+    writer.add_file_type(FILE_TYPES[weights.most_common(1)[0][0]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return types
+
+
+def _write_tensors(writer: GGUFWriter, entries: Sequence[Entry]) -> None:
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        with events.task("writing", len(entries)) as advance:
+            for entry in entries:
+                writer.write_tensor_data(store(entry.load()).content)
+                advance(1, entry.name)
+    finally:
+        writer.close()
+
+
+def _read_back(path: Path, entries: Sequence[Entry]) -> None:
+    """Raise RunError unless every tensor, decoded by the format's own library, equals what the codes stand for."""
+    found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    with events.task("reading back", len(entries)) as advance:
+        for entry in entries:
+            stored, tensor = store(entry.load()), found.get(entry.name)
+            if tensor is None or not np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), stored.values):
+                raise RunError(f"{entry.name} reads back from the GGUF file otherwise than the codes say; is the disk sound?")
+            advance(1, entry.name)

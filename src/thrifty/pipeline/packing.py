@@ -1,0 +1,109 @@
+"""Which matrices of a result are stored as codes: decided for the whole model before anything is computed.
+
+The format could hold more than its readers read. What is said here of transformers was found by loading such files in version 5.23:
+
+- experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
+file
+  is packed, plain experts are no longer read at all;
+- zero points, and state-space mixers, need `"dequantize": true`, and then every other matrix must be quantized alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty.base.anatomy import Anatomy, Linear
+from thrifty.base.errors import InputError
+from thrifty.base.records import Encoded
+from thrifty.export.compressed import Scheme, scheme_of
+from thrifty.pipeline.steps import Work
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the result will be stored.
+
+    schemes: of each linear that is stored as codes, by path. dtype: the model's own type. dequantize: whether transformers must decode
+    while loading. warnings: what is quantized but stored dense, and why.
+    """
+
+    schemes: dict[str, Scheme]
+    dtype: torch.dtype
+    dequantize: bool
+    warnings: tuple[str, ...]
+
+    def scale_types(self, linear: Linear) -> tuple[torch.dtype, ...]:
+        """What the scales of a linear may be stored in, the first that holds them.
+
+        Where transformers decodes while loading, it does so in the type of the scales. Experts keep that type, so it must be the model's;
+        elsewhere it need only hold every value, which has the 7 or 8 bits of its scale and those of its code: float16 holds 11 bits.
+        """
+        if linear.expert is not None:
+            return (self.dtype,)
+        if not self.dequantize:
+            return (torch.bfloat16, torch.float16)
+        return (torch.float16,) if self.schemes[linear.path].bits == 4 else (torch.float32,)
+
+    def read(self, linear: Linear, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """What readers get for codes that stand for `values`: those of experts are rounded to the model's type."""
+        return values.to(self.dtype).to(torch.float32) if linear.expert is not None else values
+
+
+def packing(anatomy: Anatomy, work: Work, dtype: torch.dtype) -> Packing:
+    """Decide it for a whole model whose weights have type `dtype`.
+
+    Raises InputError when no reader would read the file: several schemes together with zero points.
+    """
+    experts = {linear.path for linear in anatomy.linears if linear.expert is not None}
+    outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := _outline(linear, work)) is not None}
+    reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline)) is not None}
+    schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
+    if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
+        reasons |= dict.fromkeys(schemes, "transformers reads packed files of this architecture only where all experts are packed alike")
+        schemes = {}
+    dequantize = not all(scheme.symmetric for scheme in schemes.values()) or any(block.state_space for block in anatomy.blocks)
+    if dequantize and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
+        raise InputError(
+            "transformers reads only one bit width and group size in a file that it must decode while loading (one with zero points, or "
+            "with state-space blocks); use symmetric: true, or the same bits and group_size everywhere"
+        )
+    return Packing(schemes, dtype, dequantize and bool(schemes), tuple(_warnings(reasons)))
+
+
+def _outline(linear: Linear, work: Work) -> Encoded | None:
+    """What the codes of a linear will look like; None where nothing quantizes it."""
+    treatments = work.treatments.get(linear.path, ())
+    outlines = [treatment.target.outline(linear.out_features, linear.in_features) for treatment in treatments]
+    if not outlines or outlines[-1].layout == "dense":
+        return None
+    if treatments[-1].allocator is not None and treatments[-1].allocator.within_matrix:
+        return Encoded("int_columns", {}, outlines[-1].shape, outlines[-1].bits, simulated=True)
+    return outlines[-1]
+
+
+def _reason(linear: Linear, outline: Encoded) -> str | None:
+    """Why a quantized linear cannot be stored as codes; None when it can."""
+    if outline.layout != "int":
+        return "no public format holds inputs with codes of different widths"
+    if linear.storage == "conv1d":
+        return "the format has no form for Conv1D"
+    if linear.part is not None:
+        return "its experts lie in one tensor on disk, for which the format has no form"
+    if linear.expert is not None and "zero_point" in outline.tensors:
+        return "transformers reads no packed experts with zero points"
+    return None
+
+
+def _warnings(reasons: dict[str, str]) -> list[str]:
+    counts = Counter(reasons.values())
+    said = []
+    for reason, count in counts.items():
+        first = next(path for path, other in reasons.items() if other == reason)
+        which = first if count == 1 else f"{first} and {count - 1} more"
+        said.append(f"{which}: quantized, but stored dense at full size, because {reason}")
+    return said

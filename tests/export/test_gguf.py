@@ -1,0 +1,486 @@
+"""GGUF files: blocks against the format's own decoder, whole files against the model they were made from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFReader, TokenType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from tests.tiny import VOCABULARY, tiny
+from thrifty.base import events
+from thrifty.base.errors import InputError, RunError
+from thrifty.base.records import Encoded
+from thrifty.core.grids import fit_step, grouped, significant_bits, snap_scale
+from thrifty.export.compressed import pack, quantization_config, scheme_of
+from thrifty.export.gguf import write
+from thrifty.export.gguf_architectures import frequency_factors
+from thrifty.export.gguf_tensors import rotary_order, store, take_rows
+from thrifty.export.gguf_vocabulary import read_vocabulary
+
+# -- codes and models to export ----------------------------------------------------------------------------------------
+
+
+def encoded(seed: int, out: int, width: int, group_size: int, bits: int, symmetric: bool) -> Encoded:
+    """Random codes with random scales of every size that a grid can have."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    groups = width // group_size if group_size else 1
+    scale = torch.exp2(torch.rand(out, groups, generator=generator) * 20 - 17)
+    tensors = {
+        "codes": torch.randint(low, high, (out, width), generator=generator, dtype=torch.int8),
+        "scale": snap_scale(scale, significant_bits(2**bits, symmetric)),
+    }
+    if not symmetric:
+        tensors["zero_point"] = torch.randint(low, high, (out, groups), generator=generator, dtype=torch.int8)
+    return Encoded("int", tensors, (out, width), bits, group_size)
+
+
+def round_to_codes(weight: Tensor, group_size: int, bits: int, symmetric: bool) -> Encoded:
+    """A matrix rounded to the nearest codes."""
+    groups = grouped(weight.float(), group_size)
+    step = fit_step(groups, 2**bits, symmetric)
+    codes = torch.round(groups / step.scale[..., None])
+    tensors = {"scale": step.scale}
+    if step.zero_point is not None:
+        codes = codes + step.zero_point[..., None]
+        tensors["zero_point"] = step.zero_point.to(torch.int8)
+    tensors["codes"] = codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).reshape(weight.shape).to(torch.int8)
+    return Encoded("int", tensors, tuple(weight.shape), bits, group_size)
+
+
+def byte_level(**changes: Any) -> dict[str, Any]:
+    """tokenizer.json of byte-level BPE with a few merges and a token that begins every text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 5]
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *letters, "ab", "abc"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("ab", "c")]))
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return {**json.loads(tokenizer.to_str()), **changes}
+
+
+def sentencepiece() -> dict[str, Any]:
+    """tokenizer.json in the form of Llama 2: BPE with byte tokens, spaces as a visible mark."""
+    texts = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        "a",
+        "b",
+        "\u2581a",
+        "ab",
+        "\u2581ab",
+        "\u2581\u2581",
+    ]
+    merges = [("\u2581", "a"), ("a", "b"), ("\u2581a", "b"), ("\u2581", "ab")]
+    model = models.BPE({text: index for index, text in enumerate(texts)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.add_tokens(["\u2581\u2581"])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return json.loads(tokenizer.to_str())
+
+
+def put_tokenizer(folder: Path, tokenizer: dict[str, Any], **settings: Any) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}, **settings}))
+    return folder
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def result(name: str, folder: Path, bits: int = 4, symmetric: bool = True, group_size: int = 32) -> dict[str, Encoded]:
+    """A tiny model with the linears of its blocks as codes; returns the codes by module path."""
+    tiny(name, folder)
+    tensors = load_file(folder / "model.safetensors")
+    codes = {}
+    for key in [key for key in tensors if key.endswith("_proj.weight")]:
+        stem = key.removesuffix(".weight")
+        codes[stem] = round_to_codes(tensors.pop(key), group_size, bits, symmetric)
+        tensors |= pack(stem, codes[stem])
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    schemes = {stem: scheme_of(code) for stem, code in codes.items()}
+    change_config(folder, quantization_config=quantization_config(schemes, ["lm_head"]))
+    put_tokenizer(folder, byte_level())
+    return codes
+
+
+def values_of(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    out=st.integers(1, 5),
+    blocks=st.integers(1, 4),
+    group_blocks=st.sampled_from([0, 1, 2]),
+    form=st.sampled_from([(4, True, Type.Q4_0), (3, True, Type.Q4_0), (4, False, Type.Q4_1), (2, False, Type.Q4_1), (8, True, Type.Q8_0)]),
+)
+def test_blocks_decode_to_the_values_of_the_codes(
+    seed: int, out: int, blocks: int, group_blocks: int, form: tuple[int, bool, Type]
+) -> None:
+    bits, symmetric, expected = form
+    code = encoded(seed, out, blocks * 2 * 32, group_blocks * 32, bits, symmetric)
+    stored = store(code)
+    assert stored.type is expected
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
+def test_a_block_of_q4_0_has_the_bytes_of_the_format() -> None:
+    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(2)[None]
+    codes[0, 16] = 7
+    stored = store(Encoded("int", {"codes": codes, "scale": torch.tensor([[0.5]])}, (1, 32), 4, 32))
+    nibbles = [low | (high << 4) for low, high in zip(range(16), [15, *range(1, 16)], strict=True)]
+    assert stored.content.tolist() == [[*np.float16(0.5).tobytes(), *nibbles]]
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_wide_codes_with_zero_points_become_multiples_of_the_scale(bits: int) -> None:
+    code = encoded(0, 3, 64, 32, bits, symmetric=False)
+    stored = store(code)
+    assert stored.type is Type.Q8_0
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
+def test_codes_without_an_exact_block_are_stored_dense() -> None:
+    eight = encoded(0, 3, 64, 32, 8, symmetric=False)
+    narrow = encoded(0, 3, 48, 16, 4, symmetric=True)
+    fine = encoded(0, 3, 64, 32, 4, symmetric=True)
+    fine.tensors["scale"][0, 0] = 1 + 2.0**-12
+    for code, expected in [(eight, Type.F32), (fine, Type.F32)]:
+        assert store(code).type is expected
+        assert np.array_equal(gguf.quants.dequantize(store(code).content, expected), code.decode().numpy())
+    narrow.tensors["scale"].fill_(0.25)
+    assert store(narrow).type is Type.F16
+    assert np.array_equal(gguf.quants.dequantize(store(narrow).content, Type.F16), narrow.decode().numpy())
+
+
+def test_dense_tensors_keep_their_type_and_vectors_become_float32() -> None:
+    for dtype, expected in [(torch.bfloat16, Type.BF16), (torch.float16, Type.F16), (torch.float32, Type.F32)]:
+        values = torch.randn(3, 5).to(dtype)
+        stored = store(values)
+        assert stored.type is expected
+        assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), values.float().numpy())
+        assert store(values[0]).type is Type.F32
+
+
+# -- the order of query and key rows -----------------------------------------------------------------------------------
+
+
+def test_interleaved_rows_give_the_same_attention_scores_under_the_other_rotation() -> None:
+    heads, size, positions = 3, 8, torch.tensor([2.0, 5.0])
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(0, size, 2) / size)
+    vectors = torch.randn(2, heads * size)
+
+    def rotated(first: Tensor, second: Tensor) -> Tensor:
+        cosine, sine = angles.cos()[:, None], angles.sin()[:, None]
+        return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+
+    halves = rotated(*vectors.reshape(2, heads, 2, size // 2).unbind(2))
+    pairs = rotated(*vectors[:, rotary_order(heads * size, heads)].reshape(2, heads, size // 2, 2).unbind(3))
+    scores = [(turned[0] * turned[1]).sum(-1) for turned in (halves, pairs)]
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_codes_scales_and_zero_points_move_with_their_row() -> None:
+    code = encoded(0, 16, 64, 32, 4, symmetric=False)
+    order = rotary_order(16, 2)
+    assert order.tolist() != list(range(16))
+    assert torch.equal(take_rows(code, order).decode(), code.decode()[order])
+
+
+# -- whole files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "group_size", "expected"), [(4, True, 32, "Q4_0"), (4, False, 0, "Q4_1"), (8, True, 32, "Q8_0")]
+)
+def test_a_file_holds_the_model(tmp_path: Path, bits: int, symmetric: bool, group_size: int, expected: str) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    codes = result("llama", folder, bits, symmetric, group_size)
+    answer = write(folder, out)
+    assert answer == {"bytes": out.stat().st_size, "tensors": 21, "types": {"F32": 7, expected: 14}}
+    values, dense = values_of(out), load_file(folder / "model.safetensors")
+    assert np.array_equal(values["token_embd.weight"], dense["model.embed_tokens.weight"].numpy())
+    assert np.array_equal(values["output.weight"], dense["lm_head.weight"].numpy())
+    assert np.array_equal(values["blk.1.ffn_norm.weight"], dense["model.layers.1.post_attention_layernorm.weight"].numpy())
+    assert np.array_equal(values["blk.1.ffn_down.weight"], codes["model.layers.1.mlp.down_proj"].decode().numpy())
+    for name, heads in (("q", 4), ("k", 2)):
+        matrix = codes[f"model.layers.0.self_attn.{name}_proj"].decode().numpy()
+        interleaved = matrix.reshape(heads, 2, 8, 64).swapaxes(1, 2).reshape(matrix.shape)
+        assert not np.array_equal(interleaved, matrix)
+        assert np.array_equal(values[f"blk.0.attn_{name}.weight"], interleaved)
+
+
+def test_metadata_tells_the_sizes_and_the_tokenizer(tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    result("llama", folder)
+    put_tokenizer(folder, byte_level(), chat_template="{{ messages }}")
+    write(folder, out)
+    expected = {
+        "general.architecture": "llama",
+        "general.file_type": 2,
+        "llama.context_length": 256,
+        "llama.embedding_length": 64,
+        "llama.block_count": 2,
+        "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": 16,
+        "llama.rope.dimension_count": 16,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "llama.vocab_size": VOCABULARY,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.merges": ["a b", "ab c"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    found = metadata_of(out)
+    assert {name: found.get(name) for name in expected} == expected
+    assert found["tokenizer.ggml.tokens"][1] == "<s>" and found["tokenizer.ggml.tokens"][-1] == "abc"
+    assert found["tokenizer.ggml.token_type"][:4] == [TokenType.CONTROL] * 3 + [TokenType.NORMAL]
+
+
+def test_a_tied_model_has_no_output_matrix_and_keeps_its_biases(tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    codes = result("qwen2", folder)
+    write(folder, out)
+    values = values_of(out)
+    assert "output.weight" not in values
+    assert np.array_equal(values["blk.0.attn_q.weight"], codes["model.layers.0.self_attn.q_proj"].decode().numpy())
+    dense = load_file(folder / "model.safetensors")
+    assert np.array_equal(values["blk.0.attn_k.bias"], dense["model.layers.0.self_attn.k_proj.bias"].numpy())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2", "gemma3"])
+def test_other_architectures_have_every_tensor(tmp_path: Path, name: str) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    codes = result(name, folder)
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message) if event.kind == "note" else None):
+        answer = write(folder, out)
+    assert answer["types"]["Q4_0"] == len(codes) == 14
+    values, found, dense = values_of(out), metadata_of(out), load_file(folder / "model.safetensors")
+    shift = 1 if name.startswith("gemma") else 0
+    assert np.array_equal(values["output_norm.weight"], dense["model.norm.weight"].numpy() + np.float32(shift))
+    architecture = found["general.architecture"]
+    assert architecture == ("llama" if name == "mistral" else name)
+    assert found[f"{architecture}.context_length"] == (8 if name == "mistral" else 256)
+    assert any("sliding window" in note for note in notes) == (name == "mistral")
+    if shift:
+        assert found[f"{name}.attention.sliding_window"] == 8
+    if name == "gemma2":
+        assert (found["gemma2.attn_logit_softcapping"], found["gemma2.final_logit_softcapping"]) == (50.0, 30.0)
+
+
+# -- rotary scaling ----------------------------------------------------------------------------------------------------
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def test_factors_of_llama3_scaling_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        rope_parameters=LLAMA3 | {"original_max_position_embeddings": 64},
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
+    factors = frequency_factors(config.to_dict())
+    assert factors is not None and factors[0] == 1 and factors[-1] == 8 and ((factors > 1) & (factors < 8)).any()
+    torch.testing.assert_close(plain / factors, scaled)
+
+
+def test_rotary_scaling_is_written_or_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    result("llama", folder)
+    change_config(folder, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0})
+    write(folder, tmp_path / "linear.gguf")
+    found = metadata_of(tmp_path / "linear.gguf")
+    assert (found["llama.rope.scaling.type"], found["llama.rope.scaling.factor"]) == ("linear", 2.0)
+    change_config(folder, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 64})
+    write(folder, tmp_path / "llama3.gguf")
+    assert values_of(tmp_path / "llama3.gguf")["rope_freqs.weight"].shape == (8,)
+    change_config(folder, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.raises(InputError, match="rotary scaling of type dynamic"):
+        write(folder, tmp_path / "dynamic.gguf")
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+LLAMA3_WORDS = WORDS + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_WORDS = WORDS + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def cut_by(*steps: Any) -> dict[str, Any]:
+    """tokenizer.json of byte-level BPE that cuts text by these steps."""
+    tokenizer = Tokenizer.from_str(json.dumps(byte_level()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    return json.loads(tokenizer.to_str())
+
+
+def split(pattern: str) -> Any:
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+WITH_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ignore_merges", "expected"),
+    [
+        ((split(QWEN2_WORDS), BYTES), False, "qwen2"),
+        ((split(LLAMA3_WORDS), BYTES), True, "llama-bpe"),
+        ((split(LLAMA3_WORDS), BYTES), False, "dbrx"),
+        ((pre_tokenizers.Digits(individual_digits=True), WITH_WORDS), False, "smollm"),
+    ],
+)
+def test_llama_cpp_has_a_name_for_how_text_is_cut(tmp_path: Path, steps: tuple[Any, ...], ignore_merges: bool, expected: str) -> None:
+    tokenizer = cut_by(*steps)
+    tokenizer["model"]["ignore_merges"] = ignore_merges
+    put_tokenizer(tmp_path, tokenizer)
+    assert read_vocabulary(tmp_path, {}, VOCABULARY).pre == expected
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (cut_by(split(r"\w+"), BYTES), r"cut text by \\w\+"),
+        (cut_by(pre_tokenizers.Whitespace(), BYTES), "pre-tokenizer Whitespace"),
+        (cut_by(pre_tokenizers.ByteLevel(add_prefix_space=True)), "a space put before"),
+        (byte_level(pre_tokenizer=None), "neither byte-level"),
+        (byte_level(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),
+        (byte_level(model={"type": "Unigram", "vocab": [["a", 0.0]]}), "type Unigram"),
+    ],
+)
+def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path, tokenizer: dict[str, Any], message: str) -> None:
+    put_tokenizer(tmp_path, tokenizer)
+    with pytest.raises(InputError, match=message):
+        read_vocabulary(tmp_path, {}, VOCABULARY)
+
+
+def test_rows_of_the_embedding_without_a_token_are_unused_and_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
+    put_tokenizer(tmp_path, byte_level())
+    vocabulary = read_vocabulary(tmp_path, {}, VOCABULARY + 2)
+    assert vocabulary.types[-2:] == [TokenType.UNUSED] * 2
+    assert len(set(vocabulary.tokens)) == VOCABULARY + 2
+    with pytest.raises(InputError, match="no row in the embedding"):
+        read_vocabulary(tmp_path, {}, VOCABULARY - 1)
+
+
+def test_a_sentencepiece_vocabulary_has_scores_by_rank(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    put_tokenizer(tmp_path, tokenizer, add_bos_token=True)
+    size = max(tokenizer["model"]["vocab"].values()) + 1
+    found = read_vocabulary(tmp_path, {"pad_token_id": 2}, size)
+    assert (found.model, found.flags) == ("llama", {"add_space_prefix": True, "add_bos_token": True, "add_eos_token": False})
+    scores = dict(zip(found.tokens, found.scores, strict=True))
+    assert (scores["\u2581a"], scores["ab"], scores["\u2581ab"], scores["b"]) == (0, -1, -2, -4)
+    kinds = dict(zip(found.tokens, found.types, strict=True))
+    assert [kinds[token] for token in ("<unk>", "<s>", "<0x0A>", "ab")] == [
+        TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE, TokenType.NORMAL,
+    ]  # fmt: skip
+    assert kinds["  "] is TokenType.USER_DEFINED
+    assert found.special == {"bos": 1, "eos": 2, "unk": 0, "pad": 2}
+
+
+def test_merges_that_no_scores_can_order_are_warned_of(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    pairs = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = [pairs[0], pairs[2], pairs[1], pairs[3]]
+    put_tokenizer(tmp_path, tokenizer)
+    warnings: list[str] = []
+    with events.listening(lambda event: warnings.append(event.message) if event.kind == "warning" else None):
+        read_vocabulary(tmp_path, {}, 266)
+    assert len(warnings) == 1 and "merges" in warnings[0]
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("mixtral", "MixtralForCausalLM"), ("gpt2", "GPT2LMHeadModel"), ("vit", "ViTForImageClassification")]
+)
+def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str, architecture: str) -> None:
+    put_tokenizer(tiny(name, tmp_path / "model"), byte_level())
+    with pytest.raises(InputError, match=architecture):
+        write(tmp_path / "model", tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("qwen3", {"attention_bias": True}, "attention_bias = True"),
+        ("gemma2", {"final_logit_softcapping": None}, "no soft caps"),
+        ("gemma2", {"query_pre_attn_scalar": 100}, "queries are scaled by 100"),
+        ("gemma2", {"tie_word_embeddings": False}, "output matrix"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    ],
+)
+def test_settings_that_llama_cpp_lacks_are_refused(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    folder = put_tokenizer(tiny(name, tmp_path / "model"), byte_level())
+    change_config(folder, **changes)
+    with pytest.raises(InputError, match=message):
+        write(folder, tmp_path / "model.gguf")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        write(tiny("llama", tmp_path / "model"), tmp_path / "model.gguf")
+
+
+def test_a_file_that_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    result("llama", folder)
+    write_data = gguf.GGUFWriter.write_tensor_data
+
+    def damage(writer: gguf.GGUFWriter, content: np.ndarray) -> None:
+        damaged = content.copy()
+        damaged.reshape(-1)[-1] ^= 1
+        write_data(writer, damaged)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", damage)
+    with pytest.raises(RunError, match="reads back"):
+        write(folder, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
