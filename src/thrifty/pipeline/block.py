@@ -22,6 +22,7 @@ from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, linear_modules, run_block, set_weight
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.view import BlockView
 from thrifty.weights.base import Treatment, hold, solve
 
@@ -59,6 +60,7 @@ class BlockRun:
     order: Literal["stage", "block"]
     device: torch.device
     seed: int
+    watch: Stopwatch = field(default_factory=Stopwatch)
     reports: dict[str, LayerReport] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -76,7 +78,9 @@ class BlockRun:
         statistics: dict[str, Statistics] | None = None
         solved = {linear.path for linear in self.block.linears if self.work.solves(linear)}
         if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
-            statistics = self._rewrite(self._collect(rows))
+            statistics = self._collect(rows)
+            with self.watch.during("transform"):
+                statistics = self._rewrite(statistics)
             self.view.settle(set(self.view.linears) - solved)
             self._load()
         if not solved:
@@ -110,7 +114,8 @@ class BlockRun:
         gathered: dict[str, Statistics] = {}
 
         def keep(space: Space, inputs: Tensor) -> None:
-            taken = gather(inputs)
+            with self.watch.during("gram"):
+                taken = gather(inputs)
             gathered[space.name] = gathered[space.name].merge(taken) if space.name in gathered else taken
 
         with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep):
@@ -145,7 +150,8 @@ class BlockRun:
         seen: dict[str, Statistics] = {}
 
         def take(stage: Stage, inputs: Tensor) -> None:
-            seen[stage.reads.name] = gather(inputs)
+            with self.watch.during("gram"):
+                seen[stage.reads.name] = gather(inputs)
             self._solve(stage, seen)
             del seen[stage.reads.name]
 
@@ -172,6 +178,10 @@ class BlockRun:
         self._solve_group(wanted, gram, tokens)
 
     def _solve_group(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
+        with self.watch.during("solve"):
+            self._solve_alike(wanted, gram, tokens)
+
+    def _solve_alike(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
         for treatments, linears in _alike(wanted, self.work):
             paths = [linear.path for linear in linears]
             weight = torch.cat([self.view.read(path).to(self.device) for path in paths])

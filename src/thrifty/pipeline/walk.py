@@ -6,10 +6,8 @@ the compressed ones side by side, so that the comparison of both models falls ou
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,26 +21,11 @@ from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, batches, enter
 from thrifty.pipeline.view import BlockView
 
 WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by what they were spent on."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def during(self, name: str) -> Iterator[None]:
-        """Add the time of the `with` block to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass
@@ -139,8 +122,8 @@ class Walk:
 
     def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams, watch: Stopwatch) -> BlockRecord:
         local = Stopwatch()
-        with local.during("compress"):
-            run = self._compress(block, calls.get("calibration"), streams)
+        with local.during("forward"):
+            run = self._compress(block, calls.get("calibration"), streams, local)
         with local.during("evaluate"):
             if self.evaluation is not None:
                 self._evaluate(run.view, calls["evaluation"], streams)
@@ -150,10 +133,10 @@ class Walk:
             record = BlockRecord(key, self.folder.tensors_path(key), layers, tuple(run.warnings), local.seconds, packed)
             self.folder.finish(record)
         for name, seconds in local.seconds.items():
-            watch.seconds[name] = watch.seconds.get(name, 0.0) + seconds
+            watch.add(name, seconds)
         return record
 
-    def _compress(self, block: Block, call: Call | None, streams: Streams) -> BlockRun:
+    def _compress(self, block: Block, call: Call | None, streams: Streams, watch: Stopwatch) -> BlockRun:
         """Compress one block; when the device runs out of memory, go on in batches of half the size, and say so."""
         rows = streams.now.get("calibration")
         while True:
@@ -169,6 +152,7 @@ class Walk:
                 setting.order,
                 device,
                 setting.seed,
+                watch,
             )
             try:
                 if rows is None:
