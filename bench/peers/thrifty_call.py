@@ -15,12 +15,12 @@ from pathlib import Path
 
 START = time.perf_counter()
 
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import torch
+from safetensors.torch import load_file
 
-import thrifty  # noqa: E402
-from thrifty.api.request import Request, prepare  # noqa: E402
-from thrifty.pipeline.run import run  # noqa: E402
+import thrifty
+from thrifty.api.request import Request, prepare
+from thrifty.pipeline.run import run
 
 
 def recipe(arguments: argparse.Namespace) -> dict:

@@ -19,9 +19,8 @@ def scale_columns(weight: Float[Tensor, "out in"], scale: Float[Tensor, "in"]) -
 
 def divide_norm(weight: Float[Tensor, "width"], scale: Float[Tensor, "width"], plus_one: bool = False) -> Float[Tensor, "width"]:
     """The gain of a normalization that puts out x / scale. plus_one: the stored gain stands for 1 + weight (Gemma)."""
-    if plus_one:
-        return (weight + 1) / scale - 1
-    return weight / scale
+    scale = scale.to(weight.dtype)
+    return (weight + 1) / scale - 1 if plus_one else weight / scale
 
 
 def divide_rows(

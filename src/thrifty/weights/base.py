@@ -182,6 +182,10 @@ class Held(Target):
         return None
 
     @property
+    def joint_rows(self) -> bool:  # type: ignore[override]
+        return self.target.joint_rows
+
+    @property
     def run(self) -> int:
         return self.target.run
 

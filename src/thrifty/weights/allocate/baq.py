@@ -22,7 +22,7 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Encoded, Problem
-from thrifty.weights.base import Allocator, Points, Solver, Target
+from thrifty.weights.base import Allocator, Held, Points, Solver, Target, hold
 from thrifty.weights.target.int import Int as IntGrid
 
 MOST_LEVELS = 32_767
@@ -42,24 +42,29 @@ class BAQ(Allocator):
     theta: Annotated[float, Field(gt=0, le=4)] = 1.95
 
     def accepts(self, target: Target) -> None:
-        if not isinstance(target, IntGrid) or target.group_size or target.symmetric:
+        grid = target.target if isinstance(target, Held) else target
+        if not isinstance(grid, IntGrid) or grid.group_size or grid.symmetric:
             raise InputError(
                 "baq shares out the bits of an asymmetric grid over whole rows: into: {int: {group_size: 0, symmetric: false}}"
             )
 
     def allocate(self, problem: Problem, solver: Solver, target: Target) -> Target:
-        if not isinstance(target, IntGrid):
-            raise InputError(f"baq cannot share out the budget of {target.name}")
+        grid = target.target if isinstance(target, Held) else target
+        if not isinstance(grid, IntGrid):
+            raise InputError(f"baq cannot share out the budget of {grid.name}")
         losses = solver.solve(problem, target).column_loss
         if losses is None:
             raise InputError(f"baq needs a solver that walks through the inputs one by one, as obs does; {solver.name} does not")
-        bits = allocate_bits(losses, torch.log2(torch.tensor(float(target.level_count))).item(), self.theta)
-        return ColumnGrid(torch.round(torch.exp2(bits).clamp(1, MOST_LEVELS)).to(torch.int16))
+        bits = allocate_bits(losses, torch.log2(torch.tensor(float(grid.level_count))).item(), self.theta)
+        columns = ColumnGrid(torch.round(torch.exp2(bits).clamp(1, MOST_LEVELS)).to(torch.int16))
+        return hold(columns, target.mask) if isinstance(target, Held) else columns
 
 
 def allocate_bits(losses: Float[Tensor, "in"], mean_bits: float, theta: float) -> Float[Tensor, "in"]:
     """R + log2(L_j / GM(L)) / theta: the mean is R exactly, equal losses give R to all, theta = 2 gives 2 bits more to 16 times the
     loss."""
+    if not bool((losses > 0).any()):
+        return torch.full(losses.shape, mean_bits, dtype=torch.float64)
     logarithms = torch.log2(losses.to(torch.float64) + SMALLEST_LOSS * float(losses.mean()))
     return mean_bits + (logarithms - logarithms.mean()) / theta
 

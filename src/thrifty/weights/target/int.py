@@ -3,8 +3,8 @@
     symmetric:  scale = max |w| / ((L - 1) / 2),       codes -(L // 2) .. (L - 1) // 2,  L = 2^bits or `levels`
     asymmetric: scale = (max(w, 0) - min(w, 0)) / (L - 1),  zero_point = round(smallest - min(w, 0) / scale)
 
-Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 levels) before anything is solved, so that bfloat16, float16
-and GGUF's blocks hold them, and the values, exactly. `range: mse` takes the part of the range with the least squared error instead of all
+Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 levels) before anything is solved, so that bfloat16 holds them,
+and float16 the values of up to 16 levels, exactly. `range: mse` takes the part of the range with the least squared error instead of all
 of it.
 """
 

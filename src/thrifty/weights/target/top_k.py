@@ -38,7 +38,7 @@ class TopK(Target):
 
     def kept(self, width: int) -> int:
         """Non-zeros of a row of `width` inputs."""
-        return width - int(self.sparsity * width)
+        return width - int(self.sparsity * width + 1e-9)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> TopKPoints:
         return TopKPoints(self, values, importance)
