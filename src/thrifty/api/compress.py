@@ -199,7 +199,7 @@ def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     words = dict(certificate.request)
     if words.get("calibration") == "given tensors":
         raise InputError(f"{folder} was calibrated on tensors given by a program, which no file remembers; run that program again")
-    place = Path(out) if out is not None else folder.with_name(folder.name + ".repeat")
+    place = Path(out) if out is not None else folder.absolute().with_name(folder.absolute().name + ".repeat")
     again = compress(words.pop("model"), certificate.recipe, words.pop("calibration"), out=place, seed=certificate.seed, **words)
     if again["bytes"] != certificate.to_json()["bytes"] or again["run_key"] != certificate.run_key:
         changed = [name for name in ("versions", "hardware") if again[name] != certificate.to_json()[name]]

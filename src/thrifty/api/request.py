@@ -78,8 +78,14 @@ class Request:
 def prepare(request: Request) -> Job:
     """Open the model, resolve the recipe, load the rows. Raises InputError for whatever cannot be right."""
     device = _device(request.device)
+    if not 0 <= request.seed < 1 << 63:
+        raise InputError(f"the seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
     gate = None if request.max_perplexity_increase is None else Gate(request.max_perplexity_increase)
-    source = open_model(request.model or default_model(), allow_pickle=request.allow_pickle, trust_remote_code=request.trust_remote_code)
+    source = open_model(
+        default_model() if request.model is None else request.model,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+    )
     recipe = _recipe(request, source)
     work = Work.of(resolve(recipe, source.anatomy))
     calibration = _calibration(request, recipe.calibration, source) if work.needs_calibration else None
@@ -145,7 +151,9 @@ def _calibration(request: Request, wanted: Calibration, source: Source) -> Rows:
     if isinstance(request.calibration, Mapping):
         return Rows.of(request.calibration)
     words, images = _words(request.calibration) or wanted.text, wanted.images
-    if len(words) == 1 and Path(words[0]).is_dir():
+    if not all(word.strip() for word in words):
+        raise InputError("--calibration is empty; name a file, or leave it out to use the text inside the package")
+    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and Path(words[0]).is_dir():
         words, images = (), words[0]
     return load_rows(
         folder=source.folder,

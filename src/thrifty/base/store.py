@@ -9,7 +9,9 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,28 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise RunError(_say(error, path)) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses inside the `with` block becomes a RunError with one sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(_say(error.errno, error.strerror or str(error), path)) from error
+    except Exception as error:  # safetensors has an error of its own: "I/O error: No space left on device (os error 28)"
+        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        raise RunError(_say(int(found[1]), os.strerror(int(found[1])), path)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -68,9 +82,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _say(error: OSError, path: Path) -> str:
-    if error.errno == errno.ENOSPC:
+def _say(number: int | None, reason: str, path: Path) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full: {path} could not be written; free some space or choose another --out, then run the same command again."
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"No permission to write {path}; choose an --out folder that you may write to."
-    return f"{path} could not be written ({error.strerror or error}); finished work is kept, run the same command again."
+    return f"{path} could not be written ({reason}); finished work is kept, run the same command again."

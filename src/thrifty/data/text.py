@@ -5,7 +5,9 @@ Each name becomes a list of documents. Of a very long source only the first `LIM
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -32,6 +34,11 @@ def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
     tokenizer: renders messages with its chat template.
     Raises InputError, naming file and line, for whatever is missing, empty or not readable.
     """
+    try:
+        os.stat(name)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{name} is too long for the name of a file; check the path.") from None
     if name == EMBEDDED:
         documents: Iterable[str] = embedded_text(purpose).split(END_OF_FILE)
     elif Path(name).is_dir():

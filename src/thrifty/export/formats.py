@@ -22,8 +22,11 @@ def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
         raise InputError(f"unknown format {to!r}{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
+    folder = folder.absolute()
     out = out or folder.with_name(f"{folder.name}.gguf" if to == "gguf" else f"{folder.name}-{to}")
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out.absolute().parent} is not a folder; choose another --out")
     write = importlib.import_module(f"thrifty.export.{to}").write
     return {"folder": str(folder), "format": to, "out": str(out), **write(folder, out)}

@@ -24,10 +24,16 @@ def find_folder(source: str | Path) -> Path:
 
     Raises InputError when there is neither such a folder nor such a model within reach.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if not str(source).strip():
+        raise InputError("the model is named by nothing; give a model folder, or leave it out for the model inside the package.")
+    try:
+        path = Path(source).expanduser()
+        folder, present = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that is not known
+        raise InputError(f"there is no folder {source} ({getattr(error, 'strerror', None) or error}); give a model folder.") from None
+    if folder:
         return path
-    if path.exists():
+    if present:
         raise InputError(f"{path} is a file; give the folder that holds config.json and the weights.")
     text = str(source)
     looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
@@ -64,7 +70,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raw = json.loads(file.read_text())
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid JSON ({error}); download it again.") from None
-    if not isinstance(raw, dict) or "model_type" not in raw:
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise InputError(f"{file} names no model_type; it is not the config of a transformers model.")
     _refuse_quantized(folder, raw)
     if raw.get("auto_map") and not trust_remote_code:
@@ -78,11 +84,14 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise InputError(f"{file}: {str(error).splitlines()[0]}") from None
     except Exception as error:
         # Config classes check their fields with errors of their own; whatever they say, it is the file that is wrong.
-        raise InputError(f"{file} is not a valid {raw['model_type']} config: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{file} is not a valid {raw['model_type']} config: {' '.join(str(error).split())}; download it again.") from None
 
 
 def _refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
-    found = raw.get("quantization_config") or raw.get("compression_config") or (raw.get("text_config") or {}).get("quantization_config")
+    inner = raw.get("text_config") or {}
+    if not isinstance(inner, dict):
+        raise InputError(f"{folder / 'config.json'}: text_config must be a mapping, got {inner!r}; download it again.")
+    found = raw.get("quantization_config") or raw.get("compression_config") or inner.get("quantization_config")
     if found:
         method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else "an unnamed method"
         raise InputError(f"{folder} is already quantized ({method}); give the original model it was made from.")
@@ -114,6 +123,8 @@ def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo]
 def _scan_shards(folder: Path) -> dict[str, TensorInfo]:
     try:
         index = json.loads((folder / _INDEX).read_text())["weight_map"]
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / _INDEX} is not a valid index of shards; download it again.") from None
     tensors: dict[str, TensorInfo] = {}
@@ -132,8 +143,7 @@ def _unpickle(files: list[Path]) -> tuple[dict[str, TensorInfo], dict[str, Tenso
     for file in files:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{file} holds more than tensors or is broken ({reason}); convert it to safetensors.") from None
+        except Exception:  # what torch says of it are several lines with advice for programs
+            raise InputError(f"{file} is broken, or holds more than tensors, which is not read; convert it to safetensors.") from None
         values.update({key: value for key, value in loaded.items() if isinstance(value, Tensor)})
     return {key: TensorInfo(files[0], value.dtype, tuple(value.shape), 0, value.nbytes) for key, value in values.items()}, values

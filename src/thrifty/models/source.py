@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from thrifty.base import events
 from thrifty.base.anatomy import Anatomy, Block
-from thrifty.base.errors import InputError
+from thrifty.base.errors import InputError, RunError
 from thrifty.models.anatomy import describe_model
 from thrifty.models.blocks import hollow_block
 from thrifty.models.disk import TensorInfo, read_tensor
@@ -54,6 +54,7 @@ class Source:
         self.config = config
         self.tensors = tensors
         self._pickled = pickled
+        self._stamps = {file: _stamp(file) for file in {info.file for info in tensors.values()}}
         self.remote_code = remote_code
         self._skeletons: dict[torch.dtype, Any] = {}
         self.dtype = _common_dtype(tensors)
@@ -66,6 +67,14 @@ class Source:
     def pickled(self) -> bool:
         """Whether the weights came out of pickles, so that their bytes do not lie in files one after the other."""
         return bool(self._pickled)
+
+    def check_unchanged(self) -> None:
+        """Raise RunError when a weight file is not the one that was opened."""
+        for file, stamp in self._stamps.items():
+            if _stamp(file) != stamp:
+                raise RunError(
+                    f"{file} changed while it was being read; put the original back, remove --out and run the same command again"
+                )
 
     @cached_property
     def linear_modules(self) -> tuple[str, ...]:
@@ -217,6 +226,11 @@ class Source:
         if dtype not in self._skeletons:
             self._skeletons[dtype] = build_skeleton(self.config, dtype, self.remote_code)
         return self._skeletons[dtype]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None for a file that is gone."""
+    return (found.st_size, found.st_mtime_ns) if file.exists() and (found := file.stat()) else None
 
 
 def _names(module: nn.Module) -> list[str]:

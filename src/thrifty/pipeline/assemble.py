@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from thrifty.base.anatomy import Linear
-from thrifty.base.store import write_atomic
+from thrifty.base.store import write_atomic, writing
 from thrifty.export.compressed import Scheme, quantization_config
 from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
 from thrifty.export.side import copy_side_files, write_config
@@ -26,9 +26,10 @@ def assemble(source: Source, records: list[BlockRecord], dequantize: bool, folde
     Shards hold the tensors outside the blocks first, then the blocks in order.
     """
     staging = folder.path / "result"
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    with writing(staging):
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
     pieces = [*_shell_pieces(source, folder), *(piece for record in records for piece in pieces_of(record.tensors))]
     check_shards(staging, write_shards(staging, pieces))
     schemes = {path: Scheme.from_json(scheme) for record in records for path, scheme in record.packed.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.base.errors import InputError
-from thrifty.base.store import content_key, write_json
+from thrifty.base.store import content_key, write_json, writing
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.streams import Streams
 
@@ -42,15 +42,30 @@ class RunFolder:
     @property
     def rejected(self) -> Path:
         """Where a result is kept that did not meet its gate."""
-        return self.out.with_name(self.out.name + ".rejected")
+        out = self.out.absolute()
+        return out.with_name(out.name + ".rejected")
 
     def free(self, force: bool) -> None:
         """Raise InputError unless `out` is absent, empty, or of thrifty's making: known before any work starts."""
-        if self.out.exists() and not self.out.is_dir():
+        try:
+            present = self.out.exists()
+            parent = next(path for path in self.out.absolute().parents if path.exists())
+        except OSError as error:
+            raise InputError(f"{self.out} is no possible folder ({error.strerror}); choose another --out") from None
+        if present and not self.out.is_dir():
             raise InputError(f"{self.out} is a file; give --out a folder that does not exist yet")
-        if self._recorded_key() is None and self.out.exists() and any(self.out.iterdir()):
-            advice = "it was not made by thrifty, so --force does not remove it either" if force else "choose another --out"
+        if not parent.is_dir():
+            raise InputError(f"{self.out} lies inside {parent}, which is a file; choose another --out")
+        if self._recorded_key() is None and present and any(path.name != self.path.name for path in self.out.iterdir()):
+            advice = "choose another --out"
+            if force:
+                advice = f"it was not made by thrifty, so --force does not remove it either; {advice}"
             raise InputError(f"{self.out} exists and is not a run of thrifty; {advice}")
+
+    def free_rejected(self) -> None:
+        """Raise InputError when a rejected result would have to replace something that thrifty did not make."""
+        if self.rejected.exists() and RunFolder(self.rejected)._recorded_key() is None:
+            raise InputError(f"{self.rejected}, where a rejected result would go, is not a run of thrifty; move it or choose another --out")
 
     def claim(self, key: str, request: dict[str, Any], *, force: bool = False) -> bool:
         """Take the folder for this request; True when an earlier attempt of the same request is continued.
@@ -59,7 +74,8 @@ class RunFolder:
         """
         self.free(force)
         if force and self.out.exists():
-            shutil.rmtree(self.out)
+            with writing(self.out):
+                shutil.rmtree(self.out)
         recorded = self._recorded_key()
         if recorded is not None and recorded != key:
             raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
@@ -76,7 +92,7 @@ class RunFolder:
         for path, read in ((self.path / "request.json", lambda d: d["key"]), (self.out / CERTIFICATE, lambda d: d["run_key"])):
             try:
                 return str(read(json.loads(path.read_text())))
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
 

@@ -17,7 +17,7 @@ from typing import Any
 from thrifty.base import events
 from thrifty.base.errors import GateError
 from thrifty.base.events import Event
-from thrifty.base.store import content_key
+from thrifty.base.store import content_key, writing
 from thrifty.data import Rows
 from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, weights_digest
 from thrifty.measure.gate import Gate
@@ -82,6 +82,8 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     said: list[str] = []
     with PeakMemory() as memory, events.listening(lambda event: _note(event, said)):
         folder.free(force)
+        if job.gate is not None:
+            folder.free_rejected()
         digest = job.source.digest()
         key = job.key(digest)
         done = _already(folder, key, force)
@@ -104,6 +106,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             **{name: value for name, value in watch.seconds.items() if name in ("enter", "score", "assemble", "verify")},
         }
         certificate = _certificate(job, key, digest, records, staging, measured, said, spent, time.perf_counter() - began, memory.read())
+    job.source.check_unchanged()
     certificate.write(staging)
     finish(staging, certificate)
     return _deliver(folder, staging, certificate)
@@ -136,15 +139,18 @@ def _judged(certificate: Certificate, place: Path) -> Certificate:
 def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Certificate:
     """Move the finished files into place, the certificate last; a result that fails its gate goes beside."""
     names = sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)
-    for name in (*names, CERTIFICATE):
-        os.replace(staging / name, folder.out / name)
-    folder.close()
     place = folder.out
+    for name in (*names, CERTIFICATE):
+        with writing(place / name):
+            os.replace(staging / name, place / name)
+    with writing(place):
+        folder.close()
     if certificate.gate is not None and not certificate.gate.passed:
         place = folder.rejected
-        if place.exists():
-            shutil.rmtree(place)
-        os.replace(folder.out, place)
+        with writing(place):
+            if place.exists():
+                shutil.rmtree(place)
+            os.replace(folder.out.absolute(), place)
     return _judged(certificate, place)
 
 

@@ -128,6 +128,7 @@ class Walk:
             if self.evaluation is not None:
                 self._evaluate(run.view, calls["evaluation"], streams)
         with local.during("write"):
+            self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
             packed = self.write_block(self.folder.tensors_path(key), self.source, run.view)
             layers = tuple(run.reports[linear.path] for linear in block.linears if linear.path in run.reports)
             record = BlockRecord(key, self.folder.tensors_path(key), layers, tuple(run.warnings), local.seconds, packed)

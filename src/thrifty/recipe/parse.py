@@ -72,7 +72,10 @@ def _find(source: str | Path) -> tuple[str, str]:
             return source, "recipe"
         if source in load_methods():
             return f"{source}: {{}}", "recipe"
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # the home of a user who is not known
+        path = Path(source)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a recipe file in it, as in {path / 'recipe.yaml'}")
     if not _is_file(path):
@@ -86,7 +89,7 @@ def _find(source: str | Path) -> tuple[str, str]:
 def _is_file(path: str | Path) -> bool:
     try:
         return Path(path).expanduser().is_file()
-    except (OSError, ValueError):  # an inline text may be no possible file name
+    except (OSError, ValueError, RuntimeError):  # an inline text may be no possible file name
         return False
 
 
