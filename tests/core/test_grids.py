@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from thrifty.core import grids
 from thrifty.core.grids import (
+    LARGEST_SCALE,
     SHRINKS,
     SMALLEST_SCALE,
     code_limits,
@@ -43,7 +44,7 @@ def test_a_grid_has_as_many_codes_as_levels_and_zero_is_one(levels):
     assert smallest + largest in (-1, 0)
 
 
-@given(st.floats(2.0**-15, 2.0**14), st.sampled_from([7, 8]))
+@given(st.floats(2.0**-15, 2.0**12), st.sampled_from([7, 8]))
 def test_a_snapped_scale_has_few_bits_and_is_the_nearest_such_number(scale, bits):
     snapped = float(snap_scale(torch.tensor([scale], dtype=torch.float64), bits)[0])
     assert held_bits(snapped) <= bits
@@ -52,9 +53,11 @@ def test_a_snapped_scale_has_few_bits_and_is_the_nearest_such_number(scale, bits
         assert float(torch.tensor(snapped, dtype=torch.float64).to(kind)) == snapped
 
 
-def test_the_scale_of_zeros_is_one_and_no_scale_is_below_the_smallest():
+def test_the_scale_of_zeros_is_one_and_scales_stay_within_their_limits():
     found = snap_scale(torch.tensor([0.0, 1e-30, SMALLEST_SCALE / 2, SMALLEST_SCALE]), 8)
     assert found.tolist() == [1.0, SMALLEST_SCALE, SMALLEST_SCALE, SMALLEST_SCALE]
+    found = snap_scale(torch.tensor([LARGEST_SCALE, LARGEST_SCALE * 1.001, 65504.0, 1e38, float("inf")]), 7)
+    assert found.tolist() == [LARGEST_SCALE] * 5
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -80,6 +83,66 @@ def test_values_and_offsets_of_grids_up_to_four_bits_are_exact_in_float16(levels
     if step.zero_point is not None:
         lowest = (code_limits(levels)[0] - step.zero_point) * step.scale
         assert torch.equal(lowest.half().float(), lowest)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([2, 3, 4, 8, 15, 16]),
+    st.booleans(),
+    st.sampled_from(["minmax", "mse"]),
+    st.floats(1, 37),
+    st.floats(-3, 3),
+)
+def test_no_weights_are_too_large_for_the_values_to_be_exact_in_float16(seed, levels, symmetric, rule, exponent, shift):
+    groups = ((draw(seed, 2, 2, 16, dtype=torch.float64) + shift) * 10.0**exponent).float().clamp(-3e38, 3e38)
+    step = fit_step(groups, levels, symmetric, rule)
+    values = round_to(groups, step, levels)
+    offsets = torch.zeros(()) if step.zero_point is None else (code_limits(levels)[0] - step.zero_point) * step.scale
+    for held in (step.scale, values, offsets):
+        assert bool(held.half().isfinite().all()) and torch.equal(held.half().float(), held)
+    assert torch.equal(round_to(values, step, levels), values)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_beyond_the_largest_grid_become_its_ends(symmetric):
+    groups = torch.tensor([[[-1e9, 0.0, 1e9, 3 * LARGEST_SCALE]]])
+    step = fit_step(groups, 16, symmetric)
+    low, high = (float(end) * LARGEST_SCALE for end in limits(step, 16))
+    assert round_to(groups, step, 16).flatten().tolist() == [low, 0.0, high, 3 * LARGEST_SCALE]
+    assert low <= -7 * LARGEST_SCALE and high >= 7 * LARGEST_SCALE
+    positive = fit_step(groups.abs(), 16, symmetric)
+    assert round_to(groups.abs(), positive, 16).max() == (7 if symmetric else 15) * LARGEST_SCALE
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_are_positive(symmetric):
+    groups = torch.tensor([[[-0.01, -0.0, 0.01, 1.0, -1.0, 0.0, -0.02, 0.3]]])
+    step = fit_step(groups, 8, symmetric)
+    values = round_to(groups, step, 8)
+    assert int((values == 0).sum()) >= 5
+    assert not bool(torch.signbit(values[values == 0]).any())
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(LEVELS),
+    st.booleans(),
+    st.sampled_from(["minmax", "mse"]),
+    st.sampled_from([1e-3, 1.0, 50.0]),
+    st.sampled_from([-2.0, 0.0, 2.0]),
+)
+def test_inside_the_range_no_error_is_above_half_a_step(seed, levels, symmetric, rule, spread, shift):
+    groups = (draw(seed, 3, 2, 16) + shift) * spread
+    step = fit_step(groups, levels, symmetric, rule)
+    low, high = (end if isinstance(end, float) else end[..., None] for end in limits(step, levels))
+    scale = step.scale[..., None]
+    inside = (groups >= low * scale) & (groups <= high * scale)
+    error = (groups - round_to(groups, step, levels)).abs() / scale
+    assert bool(inside.any())
+    assert float(error[inside].max()) <= 0.5 * (1 + 1e-4)
+    # What lies outside goes to the nearer end; the whole range leaves half a step and the rounding of the scale outside.
+    if rule == "minmax":
+        assert float(error.max()) <= 1 + levels * 2.0**-8
 
 
 @pytest.mark.parametrize("levels", [5, 8, 16, 256])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.masks import keep_n_of_m, keep_per_block, keep_per_row
+from thrifty.core.masks import apply_mask, keep_n_of_m, keep_per_block, keep_per_row
 
 
 def gains(seed: int, rows: int, width: int, values: int) -> torch.Tensor:
@@ -56,3 +56,13 @@ def test_one_block_over_the_whole_matrix_lets_rows_compete(sparsity):
     found = keep_per_block(gain, sparsity, 40)
     assert int((~found).sum()) == round(400 * sparsity)
     assert bool(found[0].all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_dropped_is_positive_zero_and_what_stays_keeps_its_bytes(dtype):
+    values = torch.tensor([[-1.0, 2.0, -0.0], [-3.0, -0.0, 0.0]], dtype=dtype)
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    found = apply_mask(values, mask)
+    assert found.tolist() == [[0.0, 2.0, 0.0], [-3.0, 0.0, 0.0]]
+    assert torch.signbit(found).tolist() == [[False, False, True], [True, False, False]]
+    assert torch.signbit(values).tolist() == [[True, False, True], [True, True, False]]

@@ -17,7 +17,8 @@ from tests.weights.problems import correlated_gram, draw, loss, problem
 from thrifty.base.records import Problem
 from thrifty.core.linalg import largest_eigenvalue
 from thrifty.weights.base import hold
-from thrifty.weights.solve.awp import AWP, SAFETY
+from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.both import Both
 from thrifty.weights.target.int import Int
@@ -56,7 +57,7 @@ def descent(task: Problem, target, precondition: bool, steps: int) -> list[torch
         return torch.where(keep(target, values.abs() * importance.sqrt()), values, 0.0)
 
     root = importance.sqrt()
-    length = 1 / (SAFETY * largest_eigenvalue(gram / (root[:, None] * root)) * importance)
+    length = 1 / (largest_eigenvalue(gram / (root[:, None] * root)) * importance)
     found = [project(weight)]
     for _ in range(steps):
         found.append(project(found[-1] + (weight - found[-1]) @ gram * length))
@@ -71,7 +72,7 @@ def test_every_step_is_that_of_projected_gradient_descent_and_none_raises_the_lo
     losses = [loss(task.weight, values, task.gram) for values in iterates]
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(losses))
     for steps in (1, 2, 3, 5, 8, 12):
-        found = AWP(steps, 0.0, precondition).solve(task, target)
+        found = AWP(steps, 0.0, precondition, "nearest").solve(task, target)
         torch.testing.assert_close(found.values, iterates[steps], rtol=1e-9, atol=1e-9)
         assert found.loss == pytest.approx(losses[steps], rel=1e-8)
         assert found.details["start_loss"] == pytest.approx(losses[0], rel=1e-8)
@@ -85,13 +86,65 @@ def test_the_step_is_as_long_as_the_largest_eigenvalue_allows():
         root = gram.diagonal().sqrt()
         scaled = gram / (root[:, None] * root)
         rho = float(torch.linalg.eigvalsh(scaled)[-1])
-        assert rho <= SAFETY * largest_eigenvalue(scaled) <= 1.03 * rho
+        assert rho <= float(largest_eigenvalue(scaled)) <= 1.006 * rho
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(TARGETS),
+    st.booleans(),
+    st.lists(st.tuples(st.floats(1e-3, 1), st.floats(0, 0.02), st.integers(1, 8)), min_size=1, max_size=4),
+    st.floats(0, 3),
+)
+def test_no_step_raises_the_loss_whatever_the_spectrum(seed, target, precondition, clusters, unequal):
+    """Clusters of eigenvalues, where a step that is a little too long would show, on inputs of unequal size."""
+    spectrum = torch.cat([top * (1 - spread * torch.linspace(0, 1, count)) for top, spread, count in clusters]).double()
+    width = 16
+    vectors = torch.linalg.qr(draw(seed, width, width)).Q[:, : spectrum.numel()]
+    size = (unequal * draw(seed + 1, width)).exp()
+    gram = (vectors * spectrum[:width]) @ vectors.T * size[:, None] * size
+    task = Problem(draw(seed + 2, 4, width), (gram + gram.T) / 2, 64)
+    losses = [loss(task.weight, values, task.gram) for values in descent(task, target, precondition, 6)]
+    assert all(after <= before * (1 + 1e-9) + 1e-12 for before, after in pairwise(losses))
+    found = AWP(6, 0.0, precondition, "nearest").solve(task, target)
+    assert found.loss == pytest.approx(losses[-1], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("precondition", [True, False])
+def test_it_never_costs_more_than_rounding_or_than_the_sweep_of_obs(target, precondition):
+    """From the better of both, row by row where rows are on their own, no step leads upwards."""
+    for seed in range(4):
+        task = problem(seed * 13, out=12, width=32)
+        importance = task.gram.diagonal() if precondition else None
+        nearest = target.fit(task.weight, importance).project(task.weight)
+        swept = OBS(act_order=not target.run).reach(task.weight, task.gram, target.fit(task.weight, importance), target.run)
+        costs = torch.stack([((task.weight - values) @ task.gram * (task.weight - values)).sum(1) for values in (nearest, swept.values)])
+        expected = float(costs.sum(1).min() if target.joint_rows else costs.amin(0).sum())
+        runs = [AWP(steps, 0.0, precondition).solve(task, target) for steps in (1, 4, 16, 64)]
+        assert runs[0].details["start_loss"] == pytest.approx(expected, rel=1e-9)
+        assert expected < float(costs[0].sum())
+        losses = [expected, *(run.loss for run in runs)]
+        assert all(after <= before * (1 + 1e-9) for before, after in pairwise(losses))
+        assert losses[-1] < 0.95 * losses[0] or isinstance(target, Int | Both)
+        for run in runs:
+            assert run.loss == pytest.approx(loss(task.weight, run.values, task.gram), rel=1e-9)
+
+
+def test_a_start_from_obs_pays_on_grids():
+    found = {
+        (start, target): sum(AWP(start=start).solve(problem(seed * 13, out=24, width=64), target).loss for seed in range(4))
+        for start in ("nearest", "obs")
+        for target in (Int(4, 32), Both(NM(), Int(4, 32)))
+    }
+    assert found["obs", Int(4, 32)] < 0.8 * found["nearest", Int(4, 32)]
+    assert found["obs", Both(NM(), Int(4, 32))] < 0.8 * found["nearest", Both(NM(), Int(4, 32))]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_longer_runs_are_never_worse(target):
     task = problem(2, out=12, width=32)
-    losses = [AWP(steps, 0.0).solve(task, target).loss for steps in (1, 2, 4, 8, 16, 32, 64, 128)]
+    losses = [AWP(steps, 0.0, start="nearest").solve(task, target).loss for steps in (1, 2, 4, 8, 16, 32, 64, 128)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
@@ -118,7 +171,7 @@ def test_pruning_costs_less_than_wanda_and_magnitude(precondition):
     for seed in range(6):
         task = problem(seed * 13, out=24, width=64, unequal=0.4)
         for target in (TopK(0.5), NM(), Unstructured(0.5, 0)):
-            found = AWP(200, precondition=precondition).solve(task, target)
+            found = AWP(200, precondition=precondition, start="nearest").solve(task, target)
             start = Round(weighted=precondition).solve(task, target)
             assert found.loss < 0.8 * start.loss
             if precondition:
@@ -131,24 +184,23 @@ def test_quantizing_costs_less_than_rounding_and_plain_steps_stay_where_they_sta
         task = problem(seed * 13, out=24, width=64)
         target = Int(4, 32)
         plain = Round().solve(task, target)
-        found = AWP().solve(task, target)
+        found = AWP(start="nearest").solve(task, target)
         assert found.loss <= plain.loss * (1 + 1e-9)
         better, rounded = better + found.loss, rounded + plain.loss
-        moved = AWP(precondition=False).solve(task, target).values != plain.values
+        moved = AWP(precondition=False, start="nearest").solve(task, target).values != plain.values
         assert float(moved.double().mean()) < 0.005
     assert better < 0.97 * rounded
 
 
 def test_pruning_and_rounding_in_one_go_costs_less_than_one_after_the_other():
-    joint, one_by_one = 0.0, 0.0
-    for seed in range(6):
-        task = problem(seed * 29, out=24, width=64)
-        pruned = Round(weighted=True).solve(task, NM()).values
-        rounded = Int(4, 32).fit(pruned).project(pruned)
-        found = AWP().solve(task, Both(NM(), Int(4, 32)))
-        joint, one_by_one = joint + found.loss, one_by_one + loss(task.weight, rounded, task.gram)
-        assert torch.equal(found.encoded.decode().double(), found.values)
-    assert joint < 0.8 * one_by_one
+    for start, gain in (("nearest", 0.9), ("obs", 0.7)):
+        for seed in range(6):
+            task = problem(seed * 29, out=24, width=64)
+            pruned = Round(weighted=True).solve(task, NM()).values
+            rounded = Int(4, 32).fit(pruned).project(pruned)
+            found = AWP(start=start).solve(task, Both(NM(), Int(4, 32)))
+            assert found.loss < gain * loss(task.weight, rounded, task.gram)
+            assert torch.equal(found.encoded.decode().double(), found.values)
 
 
 @given(st.integers(0, 10_000), st.sampled_from(TARGETS), st.booleans())
@@ -186,6 +238,17 @@ def test_a_step_that_moves_little_is_the_last():
     assert AWP(100, 0.0).solve(task, TopK()).details["iterations"] == 100
     some = AWP(10_000, 1e-3).solve(task, TopK()).details["iterations"]
     assert 1 < some < AWP(10_000, 1e-5).solve(task, TopK()).details["iterations"] < 10_000
+
+
+@pytest.mark.parametrize("start", ["nearest", "obs"])
+def test_a_gram_matrix_that_is_not_finite_gives_the_nearest_point_and_says_so(start):
+    task = problem(9)
+    gram = task.gram.clone()
+    gram[2, 5] = gram[5, 2] = float("nan")
+    found = AWP(start=start).solve(replace(task, gram=gram), Int(4, 8))
+    assert torch.equal(found.values, Int(4, 8).fit(task.weight).project(task.weight))
+    assert len(found.warnings) == 1 and found.warnings[0].startswith("layer: ")
+    assert AWP(start=start).solve(task, Int(4, 8)).warnings == ()
 
 
 @pytest.mark.parametrize("precondition", [True, False])

@@ -15,7 +15,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.records import Problem
 from thrifty.weights.allocate.baq import BAQ
 from thrifty.weights.allocate.uniform import Uniform
-from thrifty.weights.base import Treatment, solve
+from thrifty.weights.base import Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ
 from thrifty.weights.preset.magnitude import Magnitude
 from thrifty.weights.preset.rtn import RTN
@@ -149,6 +149,111 @@ def test_methods_order_as_their_papers_say_on_correlated_inputs():
     assert losses["magnitude"] > losses["wanda"] > losses["sparsegpt"]
     assert losses["wanda"] > losses["awp"]
     assert losses["rtn"] > losses["gptq"] > losses["gptq ordered"]
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+def test_pruning_orders_as_published_at_the_same_scope(sparsity):
+    """128 correlated inputs: magnitude by row, Wanda, SparseGPT, and exact least squares on Wanda's mask."""
+    losses: dict[str, float] = {}
+    for seed in range(4):
+        task = Problem(draw(seed, 24, 128), correlated_gram(seed * 19, 128, unequal=0.4), 512)
+        solutions = {
+            "magnitude": solve(task, Treatment(Round(), TopK(sparsity))),
+            "wanda": solve(task, Wanda(sparsity).expand()),
+            "sparsegpt": solve(task, SparseGPT(sparsity).expand()),
+            "awp": solve(task, Solve(AWP(200), TopK(sparsity)).expand()),
+        }
+        for name, found in solutions.items():
+            losses[name] = losses.get(name, 0.0) + found.loss
+        solved = best_on_mask(task, solutions["wanda"].values != 0)
+        losses["least squares"] = losses.get("least squares", 0.0) + loss(task.weight, solved, task.gram)
+    assert losses["magnitude"] > 1.2 * losses["wanda"] and losses["wanda"] > 1.2 * losses["sparsegpt"]
+    assert losses["wanda"] > 1.2 * losses["awp"] and losses["wanda"] > 1.2 * losses["least squares"]
+
+
+def best_on_mask(task: Problem, mask: torch.Tensor) -> torch.Tensor:
+    """The normal equations of each row, restricted to what the mask keeps."""
+    found = torch.zeros_like(task.weight)
+    for row, kept in enumerate(mask):
+        at = kept.nonzero()[:, 0]
+        found[row, at] = torch.linalg.solve(task.gram[at][:, at], task.gram[at] @ task.weight[row])
+    return found
+
+
+def test_quantizing_orders_as_published():
+    """128 correlated inputs, 4 bits in groups of 32: rounding, preconditioned steps from it, GPTQ, GPTQ with the largest inputs first."""
+    names = ("rounding", "steps", "gptq", "ordered", "steps from gptq")
+    losses = dict.fromkeys(names, 0.0)
+    for seed in range(4):
+        task = Problem(draw(seed, 24, 128), correlated_gram(seed * 19, 128, unequal=0.7), 512)
+        solvers = (Round(), AWP(50, start="nearest"), OBS(), OBS(act_order=True), AWP(50))
+        for name, solver in zip(names, solvers, strict=True):
+            losses[name] += solver.solve(task, Int(4, 32)).loss
+    assert losses["rounding"] > 1.005 * losses["steps"]
+    assert losses["steps"] > 1.2 * losses["gptq"] and losses["gptq"] > 1.2 * losses["ordered"]
+    assert losses["steps from gptq"] <= losses["ordered"] * (1 + 1e-9)
+
+
+def test_inputs_of_equal_size_leave_wanda_with_the_smallest_of_each_row_and_sparsegpt_with_those_of_each_block():
+    task = replace(problem(9, out=10, width=48), gram=1.7 * torch.eye(48, dtype=torch.float64))
+    found = solve(task, Wanda(0.5).expand()).values
+    threshold = task.weight.abs().sort(1).values[:, 24:25]
+    assert torch.equal(found, torch.where(task.weight.abs() >= threshold, task.weight, 0.0))
+    found = solve(task, SparseGPT(0.5, mask_block=16).expand()).values
+    for block in range(0, 48, 16):
+        part = task.weight[:, block : block + 16]
+        expected = torch.where(part.abs() >= part.abs().flatten().sort().values[80], part, 0.0)
+        torch.testing.assert_close(found[:, block : block + 16], expected, rtol=1e-12, atol=0)
+
+
+NOTHING = (
+    Magnitude(0.0),
+    Wanda(0.0),
+    Wanda(pattern="4:4"),
+    SparseGPT(0.0),
+    SparseGPT(pattern="4:4"),
+    Solve(AWP(), TopK(0.0)),
+    Solve(AWP(start="nearest"), Unstructured(0.0)),
+)
+
+
+@pytest.mark.parametrize("preset", NOTHING, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_to_prune_leaves_every_bit(preset, dtype):
+    task = problem(10, dtype=dtype)
+    found = solve(task, preset.expand())
+    assert torch.equal(found.values, task.weight)
+    assert found.values.numpy().tobytes() == task.weight.numpy().tobytes()
+    assert found.loss == 0
+
+
+ZEROS = (
+    *PRESETS,
+    Magnitude(pattern="1:4"),
+    SparseGPT(pattern="2:4"),
+    Solve(AWP(3), TopK(0.6)),
+    Solve(AWP(3), Int(2, 8, False)),
+    Solve(AWP(3, start="nearest"), Both(NM(), Int(3, 16))),
+    Solve(OBS(), Both(Unstructured(0.5, 16), Int(3, 16, False))),
+    Solve(OBS(), Int(2, 0, False), BAQ()),
+)
+
+
+@pytest.mark.parametrize("preset", ZEROS, ids=str)
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_are_positive_and_the_encoding_gives_the_same_bytes(preset, held, dtype):
+    task = problem(11, out=12, width=64, dtype=dtype, unequal=1.5)
+    task = replace(task, weight=task.weight.float().to(dtype))
+    treatment = preset.expand()
+    if held:
+        treatment = replace(treatment, target=hold(treatment.target, draw(12, 12, 64) > 0))
+    found = solve(task, treatment)
+    zeros = found.values == 0
+    if held or preset.name != "gptq":
+        assert int(zeros.sum()) > 10
+    assert not bool(torch.signbit(found.values[zeros]).any())
+    assert found.encoded.decode().numpy().tobytes() == found.values.float().numpy().tobytes()
 
 
 @pytest.mark.parametrize("preset", [RTN(), GPTQ(), Wanda(), Wanda(pattern="2:4"), SparseGPT(pattern="2:4")], ids=str)

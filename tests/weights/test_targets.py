@@ -44,6 +44,7 @@ def check_fixed_point(target: Target, values: torch.Tensor, importance: torch.Te
     assert torch.equal(points.project(projected), projected)
     assert torch.equal(points.encode(projected).decode(), projected.float())
     assert torch.equal(points.encode(projected).decode().to(values.dtype), projected)
+    assert not bool(torch.signbit(projected[projected == 0]).any())
     return projected
 
 

@@ -17,7 +17,10 @@ from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.formats import export_result
 from thrifty.measure.certificate import Certificate
 from thrifty.measure.evaluate import evaluate as measure
+from thrifty.measure.task_scores import summarise_tasks
+from thrifty.measure.tasks import open_tasks, run_tasks
 from thrifty.models import open_model
+from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
 from thrifty.runtime import load
 
@@ -30,33 +33,51 @@ def evaluate(
     *,
     against: str | Path | None = None,
     text: str | Sequence[str] | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     samples: int | None = None,
     tokens: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a model or a result folder: perplexity, and against an original also KL divergence, agreement and flips on the same tokens.
 
-    text: files to measure on; the held-out text inside the package where none is named. tasks: tasks of lm-eval, by name or as local files.
-    Raises InputError when the two models do not have one vocabulary, or the model has no tokenizer.
+    text: files to measure on; the held-out text inside the package where none is named. tasks: measure on these instead: tasks of lm-eval,
+    by name, as YAML files or as folders of these. samples: windows of text, or documents of each task. tokens: length of a window.
+    Raises InputError when the two models do not have one vocabulary, the model has no tokenizer, or a task cannot be run.
     """
     folder = Path(model) if model is not None else default_model()
     if tasks:
-        from thrifty.measure.tasks import run_tasks
-
-        return {"model": str(model or "the model inside the package"), "tasks": run_tasks(load(folder), folder, tasks, seed=seed)}
+        if text is not None or tokens is not None:
+            raise InputError("tasks bring their own text; give either tasks or a text to measure on")
+        named = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        original = None if against is None else Path(against)
+        return {**_names(model, against), **_on_tasks(folder, original, named, samples, seed)}
     kind = kind_of(folder)
     words = () if text is None else (text,) if isinstance(text, str) else tuple(text)
     measured = load(folder, dtype=torch.float32)
     rows = _rows(folder, measured, kind, words, samples, tokens, seed)
     original = None if against is None else load(Path(against), dtype=torch.float32)
     found = measure(measured, rows.inputs, against=original, kind=kind, targets=rows.targets, seed=seed)
-    return {
-        "model": str(model or "the model inside the package"),
-        "against": None if against is None else str(against),
-        "text": rows.source,
-        **found,
-    }
+    return {**_names(model, against), "text": rows.source, **found}
+
+
+def _names(model: str | Path | None, against: str | Path | None) -> dict[str, Any]:
+    return {"model": str(model or "the model inside the package"), "against": None if against is None else str(against)}
+
+
+def _on_tasks(folder: Path, original: Path | None, tasks: Sequence[str], samples: int | None, seed: int) -> dict[str, Any]:
+    """What the model scores on the tasks, and the original on the same prompts; one of them is in memory at a time."""
+    tokenizers = {place: _checked_tokenizer(place) for place in (folder, original) if place is not None}
+    opened = open_tasks(tasks, seed=seed, samples=samples)
+    scores = {place: run_tasks(opened, load(place, dtype=torch.float32), tokenizer) for place, tokenizer in tokenizers.items()}
+    return summarise_tasks(scores[folder], None if original is None else scores[original], seed=seed)
+
+
+def _checked_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model that continues text; nothing else can answer."""
+    kind = kind_of(folder)
+    if kind != "causal_lm":
+        raise InputError(f"{folder} holds no language model that continues text ({kind}), so it cannot answer tasks")
+    return load_tokenizer(folder)
 
 
 def kind_of(folder: Path) -> Kind:
@@ -73,9 +94,19 @@ def _rows(folder: Path, model: nn.Module, kind: Kind, words: tuple[str, ...], sa
     )
 
 
-def compare(folders: Sequence[str | Path]) -> dict[str, Any]:
-    """The certificates of several results side by side, as plain values. Raises InputError for a folder without a certificate."""
-    return side_by_side([Path(folder) for folder in folders]).to_json()
+def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
+    """The certificates of several results side by side; `out` names an HTML file to write the same to, with plots.
+
+    Raises InputError for a folder without a certificate, and when `out` exists or cannot be a file.
+    """
+    if out is not None and Path(out).exists():
+        raise InputError(f"{out} exists; choose another --out")
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise InputError(f"{Path(out).absolute().parent} is not a folder; choose another --out")
+    found = side_by_side([Path(folder) for folder in folders])
+    if out is not None:
+        write_comparison(found, out)
+    return found
 
 
 def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[str, Any]:

@@ -18,6 +18,9 @@ Range = Literal["minmax", "mse"]
 SMALLEST_SCALE = 2.0**-16
 """Scales below this would lose bits in float16."""
 
+LARGEST_SCALE = 2.0**12
+"""With scales up to this, float16 holds every value of a grid of up to 16 levels: 15 steps are 61440. Larger weights are clipped."""
+
 SHRINKS = tuple(1.0 - 0.05 * step for step in range(11))
 """Parts of the range that the search for the least squared error tries."""
 
@@ -36,9 +39,9 @@ def significant_bits(levels: int, symmetric: bool) -> int:
 
 
 def snap_scale(scale: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:
-    """`scale` rounded to `bits` significant bits, at least 2^-16; 1 where it is 0 (a group of zeros)."""
-    mantissa, exponent = torch.frexp(scale)
-    snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent).clamp_min(SMALLEST_SCALE)
+    """`scale` rounded to `bits` significant bits, from 2^-16 to 2^12; 1 where it is 0 (a group of zeros)."""
+    mantissa, exponent = torch.frexp(scale.clamp(SMALLEST_SCALE, LARGEST_SCALE))
+    snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
     return torch.where(scale > 0, snapped, torch.ones_like(snapped))
 
 
@@ -60,7 +63,10 @@ def step_between(low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], le
     bits = significant_bits(levels, symmetric)
     if symmetric:
         return Step(snap_scale(torch.maximum(-low, high) / ((levels - 1) / 2), bits), None)
-    scale = snap_scale((high - low) / (levels - 1), bits)
+    exact = (high - low) / (levels - 1)
+    scale = snap_scale(exact, bits)
+    # A range wider than the widest grid is cut at both ends alike, so that both signs stay.
+    low = low * (LARGEST_SCALE / exact).clamp_max(1)
     return Step(scale, torch.round(smallest - low / scale).clamp(smallest, largest))
 
 
@@ -123,13 +129,15 @@ def limits(step: Step, levels: int) -> tuple[Tensor | float, Tensor | float]:
 
 
 def round_to(groups: Float[Tensor, "out groups size"], step: Step, levels: int) -> Float[Tensor, "out groups size"]:
-    """The nearest point of each group's grid."""
+    """The nearest point of each group's grid; zeros are positive, so that equal results have equal bytes."""
     scale = step.scale[..., None]
     low, high = limits(step, levels)
     multiple = torch.round(groups / scale)
     if step.zero_point is None:
-        return multiple.clamp_(low, high).mul_(scale)
-    return torch.clamp(multiple, low[..., None], high[..., None]).mul_(scale)
+        multiple.clamp_(low, high)
+    else:
+        torch.clamp(multiple, low[..., None], high[..., None], out=multiple)
+    return multiple.mul_(scale).add_(0.0)
 
 
 def grouped(values: Float[Tensor, "out in"], group_size: int) -> Float[Tensor, "out groups size"]:

@@ -10,6 +10,15 @@ from torch import Tensor
 
 PANELS = 8
 
+STEPS = 32
+"""Products with a matrix that its largest eigenvalue is looked for with."""
+
+EXCESS = 0.005
+"""How far above what was found the largest eigenvalue is bounded at first; doubled as long as it may lie higher."""
+
+RAISES = 8
+"""How often a bound is raised."""
+
 
 def upper_factor(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
     """The upper triangular R with matrix = R R^T, or None when the matrix is not positive definite to working precision.
@@ -39,17 +48,47 @@ def row_forms(rows: Float[Tensor, "rows n"], matrix: Float[Tensor, "n n"]) -> Fl
     return torch.einsum("ij,ij->i", rows @ matrix, rows)
 
 
-def largest_eigenvalue(matrix: Float[Tensor, "n n"], steps: int = 50) -> float:
-    """The largest eigenvalue of a symmetric positive semidefinite matrix, by power iteration; never above the true value."""
+def largest_eigenvalue(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    """An upper bound on the largest eigenvalue of symmetric positive semidefinite matrices; NaN or infinite where an entry is.
+
+    A Ritz value comes from below. A Cholesky factor of  bound * I - matrix  then proves, to working precision, that nothing lies above the
+    bound; where there is none the bound is raised, at last to the Frobenius norm, which needs no proof. So it lies 0.5 % above the
+    eigenvalue, or as far above as the Ritz value lies below.
+    """
+    # No entry of such a matrix is larger than the largest of its diagonal: measured in it, squares neither overflow nor vanish.
+    unit = matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+    scaled = matrix / torch.where(unit > 0, unit, torch.ones_like(unit))[..., None, None]
+    below = _ritz_value(scaled)
+    excess, bound = EXCESS, below * (1 + EXCESS)
+    for _ in range(RAISES):
+        shifted = -scaled
+        shifted.diagonal(dim1=-2, dim2=-1).add_(bound[..., None])
+        unproven = torch.linalg.cholesky_ex(shifted).info != 0
+        if not bool(unproven.any()):
+            return bound * unit
+        excess *= 2
+        bound = torch.where(unproven, below * (1 + excess), bound)
+    return torch.where(unproven, torch.linalg.matrix_norm(scaled), bound) * unit
+
+
+def _ritz_value(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    """The largest Ritz value of the Krylov space of a random vector, orthogonalized against all before it; never above the eigenvalue."""
+    width = matrix.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    start = torch.rand(matrix.shape[0], generator=generator, dtype=torch.float64) + 0.5
-    vector = start.to(matrix)
-    value = 0.0
-    for _ in range(steps):
-        image = matrix @ vector
-        norm = float(torch.linalg.vector_norm(image))
-        if norm == 0.0:
-            return 0.0
-        value = norm / float(torch.linalg.vector_norm(vector))
-        vector = image / norm
-    return value
+    vector = torch.randn(width, generator=generator, dtype=torch.float64).to(matrix)
+    vector = (vector / torch.linalg.vector_norm(vector)).expand(matrix.shape[:-1])
+    basis = matrix.new_zeros(*matrix.shape[:-2], min(STEPS, width), width)
+    images = torch.zeros_like(basis)
+    for step in range(basis.shape[-2]):
+        basis[..., step, :] = vector
+        image = (matrix @ vector[..., None])[..., 0]
+        images[..., step, :] = image
+        rest = image
+        for _ in range(2):
+            rest = rest - (rest[..., None, :] @ basis.mT @ basis)[..., 0, :]
+            length = torch.linalg.vector_norm(rest, dim=-1, keepdim=True)
+            rest = torch.where(length > 0, rest / length, rest)
+        # What loses half of itself the second time is rounding error: the space is complete, and it would repeat a direction.
+        vector = torch.where(length > 0.5, rest, torch.zeros_like(rest))
+    projected = (basis @ images.mT).to(torch.float64).nan_to_num()
+    return torch.linalg.eigvalsh((projected + projected.mT) / 2)[..., -1].to(matrix.dtype)

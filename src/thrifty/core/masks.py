@@ -33,6 +33,11 @@ def keep_per_block(gain: Float[Tensor, "out in"], sparsity: float, block: int) -
     return mask
 
 
+def apply_mask(values: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """`values`, bit by bit, where the mask is True, and 0 elsewhere: a product would give -0 for negative values."""
+    return values.masked_fill(~mask, 0.0)
+
+
 def _largest(gain: Float[Tensor, "rows n"], kept: int) -> Tensor:
     """Positions of the `kept` largest entries of each row, the first ones among equals."""
     return torch.sort(gain, dim=1, descending=True, stable=True).indices[:, :kept]

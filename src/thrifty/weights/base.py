@@ -19,6 +19,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Space
 from thrifty.base.method import Method
 from thrifty.base.records import Encoded, Problem, Rewrite, Solution
+from thrifty.core.masks import apply_mask
 from thrifty.core.statistics import Statistics
 
 
@@ -196,7 +197,7 @@ class Held(Target):
         return self.target.outline(out_features, in_features)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
-        return HeldPoints(self.target.fit(values * self.mask, importance), self.mask)
+        return HeldPoints(self.target.fit(apply_mask(values, self.mask), importance), self.mask)
 
 
 class HeldPoints(Points):
@@ -208,10 +209,10 @@ class HeldPoints(Points):
         self.adaptive = points.adaptive
 
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        return self.points.project(values * self.mask) * self.mask
+        return apply_mask(self.points.project(apply_mask(values, self.mask)), self.mask)
 
     def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
-        self.points.enter(values * self.mask[:, columns], columns, curvature)
+        self.points.enter(apply_mask(values, self.mask[:, columns]), columns, curvature)
 
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self.points.snap(column, index, out)

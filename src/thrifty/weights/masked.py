@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.core.masks import apply_mask
 from thrifty.weights.base import Points, dense
 
 
@@ -30,7 +31,7 @@ class MaskPoints(Points):
         return self.keep(gain)
 
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        return values * self.keep(values.square() * self.importance)
+        return apply_mask(values, self.keep(values.square() * self.importance))
 
     def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
         self.mask[columns] = self.keep_run(values.square() * curvature, columns).T

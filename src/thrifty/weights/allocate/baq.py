@@ -103,7 +103,7 @@ class ColumnPoints(Points):
 
     def _values(self, codes: Tensor, columns: slice | int) -> Tensor:
         values = (codes - self.zero[:, columns]) * self.scale[:, columns]
-        return values * (self.last[columns] > 0)
+        return torch.where(self.last[columns] > 0, values, 0.0)
 
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         every = slice(None)

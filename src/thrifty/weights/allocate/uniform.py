@@ -1,4 +1,9 @@
-"""Everyone gets the same: each input of a matrix, each matrix of the model."""
+"""Everyone gets the same: each input of a matrix, each matrix of the model.
+
+    budget of a part = mean budget of the whole
+
+What every other way to share has to beat.
+"""
 
 from __future__ import annotations
 

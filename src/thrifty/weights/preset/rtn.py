@@ -1,6 +1,8 @@
 """Round to nearest: every weight on its own, no calibration data.
 
-v_ij = the grid point nearest to w_ij
+    v_ij = the grid point nearest to w_ij
+
+What every other way to a grid has to beat.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """Any solver into any target: the algebra itself, of which the other presets are named points.
 
-solve: {by: obs, into: {int: {bits: 4}}}
-solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
-solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
+    min over V in `into` of  tr((W - V) G (W - V)^T),   by a solver, after `share` has shared out the budget
+
+    solve: {by: obs, into: {int: {bits: 4}}}
+    solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
+    solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
+
+These three are rounding as GPTQ does it, 2:4 sparsity on a grid by projected gradients, and bits of its own for each input.
 """
 
 from __future__ import annotations

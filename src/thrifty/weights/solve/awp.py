@@ -2,16 +2,19 @@
 
     min over V in the target of  f(V) = tr((W - V) G (W - V)^T);    V <- Proj(V + (W - V) G D^-1),   D = rho diag(G)
 
-rho is the largest eigenvalue of diag(G)^-1/2 G diag(G)^-1/2, so that D - G is positive semidefinite and no step raises f; Proj is the
-nearest point in the norm of D: top-k of |v_ij| sqrt(G_jj) for masks, plain rounding on a fixed grid. `precondition: false` takes one step
-length for all inputs, 1 / lambda_max(G), and the plain nearest point. The start is the target's nearest point (Wanda for masks, rounding
-for grids); the best iterate is returned. Source: Liu, Koike-Akino, Wang, Mansour and Brand (2025), arXiv 2506.10205.
+rho bounds the eigenvalues of diag(G)^-1/2 G diag(G)^-1/2 from above, so that D - G is positive semidefinite and no step raises f; Proj is
+the nearest point in the norm of D: top-k of |v_ij| sqrt(G_jj) for masks, plain rounding on a fixed grid. `precondition: false` takes one
+step length for all inputs, 1 / lambda_max(G), and the plain nearest point. The best iterate is returned, so that a result costs no more
+than its start: the target's nearest point (Wanda for masks, rounding for grids), or what `obs` reaches where that costs less. On a grid
+most steps are too short to leave the start, so what is gained there is mostly the start's.
+Source: Liu, Koike-Akino, Wang, Mansour and Brand (2025), arXiv 2506.10205.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,15 +24,13 @@ from torch import Tensor
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import largest_eigenvalue
-from thrifty.weights.base import Solver, Target
-
-SAFETY = 1.02
-"""Power iteration comes from below: the step is shortened by as much as it may have missed."""
+from thrifty.weights.base import Points, Solver, Target
+from thrifty.weights.solve.obs import OBS
 
 
 @dataclass(frozen=True)
 class AWP(Solver):
-    """iterations: largest number of steps. tolerance: stop when a step moves less than this share of ||W||. precondition: see above."""
+    """iterations: largest number of steps. tolerance: stop when a step moves less than this share of ||W||. precondition, start: above."""
 
     name: ClassVar[str] = "awp"
     paper: ClassVar[Paper] = Paper(
@@ -42,35 +43,51 @@ class AWP(Solver):
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
     precondition: bool = True
+    start: Literal["nearest", "obs"] = "obs"
 
     def solve(self, problem: Problem, target: Target) -> Solution:
         weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)
         diagonal = _positive(gram.diagonal())
         points = target.fit(weight, diagonal if self.precondition else None)
         step = self._step(gram, diagonal)
-        now = points.project(weight)
+        now = self._first(weight, gram, points, target)
         slope = (weight - now) @ gram
         best, least = now, _row_loss(weight, now, slope)
         first, size = float(least.sum()), float(torch.linalg.vector_norm(weight))
+        sound = math.isfinite(first)
         taken = 0
-        while taken < self.iterations:
+        while taken < self.iterations and sound:
             taken += 1
             previous, now = now, points.project(now + slope * step)
             slope = (weight - now) @ gram
-            loss = _row_loss(weight, now, slope)
-            better = (loss.sum() < least.sum()).expand_as(loss) if target.joint_rows else loss < least
-            best = torch.where(better[:, None], now, best)
-            least = torch.where(better, loss, least)
+            best, least = _better(now, _row_loss(weight, now, slope), best, least, target)
             if float(torch.linalg.vector_norm(now - previous)) <= self.tolerance * size:
                 break
-        return Solution(best, points.encode(best), least, details={"iterations": float(taken), "start_loss": first})
+        said = f"{problem.name}: the Gram matrix holds values that are not finite, so every weight was rounded to the nearest point"
+        details = {"iterations": float(taken), "start_loss": first}
+        return Solution(best, points.encode(best), least, warnings=() if sound else (said,), details=details)
+
+    def _first(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, target: Target) -> Tensor:
+        """The point to start from."""
+        nearest = points.project(weight)
+        swept = OBS(act_order=not target.run).reach(weight, gram, points, target.run) if self.start == "obs" else None
+        if swept is None:
+            return nearest
+        losses = [_row_loss(weight, values, (weight - values) @ gram) for values in (swept.values, nearest)]
+        return _better(swept.values, losses[0], nearest, losses[1], target)[0]
 
     def _step(self, gram: Float[Tensor, "in in"], diagonal: Float[Tensor, "in"]) -> Float[Tensor, "in"] | float:
         """What the slope is multiplied by, for each input."""
         if not self.precondition:
-            return 1.0 / (SAFETY * largest_eigenvalue(gram) or 1.0)
+            return 1.0 / (float(largest_eigenvalue(gram)) or 1.0)
         root = diagonal.rsqrt()
-        return 1.0 / (SAFETY * (largest_eigenvalue(gram * root[:, None] * root) or 1.0) * diagonal)
+        return 1.0 / ((float(largest_eigenvalue(gram * root[:, None] * root)) or 1.0) * diagonal)
+
+
+def _better(values: Tensor, loss: Tensor, best: Tensor, least: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """(values, loss of each row) of the better of two points, row by row unless the rows belong together; the second one among equals."""
+    better = (loss.sum() < least.sum()).expand_as(loss) if target.joint_rows else loss < least
+    return torch.where(better[:, None], values, best), torch.where(better, loss, least)
 
 
 def _row_loss(weight: Tensor, values: Tensor, slope: Tensor) -> Float[Tensor, "out"]:

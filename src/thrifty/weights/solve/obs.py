@@ -11,7 +11,7 @@ is never formed here. `act_order` takes the inputs by falling diag H; grids belo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,14 @@ from thrifty.weights.base import Points, Solver, Target
 
 PANEL = 32
 """Inputs that are walked through one by one before their errors are handed on as one product."""
+
+
+class Reached(NamedTuple):
+    """A point of a set, and its losses as in `Solution`."""
+
+    values: Float[Tensor, "out in"]
+    row_loss: Float[Tensor, "out"]
+    column_loss: Float[Tensor, "in"]
 
 
 @dataclass(frozen=True)
@@ -56,21 +64,29 @@ class OBS(Solver):
         # Later inputs make up for a part of each error, so an input counts less in the fit of the grids than its energy says: its root
         # gave the least loss on real layers, against the energy itself and against none.
         points = target.fit(weight, gram.diagonal().sqrt())
-        order = _order(gram, self.act_order)
-        factor, damping = _factor(gram, order, self.damping)
-        if factor is None:
+        reached = self.reach(weight, gram, points, target.run)
+        if reached is None:
             points = target.fit(weight, gram.diagonal())
             values = points.project(weight)
             said = f"{problem.name}: the Gram matrix cannot be factorized, so every weight was rounded to the nearest point"
             return Solution(values, points.encode(values), row_forms(weight - values, gram).clamp_min(0), warnings=(said,))
+        return Solution(reached.values, points.encode(reached.values), reached.row_loss, reached.column_loss)
+
+    def reach(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, run: int) -> Reached | None:
+        """A point of a set that is already fitted; run: see `Target`. None when no damping makes a factor of the Gram matrix."""
+        order = _order(gram, self.act_order)
+        factor, damping = _factor(gram, order, self.damping)
+        if factor is None:
+            return None
         sweep = _Sweep(weight.T[order].contiguous(), factor, order, points)
-        together = target.run or (order.numel() if points.adaptive else 0)
+        together = run or (order.numel() if points.adaptive else 0)
         sweep.run(self.block_size, together)
         undone = torch.empty_like(order)
         undone[order] = torch.arange(order.numel(), device=order.device)
-        values = sweep.values[undone].T.contiguous()
+        # Rounding and masks leave -0 where a negative value became zero; a sum makes equal results equal in their bytes.
+        values = sweep.values[undone].T.contiguous().add_(0.0)
         row_loss = (sweep.row_loss - damping * sweep.error.square().sum(0)).clamp_min(0)
-        return Solution(values, points.encode(values), row_loss, sweep.column_loss[undone])
+        return Reached(values, row_loss, sweep.column_loss[undone])
 
 
 def _order(gram: Float[Tensor, "in in"], act_order: bool) -> Tensor:

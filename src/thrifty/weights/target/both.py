@@ -1,7 +1,8 @@
 """Few non-zeros on a grid: the intersection of a mask and an integer grid, found in one go.
 
-The nearest point keeps the entries with the largest  (w^2 - (w - Q(w))^2) * importance,  Q(w) being the nearest grid point: what zero
-costs more than rounding. A sweep chooses the mask first and rounds what stays.
+    kept:  the entries with the largest  (w_ij^2 - (w_ij - Q(w_ij))^2) * importance_j,   Q(w) the nearest grid point
+
+That is what zero costs more than rounding. A sweep chooses the mask first and rounds what stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.core.masks import apply_mask
 from thrifty.weights.base import Points, Target
 from thrifty.weights.masked import MaskPoints
 from thrifty.weights.target.int import Int as IntGrid
@@ -68,7 +70,7 @@ class BothPoints(Points):
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         rounded = self.grid.project(values)
         gain = (values.square() - (values - rounded).square()) * self.mask.importance
-        return rounded * self.mask.keep(gain)
+        return apply_mask(rounded, self.mask.keep(gain))
 
     def enter(self, values: Float[Tensor, "out n"], columns: Int[Tensor, "n"], curvature: Float[Tensor, "n"]) -> None:
         self.mask.enter(values, columns, curvature)

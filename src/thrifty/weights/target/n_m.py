@@ -1,7 +1,8 @@
 """N:M sparsity: of every m consecutive inputs of a row, n entries are kept (2:4 for the sparse tensor cores of GPUs).
 
-Kept are those with the largest w_ij^2 * importance_j; a sweep chooses them for m inputs at a time from the weights as they then are
-(Frantar and Alistarh 2023, arXiv 2301.00774).
+    kept of every m:  the n entries with the largest  w_ij^2 * importance_j
+
+A sweep chooses them for m inputs at a time from the weights as they then are (Frantar and Alistarh 2023, arXiv 2301.00774).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The same number of non-zeros in each row: the entries with the largest w_ij^2 * importance_j stay.
+"""The same number of non-zeros in each row: the entries that matter most stay.
+
+    kept of each row:  the entries with the largest  w_ij^2 * importance_j
 
 With equal importance this is magnitude pruning by row; with the diagonal of the Gram matrix it is Wanda's rule (Sun, Liu, Bair and Kolter
 2023, arXiv 2306.11695). A sweep over the inputs keeps the row's share in every run of inputs.

@@ -1,5 +1,7 @@
 """A share of all entries becomes zero, wherever they cost least: the rows of a matrix compete with each other.
 
+    kept of the matrix:  the entries with the largest  w_ij^2 * importance_j
+
 A sweep chooses the mask of `mask_block` inputs at a time from the weights as they then are, all rows together, as SparseGPT does
 (Frantar and Alistarh 2023, arXiv 2301.00774).
 """
