@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RECIPE = "{evaluation: {samples: 8, tokens: 256}, steps: [{gptq: {bits: 4, group_size: 128}}]}"
 SHAPE = ["--hidden", "2048", "--inner", "5632", "--heads", "32", "--key-value-heads", "4", "--vocabulary", "2048"]
 
 
@@ -26,7 +27,7 @@ def measure(layers: int) -> dict[str, float]:
         shutil.copy(source / name, model / name)
     out = HERE / "build" / f"memory-{layers}"
     shutil.rmtree(out, ignore_errors=True)
-    request = [str(model), "--recipe", "gptq: {bits: 4, group_size: 128}", "--samples", "8", "--tokens", "256", "--json"]
+    request = [str(model), "--recipe", RECIPE, "--samples", "8", "--tokens", "256", "--json"]
     plan = run(["plan", *request, "--out", str(out)])
     result = run(["compress", *request, "--out", str(out)])
     stored = sum(path.stat().st_size for path in model.glob("*.safetensors"))

@@ -1,8 +1,12 @@
-"""Perplexity of a GGUF file in llama.cpp on given token windows. Runs in its own environment (bench/environments.sh llama-cpp).
+"""A GGUF file in llama.cpp: its perplexity on given windows, or its speed. Runs in its own environment (bench/environments.sh llama-cpp).
 
-Every window is read on its own, and the loss is that of each token but the first given those before it, as `thrifty evaluate` counts it.
-Prints one JSON object {perplexity, tokens, seconds}: tokens that were predicted, and seconds of llama.cpp's own computation.
+llama_cpp.py perplexity MODEL WINDOWS    every window is read on its own, and the loss is that of each token but the first given those
+                                         before it, as `thrifty evaluate` counts it; prints {perplexity, tokens, seconds}
+llama_cpp.py speed MODEL                 answers each line on standard input with one round, a prompt read at once and then tokens fed
+                                         one by one; prints {prefill_seconds, decode_seconds} for it
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -19,23 +23,6 @@ from llama_cpp import Llama, llama_cpp
 from safetensors.torch import load_file
 
 
-def read_windows(path: Path) -> torch.Tensor:
-    """Token ids [rows, tokens], from `input_ids` of a safetensors file or from a .npy file."""
-    if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path)).to(torch.int64)
-    return load_file(path)["input_ids"].to(torch.int64)
-
-
-def row_loss(model: Llama, row: torch.Tensor) -> tuple[float, float]:
-    """Summed next-token loss of a window in nats, and the seconds that llama.cpp took."""
-    start = time.perf_counter()
-    model.reset()
-    model.eval(row.tolist())
-    seconds = time.perf_counter() - start
-    logits = torch.from_numpy(model.scores[: len(row) - 1])
-    return float(torch.nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum")), seconds
-
-
 def keep_plain_buffers() -> None:
     """Let llama.cpp not rearrange weights for the processor: its AMX kernels end with a fault on virtual machines that only claim AMX."""
     defaults = llama_cpp.llama_model_default_params
@@ -48,28 +35,67 @@ def keep_plain_buffers() -> None:
     llama_cpp.llama_model_default_params = without_extra_buffers
 
 
+def opened(arguments: argparse.Namespace, context: int, batch: int, all_logits: bool) -> Llama:
+    """The model, with room for `context` tokens of which `batch` are read at once."""
+    return Llama(
+        str(arguments.model), n_ctx=context, n_batch=batch, logits_all=all_logits, verbose=False,
+        n_threads=arguments.threads, n_threads_batch=arguments.threads,
+    )  # fmt: skip
+
+
+def row_loss(model: Llama, row: torch.Tensor) -> tuple[float, float]:
+    """Summed next-token loss of a window in nats, and the seconds that llama.cpp took."""
+    start = time.perf_counter()
+    model.reset()
+    model.eval(row.tolist())
+    seconds = time.perf_counter() - start
+    logits = torch.from_numpy(model.scores[: len(row) - 1])
+    return float(torch.nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum")), seconds
+
+
+def perplexity(arguments: argparse.Namespace) -> None:
+    windows = load_file(arguments.windows)["input_ids"].to(torch.int64)
+    rows, length = windows.shape
+    model = opened(arguments, length, length, all_logits=True)
+    found = [row_loss(model, row) for row in windows]
+    tokens = rows * (length - 1)
+    value = math.exp(sum(loss for loss, _ in found) / tokens)
+    print(json.dumps({"perplexity": value, "tokens": tokens, "seconds": sum(seconds for _, seconds in found)}))
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    model = opened(arguments, arguments.prompt + arguments.new, arguments.prompt, all_logits=False)
+    prompt = np.random.default_rng(0).integers(3, 1000, arguments.prompt).tolist()
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        model.reset()
+        start = time.perf_counter()
+        model.eval(prompt)
+        middle = time.perf_counter()
+        for token in prompt[: arguments.new - 1]:  # the first new token comes out of the prompt
+            model.eval([token])
+        stop = time.perf_counter()
+        print(json.dumps({"prefill_seconds": middle - start, "decode_seconds": stop - middle}), flush=True)
+
+
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="GGUF file")
-    parser.add_argument("windows", type=Path, help="safetensors file with input_ids, or .npy file: int64 [rows, tokens]")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--plain-buffers", action="store_true", help="do not rearrange weights for the processor (slower, works everywhere)"
-    )
+    commands = parser.add_subparsers(required=True)
+    for command in (perplexity, speed):
+        words = commands.add_parser(command.__name__)
+        words.set_defaults(command=command)
+        words.add_argument("model", type=Path, help="GGUF file")
+        words.add_argument("--threads", type=int, default=1)
+        words.add_argument("--plain-buffers", action="store_true", help="do not rearrange weights for the processor")
+        if command is perplexity:
+            words.add_argument("windows", type=Path, help="safetensors file with input_ids: int64 [rows, tokens]")
+        else:
+            words.add_argument("--prompt", type=int, default=128)
+            words.add_argument("--new", type=int, default=64)
     arguments = parser.parse_args()
     if arguments.plain_buffers:
         keep_plain_buffers()
-    windows = read_windows(arguments.windows)
-    rows, length = windows.shape
-    model = Llama(
-        str(arguments.model), n_ctx=length, n_batch=length, logits_all=True, verbose=False,
-        n_threads=arguments.threads, n_threads_batch=arguments.threads,
-    )  # fmt: skip
-    found = [row_loss(model, row) for row in windows]
-    tokens = rows * (length - 1)
-    perplexity = math.exp(sum(loss for loss, _ in found) / tokens)
-    print(json.dumps({"perplexity": perplexity, "tokens": tokens, "seconds": sum(seconds for _, seconds in found)}))
+    arguments.command(arguments)
 
 
 if __name__ == "__main__":

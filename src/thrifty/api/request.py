@@ -114,12 +114,8 @@ def load_of(job: Job) -> Load:
         tokens=rows.tokens // rows.rows if rows else 0,
         evaluation_rows=scored.rows if scored else 0,
         evaluation_tokens=scored.tokens // scored.rows if scored else 0,
-        vocabulary=_vocabulary(job.source),
+        vocabulary=job.source.vocabulary,
     )
-
-
-def _vocabulary(source: Source) -> int:
-    return int(getattr(source.config.get_text_config(), "vocab_size", 0) or 0) if source.anatomy.head or source.anatomy.tied else 0
 
 
 def _device(word: str | None) -> str:

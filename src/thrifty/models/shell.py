@@ -8,6 +8,7 @@ through its last stand-in.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -98,18 +99,19 @@ class Shell:
     def _stand_in(self, block: Block, first: bool, last: bool) -> None:
         module = self.model.get_submodule(block.path)
         names = list(inspect.signature(module.forward).parameters)
+        shell = weakref.proxy(self)  # the module must not keep its shell alive: what holds each other in a ring is freed late
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split(args, kwargs, names)
-            if first and self._entering == block.chain:
-                self._entered = hidden
+            if first and shell._entering == block.chain:
+                shell._entered = hidden
                 raise _Reached
-            self._noted[block.path] = call
-            if block.chain not in self._tuples:
-                self._tuples[block.chain] = self._returns_tuple(block, hidden, call)
-            if last and block.chain in self._done:
-                hidden = self._done[block.chain].to(hidden.device)
-            return (hidden,) if self._tuples[block.chain] else hidden
+            shell._noted[block.path] = call
+            if block.chain not in shell._tuples:
+                shell._tuples[block.chain] = shell._returns_tuple(block, hidden, call)
+            if last and block.chain in shell._done:
+                hidden = shell._done[block.chain].to(hidden.device)
+            return (hidden,) if shell._tuples[block.chain] else hidden
 
         # An attribute of this one instance: its class, its other attributes and its hooks stay what the model expects of a block.
         module.forward = forward

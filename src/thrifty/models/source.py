@@ -128,6 +128,11 @@ class Source:
         """Values outside the blocks."""
         return sum(self.tensors[key].numel for key in self.shell_keys())
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the head tells apart; 0 for a model without one."""
+        return int(getattr(self.config.get_text_config(), "vocab_size", 0) or 0) if self.anatomy.head or self.anatomy.tied else 0
+
     def digest(self) -> dict[str, str]:
         """sha256 of every tensor's bytes, type and shape, by disk key; one pass over all tensors.
 

@@ -17,7 +17,14 @@ from thrifty.pipeline.block import CHUNK
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
 from thrifty.pipeline.probe import Rates
+from thrifty.pipeline.score import rows_at_once
 from thrifty.pipeline.steps import Work
+
+FIRST_CALLS = 45 << 20
+"""Bytes that the first calls of the numeric libraries take and keep, about: thread pools, scratch, code."""
+
+SCATTERED = 64 << 20
+"""Bytes that lie freed but scattered between others in the allocator's hands, at most; of small phases a quarter."""
 
 HEADER = 110
 """Bytes that one tensor takes in a safetensors header, about."""
@@ -47,10 +54,10 @@ class Load:
 def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, rates: Rates | None, output: int) -> Cost:
     """The cost of a run. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
     parts = memory_parts(source, work, setting, load)
-    phases = [parts[name] for name in ("entering", "solving", "passing", "evaluating", "scoring")]
-    memory = resident + parts["rows"] + max(phases)
-    streams = parts["rows"]
-    disk = 2 * output + 2 * streams
+    phase = max(parts[name] for name in ("entering", "solving", "passing", "evaluating", "scoring"))
+    memory = resident + FIRST_CALLS + parts["rows"] + phase + min(SCATTERED, phase // 4)
+    # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
+    disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
     seconds = estimate_seconds(source, work, setting, load, rates) if rates is not None else 0.0
     return Cost(memory, disk, output, seconds, {"resident": resident, **parts})
 
@@ -64,7 +71,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
     return {
         "rows": streams,
-        "entering": shell + 4 * batch_tokens * width * 4,
+        "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "passing": max((_passing(source, block, setting, load) for block in anatomy.blocks), default=0),
         "evaluating": max((_evaluating(source, block, work, setting, load) for block in anatomy.blocks), default=0),
@@ -78,11 +85,10 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     module = source.block_parameters(block) * size
     tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
     done, peak = 0, 0
-    held = 0
-    if setting.order == "block":
-        held = sum(stage.reads.width**2 * 4 for stage in block.stages)
+    # Gram matrices that are taken before the first stage is solved
+    held = sum(stage.reads.width**2 * 4 for stage in block.stages) if setting.order == "block" or work.transforms else 0
     for stage in block.stages:
-        inside = activations(block, stage, tokens, source.anatomy.hidden_size, size)
+        inside = waiting(block, stage, tokens, source.anatomy.hidden_size, size)
         width = stage.reads.width
         gram = 3 * width**2 * 4
         chunk = min(CHUNK, tokens) * width * (4 + 4)
@@ -114,20 +120,26 @@ def _evaluating(source: Source, block: Block, work: Work, setting: Setting, load
 
 
 def activations(block: Block, stage: Stage, tokens: int, hidden: int, size: int) -> int:
-    """Bytes of the hidden states alive inside the block when `stage` is reached.
+    """Bytes of the hidden states alive inside the block at the most crowded moment before `stage`.
 
     The residual stream, what the stage reads, and what it was made from: a gated product keeps three tensors of its width alive.
     """
-    share = block.experts.experts_per_token / block.experts.num_experts if block.experts and stage.reads.within is None else 1.0
+    share = active(block, stage.linears[0])
     inner = stage.reads.width
     copies = 3 if inner != hidden else 2
     outputs = sum(linear.out_features for linear in stage.linears if linear.expert is None)
     return int(tokens * (3 * hidden + copies * inner * share + outputs) * size)
 
 
+def waiting(block: Block, stage: Stage, tokens: int, hidden: int, size: int) -> int:
+    """Bytes of the hidden states alive while `stage` is being solved: the rows, the residual stream, the normed one, and what it reads."""
+    return int(tokens * (3 * hidden + stage.reads.width * active(block, stage.linears[0])) * size)
+
+
 def _logits(load: Load, setting: Setting) -> int:
-    # logits of both models, and the float32 log-probabilities that the comparison makes of them
-    return 5 * setting.batch * load.evaluation_tokens * load.vocabulary * 4
+    # logits of both models; what the comparison makes of them is taken in small pieces
+    rows = rows_at_once(setting.batch, load.evaluation_tokens, load.vocabulary)
+    return 2 * rows * load.evaluation_tokens * load.vocabulary * 4
 
 
 def output_bytes(source: Source, packing: Packing) -> int:

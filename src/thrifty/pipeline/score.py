@@ -14,11 +14,19 @@ from thrifty.measure.language import WindowScores, causal_targets, score_windows
 from thrifty.models import Source
 from thrifty.pipeline.streams import Streams, batches
 
+LOGITS = 1 << 24
+"""Logits of one model held at once, at most, unless one row alone has more."""
+
+
+def rows_at_once(batch: int, tokens: int, vocabulary: int) -> int:
+    """How many rows of `tokens` tokens are scored together: `batch`, or fewer where the vocabulary is large."""
+    return max(1, min(batch, LOGITS // max(1, tokens * vocabulary)))
+
 
 def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -> dict[str, Any]:
     """Figures of the original against the compressed model on the evaluation rows (see `measure.language`, `measure.hidden`).
 
-    Outputs are made `batch` rows at a time, for both models one after the other.
+    Outputs are made a few rows at a time (see `rows_at_once`), for both models one after the other.
     """
     shell = source.shell(torch.float32)
     language = source.anatomy.kind in LANGUAGE and ("input_ids" in rows.inputs or rows.targets is not None)
@@ -28,12 +36,13 @@ def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -
     windows: list[WindowScores] = []
     others: list[RowScores] = []
     with events.task("scoring", rows.rows) as advance:
-        for start, stop, inputs in batches(dict(rows.inputs), batch):
+        for start, stop, inputs in batches(dict(rows.inputs), rows_at_once(batch, rows.tokens // rows.rows, source.vocabulary)):
             before, after = (shell.finish(inputs, streams.outputs(name, start, stop)) for name in ("before", "after"))
             if language and targets is not None:
                 windows.append(score_windows(before, after, targets[start:stop]))
             else:
                 others.append(score_classes(before, after) if before.ndim == 2 else score_hidden(before, after))
+            del before, after  # before the next two are made
             advance(stop, "")
     if windows:
         return summarise(WindowScores.joined(windows), seed=seed)

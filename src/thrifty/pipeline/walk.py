@@ -14,6 +14,7 @@ import torch
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
+from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Shell, Source, run_block
 from thrifty.pipeline.block import BlockRun
@@ -57,6 +58,7 @@ class Walk:
                 if position == 0 or order[position - 1][0] != chain:
                     with watch.during("enter"):
                         calls = self._enter(chain, streams)
+                    return_free_memory()
                 elif position == start:
                     calls = self._calls(streams)
                 advance(position, block.path)
@@ -65,6 +67,7 @@ class Walk:
                 if position + 1 == len(order) or order[position + 1][0] != chain:
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
+                return_free_memory()
                 advance(position + 1, block.path)
         return records, streams, watch
 
@@ -124,14 +127,18 @@ class Walk:
         local = Stopwatch()
         with local.during("forward"):
             run = self._compress(block, calls.get("calibration"), streams, local)
+        view, reports, warnings = run.view, run.reports, tuple(run.warnings)
+        del run  # and with it the module of the calibration pass
+        return_free_memory()
         with local.during("evaluate"):
             if self.evaluation is not None:
-                self._evaluate(run.view, calls["evaluation"], streams)
+                self._evaluate(view, calls["evaluation"], streams)
+                return_free_memory()
         with local.during("write"):
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
-            packed = self.write_block(self.folder.tensors_path(key), self.source, run.view)
-            layers = tuple(run.reports[linear.path] for linear in block.linears if linear.path in run.reports)
-            record = BlockRecord(key, self.folder.tensors_path(key), layers, tuple(run.warnings), local.seconds, packed)
+            packed = self.write_block(self.folder.tensors_path(key), self.source, view)
+            layers = tuple(reports[linear.path] for linear in block.linears if linear.path in reports)
+            record = BlockRecord(key, self.folder.tensors_path(key), layers, warnings, local.seconds, packed)
             self.folder.finish(record)
         for name, seconds in local.seconds.items():
             watch.add(name, seconds)

@@ -78,29 +78,31 @@ class OBS(Solver):
         factor, damping = _factor(gram, order, self.damping)
         if factor is None:
             return None
-        sweep = _Sweep(weight.T[order].contiguous(), factor, order, points)
-        together = run or (order.numel() if points.adaptive else 0)
+        sweep = _Sweep(_moved(weight.T, order).clone(memory_format=torch.contiguous_format), factor, order, points)
+        together = run or (gram.shape[0] if points.adaptive else 0)
         sweep.run(self.block_size, together)
-        undone = torch.empty_like(order)
-        undone[order] = torch.arange(order.numel(), device=order.device)
+        row_loss = (sweep.row_loss - damping * torch.linalg.vecdot(sweep.error, sweep.error, dim=0)).clamp_min(0)
+        undone = None if order is None else torch.argsort(order)
+        values, column_loss = sweep.values, _moved(sweep.column_loss, undone)
+        del sweep, factor  # as large as the matrix each
         # Rounding and masks leave -0 where a negative value became zero; a sum makes equal results equal in their bytes.
-        values = sweep.values[undone].T.contiguous().add_(0.0)
-        row_loss = (sweep.row_loss - damping * sweep.error.square().sum(0)).clamp_min(0)
-        return Reached(values, row_loss, sweep.column_loss[undone])
+        return Reached(_moved(values, undone).T.contiguous().add_(0.0), row_loss, column_loss)
 
 
-def _order(gram: Float[Tensor, "in in"], act_order: bool) -> Tensor:
-    if act_order:
-        return torch.sort(gram.diagonal(), descending=True, stable=True).indices
-    return torch.arange(gram.shape[0], device=gram.device)
+def _order(gram: Float[Tensor, "in in"], act_order: bool) -> Tensor | None:
+    """The inputs in the order in which they are fixed; None for the order they are in."""
+    return torch.sort(gram.diagonal(), descending=True, stable=True).indices if act_order else None
 
 
-def _factor(gram: Float[Tensor, "in in"], order: Tensor, damping: float) -> tuple[Tensor | None, float]:
+def _moved(rows: Tensor, order: Tensor | None) -> Tensor:
+    return rows if order is None else rows[order]
+
+
+def _factor(gram: Float[Tensor, "in in"], order: Tensor | None, damping: float) -> tuple[Tensor | None, float]:
     """(the factor of the damped matrix in this order, what was added to the diagonal); damping rises tenfold until there is a factor."""
     mean = float(gram.diagonal().mean()) or 1.0
-    permuted = gram[order][:, order]
     for share in (damping, 10 * damping, 100 * damping):
-        damped = permuted.clone()
+        damped = gram.clone() if order is None else gram[order][:, order]
         damped.diagonal().add_(share * mean)
         factor = upper_factor(damped)
         if factor is not None:
@@ -109,15 +111,17 @@ def _factor(gram: Float[Tensor, "in in"], order: Tensor, damping: float) -> tupl
 
 
 class _Sweep:
-    """One pass over the inputs. Matrices are transposed, [in, out], so that an input is a contiguous row."""
+    """One pass over the inputs. Matrices are transposed, [in, out], so that an input is a contiguous row.
 
-    def __init__(self, weight: Float[Tensor, "in out"], factor: Float[Tensor, "in in"], order: Tensor, points: Points) -> None:
-        self.weight, self.factor, self.points = weight, factor, points
-        self.columns = order
-        self.order: list[int] = order.tolist()
+    weight: turns into the error, input by input.
+    """
+
+    def __init__(self, weight: Float[Tensor, "in out"], factor: Float[Tensor, "in in"], order: Tensor | None, points: Points) -> None:
+        self.error, self.factor, self.points = weight, factor, points
+        self.columns = torch.arange(weight.shape[0], device=weight.device) if order is None else order
+        self.order: list[int] = self.columns.tolist()
         self.inverse: list[float] = factor.diagonal().reciprocal().tolist()
         self.values = torch.empty_like(weight)
-        self.error = torch.empty_like(weight)
         self.row_loss = torch.zeros_like(weight[0])
         self.column_loss = torch.zeros_like(weight[:, 0])
 
@@ -137,7 +141,7 @@ class _Sweep:
 
     def _panel(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
         """Fix inputs first .. last; carried: sum over the earlier inputs i of error_i R_ij."""
-        weight, factor = self.weight[first:last], self.factor[first:last, first:last]
+        weight, factor = self.error[first:last], self.factor[first:last, first:last]
         if self.points.adaptive:
             free = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False)
             self.points.enter(free.T, self.columns[first:last], factor.diagonal().square())
@@ -147,10 +151,10 @@ class _Sweep:
             aim = torch.add(weight[place], carried[place], alpha=self.inverse[index], out=rest[place])
             value = self.values[index]
             self.points.snap(aim, self.order[index], value)
-            torch.sub(weight[place], value, out=self.error[index])
+            weight[place].sub_(value)
             aim.sub_(value)
             if place + 1 < last - first:
-                carried[place + 1 :].addr_(factor[place, place + 1 :], self.error[index])
+                carried[place + 1 :].addr_(factor[place, place + 1 :], weight[place])
         rest.square_().mul_(factor.diagonal().square()[:, None])
         self.row_loss += rest.sum(0)
         self.column_loss[first:last] = rest.sum(1)

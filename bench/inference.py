@@ -1,0 +1,169 @@
+"""Speed of a 4-bit result at inference: batch 1, a prompt of 128 tokens, 64 new ones, beside bf16 transformers and llama.cpp's Q4_0.
+
+Usage: python bench/inference.py [--rounds 5]            (writes bench/results/inference.json)
+
+The model is the random Llama of 300 million parameters (bench/random_llama.py), the head stays dense bf16 everywhere, all use the same
+threads, and the three take turns. Needs the environment of llama.cpp (bench/environments.sh llama-cpp); without it the peer is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import thrifty
+from thrifty.data import default_model
+from thrifty.export.formats import export_result
+from thrifty.measure.hardware import hardware
+from thrifty.measure.language import causal_targets, score_windows, summarise
+from thrifty.measure.speed import measure_speed
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+PROMPT, NEW = 128, 64
+RECIPE = "{evaluation: {samples: 1, tokens: 32}, steps: [{rtn: {bits: 4, group_size: 32, symmetric: true}}]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    model = random_model()
+    result = BUILD / "inference-w4"
+    shutil.rmtree(result, ignore_errors=True)
+    thrifty.compress(model, RECIPE, out=result)
+    summary = {
+        "model": model.name,
+        "prompt_tokens": PROMPT,
+        "new_tokens": NEW,
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        **speeds(model, result, rounds),
+        "kl_of_the_fast_path": {"random model": fast_path(result, tokens(8, PROMPT)), "embedded model": embedded()},
+    }
+    path = HERE / "results" / "inference.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+def random_model() -> Path:
+    """The random checkpoint, with a tokenizer so that it is a whole model folder."""
+    model = BUILD / "llama-300m"
+    if not (model / "config.json").exists():
+        subprocess.run([sys.executable, HERE / "random_llama.py", model], check=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(default_model() / name, model / name)
+    return model
+
+
+def tokens(rows: int, length: int) -> torch.Tensor:
+    """Random token ids [rows, length]."""
+    return torch.randint(3, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+# -- speed ---------------------------------------------------------------------------------------------------------------
+
+
+def speeds(model: Path, result: Path, rounds: int) -> dict:
+    """Seconds of each, medians over the rounds, and the ratios."""
+    runners = {
+        "transformers bf16": AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+        "thrifty 4 bit": thrifty.load(result),
+    }
+    peer = Peer(result)
+    found: dict[str, list[dict[str, float]]] = {}
+    for turn in range(rounds + 1):
+        for name, runner in runners.items():
+            speed = measure_speed({name: runner}, tokens(1, PROMPT), new_tokens=NEW, rounds=1, warmup=0)
+            prefill, decode = (speed[key][name] for key in ("prefill_tokens_per_second", "decode_tokens_per_second"))
+            note(found, turn, name, PROMPT / prefill, (NEW - 1) / decode)
+        if peer.process is not None:
+            note(found, turn, "llama.cpp Q4_0", *peer.round())
+    peer.close()
+    seconds = {name: {key: median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
+    ours = seconds["thrifty 4 bit"]
+    return {
+        "rounds": rounds,
+        "seconds": seconds,
+        "thrifty_faster_than": {
+            name: {key: other[key] / ours[key] for key in other} for name, other in seconds.items() if name != "thrifty 4 bit"
+        },
+    }
+
+
+def note(found: dict[str, list[dict[str, float]]], turn: int, name: str, prefill: float, decode: float) -> None:
+    """The first round only warms up."""
+    if turn:
+        found.setdefault(name, []).append({"prefill": prefill, "decode": decode, "whole": prefill + decode})
+
+
+class Peer:
+    """llama.cpp in a process of its own, answering one round a line; absent where its environment was not made."""
+
+    def __init__(self, result: Path) -> None:
+        python = BUILD / "env-llama-cpp" / "bin" / "python"
+        self.process = None
+        if not python.exists():
+            return
+        file = BUILD / "inference-w4.gguf"
+        file.unlink(missing_ok=True)
+        export_result(result, "gguf", file)
+        words = [python, HERE / "peers" / "llama_cpp.py", "speed", file, "--prompt", PROMPT, "--new", NEW]
+        words += ["--threads", torch.get_num_threads(), "--plain-buffers"]
+        self.process = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process.stdout.readline()
+
+    def round(self) -> tuple[float, float]:
+        """(prefill, decode) in seconds."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["prefill_seconds"], answer["decode_seconds"]
+
+    def close(self) -> None:
+        """Let it end."""
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+
+
+# -- what the fast path costs --------------------------------------------------------------------------------------------
+
+
+def embedded() -> dict:
+    """The same for the model inside the package, which has learnt something, on its held-out text."""
+    from thrifty.data.load import load_rows
+    from thrifty.models import open_model
+
+    folder = default_model()
+    out = BUILD / "inference-embedded"
+    shutil.rmtree(out, ignore_errors=True)
+    thrifty.compress(out=out)
+    rows = load_rows(
+        folder=folder, config=open_model(folder).config, kind="causal_lm", purpose="evaluation", text=(), samples=16, tokens=256, seed=0
+    )
+    return fast_path(out, rows.inputs["input_ids"])
+
+
+@torch.inference_mode()
+def fast_path(result: Path, rows: torch.Tensor) -> dict:
+    """KL divergence in nats a token from the result computed in float32: many tokens at once, and one by one."""
+    exact = thrifty.load(result, torch.float32)(input_ids=rows).logits
+    fast = thrifty.load(result)
+    cache = DynamicCache()
+    steps = [fast(input_ids=rows[:, at : at + 1], past_key_values=cache, use_cache=True).logits for at in range(rows.shape[1])]
+    outputs = {"prefill": fast(input_ids=rows).logits, "decode": torch.cat(steps, 1)}
+    return {name: summarise(score_windows(exact, found.float(), causal_targets(rows)))["kl"] for name, found in outputs.items()}
+
+
+if __name__ == "__main__":
+    main()
