@@ -416,6 +416,21 @@ def test_force_replaces(home: Path, undisturbed: Path, tmp_path: Path, solved: l
     assert weights_of(out) == weights_of(undisturbed)
 
 
+def test_force_keeps_the_old_result_until_the_new_one_is_whole(home: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(command(home, out, step="rtn: {bits: 3}")) == 0
+    old = weights_of(out)
+    with at_block(1, interrupt):
+        assert main(command(home, out, "--force")) == 130
+    kept = {name: digest for name, digest in weights_of(out).items() if not name.startswith(".run/")}
+    assert kept == old and (out / "certificate.json").exists()
+    assert main(command(home, out)) == 0
+    assert weights_of(out) == weights_of(undisturbed)
+    assert main([*command(home, out, "--force", *GATE, step="rtn: {bits: 2}")]) == 3
+    assert weights_of(out) == weights_of(undisturbed)
+    assert weights_of(tmp_path / "out.rejected") not in (old, weights_of(undisturbed))
+
+
 def test_force_keeps_the_old_result_when_the_request_is_bad(home: Path, undisturbed: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "out", tmp_path / "model"
     shutil.copytree(undisturbed, out)

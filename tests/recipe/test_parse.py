@@ -87,7 +87,7 @@ BAD = {
     "unknown calibration setting": ("calibration: {sample: 8}\nsteps: [{gptq: {}}]", ["'sample'", "'samples'"]),
     "calibration a list": ("calibration: [1]\nsteps: [{gptq: {}}]", ["calibration", "mapping"]),
     "text a number": ("calibration: {text: 3}\nsteps: [{gptq: {}}]", ["text", "3"]),
-    "evaluation setting": ("evaluation: {task: x}\nsteps: [{gptq: {}}]", ["'task'", "'tasks'"]),
+    "evaluation setting": ("evaluation: {sample: 3}\nsteps: [{gptq: {}}]", ["'sample'", "'samples'"]),
     "empty text": ("   ", ["empty"]),
     "empty mapping": ("{}", ["empty"]),
     "null": ("null\n", ["empty"]),

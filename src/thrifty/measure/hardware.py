@@ -49,8 +49,9 @@ def versions() -> dict[str, str]:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process since it began."""
+    # getrusage counts what the process that started this one held, too
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
 
 
 def rss_bytes() -> int:

@@ -70,13 +70,14 @@ class RunFolder:
     def claim(self, key: str, request: dict[str, Any], *, force: bool = False) -> bool:
         """Take the folder for this request; True when an earlier attempt of the same request is continued.
 
+        force: give up whatever attempt is there; a finished result stays until the new one takes its place.
         Raises InputError when `out` holds something else, RunError when it cannot be written.
         """
         self.free(force)
-        if force and self.out.exists():
-            with writing(self.out):
-                shutil.rmtree(self.out)
-        recorded = self._recorded_key()
+        if force and self.path.exists():
+            with writing(self.path):
+                shutil.rmtree(self.path)
+        recorded = None if force else self._recorded_key()
         if recorded is not None and recorded != key:
             raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
         if recorded is None:
@@ -141,9 +142,19 @@ class RunFolder:
     def _streams_path(self, key: str) -> Path:
         return self.path / "streams" / f"{key[:32]}.safetensors"
 
+    def clear(self) -> None:
+        """Remove an earlier result, its certificate first, so that what is left of it at any moment does not pass for one."""
+        for path in sorted(self.out.iterdir(), key=lambda path: path.name != CERTIFICATE):
+            if path.is_dir() and path != self.path:
+                shutil.rmtree(path)
+            elif path != self.path:
+                path.unlink()
+
     def close(self) -> None:
-        """The result is complete: remove the working files."""
+        """The result is complete, here or beside: remove the working files, and the folder where nothing else is in it."""
         shutil.rmtree(self.path)
+        if not any(self.out.iterdir()):
+            self.out.rmdir()
 
 
 def block_key(previous: str, parts: Any) -> str:

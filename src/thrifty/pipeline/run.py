@@ -132,26 +132,27 @@ def _already(folder: RunFolder, key: str, force: bool) -> Certificate | None:
 def _judged(certificate: Certificate, place: Path) -> Certificate:
     """The certificate, or GateError when the gate was not met."""
     if certificate.gate is not None and not certificate.gate.passed:
-        raise GateError(f"{certificate.gate.reason}; the result is kept apart in {place}")
+        raise GateError(f"{certificate.gate.reason}; the result is kept apart in {place}", certificate.result(place))
     return certificate
 
 
 def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Certificate:
-    """Move the finished files into place, the certificate last; a result that fails its gate goes beside."""
-    names = sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)
-    place = folder.out
-    for name in (*names, CERTIFICATE):
-        with writing(place / name):
-            os.replace(staging / name, place / name)
-    with writing(place):
-        folder.close()
+    """Move the finished files into place, the certificate last; a result that fails its gate goes beside, whole."""
     if certificate.gate is not None and not certificate.gate.passed:
         place = folder.rejected
         with writing(place):
             if place.exists():
                 shutil.rmtree(place)
-            os.replace(folder.out.absolute(), place)
-    return _judged(certificate, place)
+            os.replace(staging, place)
+            folder.close()
+        return _judged(certificate, place)
+    place, names = folder.out, sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)
+    with writing(place):
+        folder.clear()
+        for name in (*names, CERTIFICATE):
+            os.replace(staging / name, place / name)
+        folder.close()
+    return certificate
 
 
 def _seconds_of(records: list[BlockRecord]) -> dict[str, float]:

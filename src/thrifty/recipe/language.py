@@ -44,14 +44,12 @@ class Evaluation(_Part):
     """What the result is judged on, against the original. Whatever is left out is chosen as for the calibration.
 
     text, images, samples, tokens: as for the calibration, and never the same samples.
-    tasks: tasks of the lm-eval library, by name or as local task files.
     """
 
     text: Words = ()
     images: Annotated[str, Field(min_length=1)] | None = None
     samples: int | None = Field(default=None, ge=1, le=1_000_000)
     tokens: int | None = Field(default=None, ge=2, le=1_000_000)
-    tasks: Words = ()
 
 
 class Step(_Part):
