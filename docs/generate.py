@@ -5,6 +5,8 @@ mkdocs runs this as a hook; `python docs/generate.py` prints the pages.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,6 +15,9 @@ from mkdocs.structure.files import File, Files
 from thrifty.base.method import Method
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.parse import shipped, summary
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs runs this file as no part of a package
+from tables import fill
 
 PLACES = {
     "weights.preset": "Presets: named points of the algebra of weights",
@@ -75,8 +80,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """mkdocs hook: put the shipped recipes where a page asks for them."""
-    return markdown.replace("<!-- shipped recipes -->", library_table())
+    """mkdocs hook: put the shipped recipes and the tables of results where a page asks for them."""
+    return fill(markdown.replace("<!-- shipped recipes -->", library_table()))
 
 
 if __name__ == "__main__":

@@ -12,31 +12,12 @@ import pytest
 
 import thrifty
 from tests.recipe.shapes import anatomy
+from tests.report.samples import certificate
 from thrifty.base import events
+from thrifty.measure.certificate import Certificate
+from thrifty.report.compare import Comparison, Result
 
 INTERVAL = {"value": 10.0, "low": 9.5, "high": 10.5}
-RESULT = {
-    "model": "original",
-    "out": Path("small"),
-    "recipe": {"steps": [{"gptq": {"bits": 4}}]},
-    "seed": 0,
-    "seconds": 12.5,
-    "peak_rss_bytes": 123456789,
-    "bytes": {"before": 2_000_000, "after": 600_000},
-    "bits_per_weight": 4.5,
-    "perplexity": {"before": INTERVAL, "after": {"value": 10.2, "low": 9.7, "high": 10.7}},
-    "kl": {"value": 0.01, "low": 0.009, "high": 0.011},
-    "top1_agreement": 0.97,
-    "quality": [
-        {"metric": "perplexity_ratio", "before": 1.0, "after": 1.02, "difference": 0.02, "low": 0.015, "high": 0.025},
-        {"metric": "flips", "before": 0.0, "after": 0.03, "difference": 0.03, "low": 0.02, "high": 0.04},
-    ],
-    "speed": {"decode_tokens_per_second": {"before": 10.0, "after": 20.0}},
-    "layers": [
-        {"name": f"layers.{i}", "method": "gptq", "bits": 4.5, "sparsity": 0.0, "error": 0.1, "relative_error": i / 100} for i in range(9)
-    ],
-    "warnings": ["layer layers.8 is [far] out of line"],
-}
 
 
 class Plan:
@@ -51,7 +32,16 @@ class Plan:
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def small(tmp_path: Path) -> Path:
+    """A result folder that holds a certificate."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    certificate(warnings=["layer 8 is [far] out of line"]).write(folder)
+    return folder
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, small: Path) -> types.ModuleType:
     """A stand-in for the functions behind the commands; each records its last call and answers at once."""
     fake = types.ModuleType("thrifty.api")
     fake.calls = {}  # type: ignore[attr-defined]
@@ -68,23 +58,26 @@ def api(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
         return call
 
-    entry = {"name": "gptq", "family": "weights.preset", "paper": "Frantar et al. (2022)", "summary": "Rounds column by column."}
-    parameters = {"bits": {"type": "integer", "minimum": 2, "maximum": 8, "default": 4}}
+    paper = {"authors": "Frantar, Alistarh", "year": 2022, "title": "GPTQ", "arxiv": "2210.17323"}
+    entry = {"name": "gptq", "family": "weights.preset", "paper": paper, "summary": "Rounds column by column."}
+    entry["parameters"] = {"bits": {"type": "integer", "minimum": 2, "maximum": 8, "default": 4}}
     sides = {side: {"text": f"the {side} text", "tokens_per_second": 5.0} for side in ("original", "result")}
     answers = {
-        "compress": RESULT,
+        "compress": Certificate.read(small).result(small),
         "plan": Plan(),
         "describe": anatomy(),
         "evaluate": {"perplexity": INTERVAL, "tokens": 1000},
-        "compare": {"results": [{"folder": "a", "bits_per_weight": 4.5}, {"folder": "b", "bits_per_weight": 8.0}]},
+        "compare": Comparison((Result("a", certificate()), Result("b", certificate(bits_per_weight=8.0))), ("read with [care]",)),
         "export": {"out": "small-gguf", "format": "gguf", "bytes": 1000, "exact": True},
         "repeat": {"out": "again", "same": True, "files": []},
         "try_out": {"prompt": "def", **sides},
         "doctor": {"versions": {"torch": "2.13.0"}, "cores": 2, "problems": []},
-        "methods": [{**entry, "parameters": parameters}],
+        "methods": [entry],
     }
     for name, value in answers.items():
         setattr(fake, name, answer(name, value))
+    one, every = answer("methods", {**entry, "explanation": "Rounds.\n\n    min tr(E G E^T)\n"}), fake.methods  # type: ignore[attr-defined]
+    fake.methods = lambda name: every(name) if name is None else one(name)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "thrifty.api", fake)
     monkeypatch.setattr(thrifty, "api", fake, raising=False)
     return fake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import types
@@ -40,6 +41,16 @@ def test_command_lines_are_understood(api: types.ModuleType, page: str, line: st
     assert main([*words, "--json"]) == 0
     if "--recipe" in words and not (recipe := words[words.index("--recipe") + 1]).endswith(".yaml"):
         assert parse_recipe(recipe).steps
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    found = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    tables = importlib.util.module_from_spec(found)
+    found.loader.exec_module(tables)
+    assert tables.readme() == (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert page.count("<!-- table:") == len(tables.TABLES)
+    assert "<!-- table:" not in tables.fill(page)
 
 
 def test_every_command_is_documented() -> None:

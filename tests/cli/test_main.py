@@ -16,6 +16,7 @@ import pytest
 
 from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.cli.main import main
+from thrifty.measure.certificate import Certificate
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 COMMANDS = [
@@ -48,7 +49,7 @@ def test_json_is_one_value_and_nothing_else(api: types.ModuleType, capsys: pytes
         assert "blocks (2)" in printed.err
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] != "describe"], ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_shows_something(api: types.ModuleType, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main(words) == 0
     printed = capsys.readouterr()
@@ -59,23 +60,29 @@ def test_every_command_shows_something(api: types.ModuleType, capsys: pytest.Cap
 def test_compress_shows_before_and_after_and_the_worst_layers(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compress"]) == 0
     printed = capsys.readouterr().out
-    for word in (
-        "original",
-        "small",
-        "2.00 MB",
-        "600.00 kB",
-        "30.0%",
-        "10 [9.5, 10.5]",
-        "+2.00%",
-        "97.00%",
-        "flips",
-        "2.00x",
-        "layers.8",
-        "12.5 s",
-    ):
+    for word in ("tiny/model -> ", "8.40 MB", "2.90 MB", "12.31 [11.8, 12.9]", "+3.10 %", "91.2 %", "layers.0.mlp.down_proj", "42.5 s"):
         assert word in printed
-    assert "layers.0" not in printed
-    assert "warning: layer layers.8 is [far] out of line" in printed
+    assert "layers.5" not in printed
+    assert "warning: layer 8 is [far] out of line" in printed
+
+
+def test_compare_puts_results_side_by_side(api: types.ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["compare", "a", "b"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["a", "b"] in lines and ["bits", "per", "weight", "4.56", "8"] in lines
+    assert ["note:", "read", "with", "[care]"] in lines
+    assert main(["compare", "a", "b", "--json", "--out", "c.html"]) == 0
+    assert api.calls["compare"] == (([Path("a"), Path("b")],), {"out": Path("c.html")})
+    assert [row["bits_per_weight"] for row in json.loads(capsys.readouterr().out)["results"]] == [4.56, 8.0]
+
+
+def test_a_method_is_shown_with_its_formula_source_and_settings(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    assert "Frantar, Alistarh (2022), arXiv 2210.17323" in capsys.readouterr().out
+    assert main(["methods", "gptq"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("min tr(E G E^T)", "Frantar, Alistarh (2022), GPTQ, arXiv 2210.17323", "integer, at least 2, at most 8"):
+        assert word in printed
 
 
 def test_plan_shows_the_price_and_what_it_is_made_of(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +154,6 @@ def test_the_commands_fit_the_functions(api: types.ModuleType, monkeypatch: pyte
         (["compress", "--max-perplexity-increase", "much"], "got 'much'"),
         (["compress", "--max-perplexity-increase", "nan"], "got 'nan'"),
         (["recipes", "w4-asymetric"], "'w4-asymmetric'"),
-        (["methods", "gtpq"], "'gptq'"),
     ],
 )
 def test_bad_words_give_one_sentence_and_code_2(
@@ -207,17 +213,19 @@ def test_exit_codes(api: types.ModuleType, capsys: pytest.CaptureFixture[str], e
     assert printed.err == f"error: {error}\n"
 
 
-def test_a_result_that_misses_its_gate_is_shown(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_that_misses_its_gate_is_shown(api: types.ModuleType, capsys: pytest.CaptureFixture[str], small: Path) -> None:
+    found = Certificate.read(small).result(small)
+
     def fail(*words: Any, **options: Any) -> None:
-        error = GateError("Perplexity rose by 7 %, more than 5 %.")
-        error.result = {"model": "original", "bits_per_weight": 2.5}  # type: ignore[attr-defined]
-        raise error
+        raise GateError("Perplexity rose by 7 %, more than 5 %.", found)
 
     api.compress = fail  # type: ignore[attr-defined]
     assert main(["compress", "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["bits_per_weight"] == 2.5
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {**found, "error": "Perplexity rose by 7 %, more than 5 %.", "exit_code": 3}
     assert main(["compress"]) == 3
-    assert "2.5" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "12.69 [12.1, 13.3]" in printed.out and printed.err == "error: Perplexity rose by 7 %, more than 5 %.\n"
 
 
 @pytest.mark.parametrize("way", ["before", "after", "environment"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +20,18 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from tests.export.codes import change_config, encoded, packed_model
+from tests.export.test_dense import largest_file
 from tests.tiny import VOCABULARY, tiny
 from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
-from thrifty.core.grids import fit_step, grouped, significant_bits, snap_scale
-from thrifty.export.compressed import pack, quantization_config, scheme_of
 from thrifty.export.gguf import write
 from thrifty.export.gguf_architectures import frequency_factors
 from thrifty.export.gguf_tensors import rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
 
 # -- codes and models to export ----------------------------------------------------------------------------------------
-
-
-def encoded(seed: int, out: int, width: int, group_size: int, bits: int, symmetric: bool) -> Encoded:
-    """Random codes with random scales of every size that a grid can have."""
-    generator = torch.Generator().manual_seed(seed)
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
-    groups = width // group_size if group_size else 1
-    scale = torch.exp2(torch.rand(out, groups, generator=generator) * 20 - 17)
-    tensors = {
-        "codes": torch.randint(low, high, (out, width), generator=generator, dtype=torch.int8),
-        "scale": snap_scale(scale, significant_bits(2**bits, symmetric)),
-    }
-    if not symmetric:
-        tensors["zero_point"] = torch.randint(low, high, (out, groups), generator=generator, dtype=torch.int8)
-    return Encoded("int", tensors, (out, width), bits, group_size)
-
-
-def round_to_codes(weight: Tensor, group_size: int, bits: int, symmetric: bool) -> Encoded:
-    """A matrix rounded to the nearest codes."""
-    groups = grouped(weight.float(), group_size)
-    step = fit_step(groups, 2**bits, symmetric)
-    codes = torch.round(groups / step.scale[..., None])
-    tensors = {"scale": step.scale}
-    if step.zero_point is not None:
-        codes = codes + step.zero_point[..., None]
-        tensors["zero_point"] = step.zero_point.to(torch.int8)
-    tensors["codes"] = codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).reshape(weight.shape).to(torch.int8)
-    return Encoded("int", tensors, tuple(weight.shape), bits, group_size)
 
 
 def byte_level(**changes: Any) -> dict[str, Any]:
@@ -102,24 +76,9 @@ def put_tokenizer(folder: Path, tokenizer: dict[str, Any], **settings: Any) -> P
     return folder
 
 
-def change_config(folder: Path, **changes: Any) -> Path:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return folder
-
-
 def result(name: str, folder: Path, bits: int = 4, symmetric: bool = True, group_size: int = 32) -> dict[str, Encoded]:
-    """A tiny model with the linears of its blocks as codes; returns the codes by module path."""
-    tiny(name, folder)
-    tensors = load_file(folder / "model.safetensors")
-    codes = {}
-    for key in [key for key in tensors if key.endswith("_proj.weight")]:
-        stem = key.removesuffix(".weight")
-        codes[stem] = round_to_codes(tensors.pop(key), group_size, bits, symmetric)
-        tensors |= pack(stem, codes[stem])
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    schemes = {stem: scheme_of(code) for stem, code in codes.items()}
-    change_config(folder, quantization_config=quantization_config(schemes, ["lm_head"]))
+    """A tiny model with a tokenizer and with the linears of its blocks as codes; returns the codes by module path."""
+    codes = packed_model(name, folder, lambda stem: (group_size, bits, symmetric))
     put_tokenizer(folder, byte_level())
     return codes
 
@@ -484,3 +443,58 @@ def test_a_file_that_reads_back_otherwise_is_not_kept(tmp_path: Path, monkeypatc
     with pytest.raises(RunError, match="reads back"):
         write(folder, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_folder_with_a_broken_file_or_a_missing_part_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    result("llama", folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("weight_scale"))
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=name):
+        write(folder, tmp_path / "model.gguf")
+    (folder / "model.safetensors").write_bytes(b"noise" * 20)
+    with pytest.raises(InputError, match="header"):
+        write(folder, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# -- disks and progress ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [10, 5_000, 60_000])
+def test_a_file_that_may_not_grow_is_not_kept(limit: int, tmp_path: Path) -> None:
+    """Refused by the system: in the header, in the vocabulary, among the tensors."""
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    result("llama", folder)
+    with largest_file(limit), pytest.raises(RunError, match=r"model\.gguf could not be written"):
+        write(folder, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert write(folder, out)["bytes"] > 60_000
+
+
+@pytest.mark.parametrize("step", ["write_header_to_file", "write_kv_data_to_file", "write_tensor_data", "close"])
+def test_a_full_disk_leaves_nothing(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    result("llama", folder)
+
+    def full(*words: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, step, full)
+        with pytest.raises(RunError, match=r"disk is full.*model\.gguf"):
+            write(folder, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_every_task_moves_on_to_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    result("llama", folder)
+    seen: dict[str, list[tuple[float, float]]] = {}
+    with events.listening(
+        lambda event: seen.setdefault(event.task, []).append((event.done, event.total)) if event.kind == "advance" else None
+    ):
+        count = write(folder, tmp_path / "model.gguf")["tensors"]
+    steps = [(done, count) for done in range(1, count + 1)]
+    assert seen == {"laying out": steps, "writing": steps, "reading back": steps}

@@ -64,3 +64,28 @@ def certificate(**changes: Any) -> Certificate:
         "peak_rss_bytes": 900_000_000,
     }
     return Certificate.build(**(fields | changes))
+
+
+def vision(**changes: Any) -> Certificate:
+    """A classifier of images, measured with labels: no perplexity, no flips, no speed."""
+    fields: dict[str, Any] = {
+        "model": {"name": "tiny/vit", "digest": "d" * 64, "architecture": "ViTForImageClassification", "kind": "vision"},
+        "quality": [
+            {"metric": "output_relative_error", "before": 0.0, "after": 0.0125, "difference": 0.0125, "low": 0.01, "high": 0.015},
+            {"metric": "kl", "before": 0.0, "after": 0.002, "difference": 0.002, "low": 0.001, "high": 0.003},
+            {"metric": "top1_agreement", "before": 1.0, "after": 0.98, "difference": -0.02, "low": -0.05, "high": 0.0},
+            {"metric": "accuracy", "before": 0.91, "after": 0.9, "difference": -0.01, "low": -0.03, "high": 0.01},
+        ],
+        "relative_error": {"value": 0.0125, "low": 0.01, "high": 0.015},
+        "accuracy": {"before": {"value": 0.91}, "after": {"value": 0.9}},
+        "kl": {"value": 0.002, "low": 0.001, "high": 0.003},
+        "top1_agreement": 0.98,
+        "scored": {"rows": 50},
+    }
+    return unmeasured(**(fields | changes))
+
+
+def unmeasured(**changes: Any) -> Certificate:
+    """A result of which nobody knows what it lost."""
+    names = ("perplexity", "perplexity_ratio", "kl", "top1_agreement", "flips", "speed")
+    return certificate(**({name: None for name in names} | {"quality": [], "data": {}} | changes))

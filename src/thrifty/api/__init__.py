@@ -1,7 +1,7 @@
 """What the command line does, as functions: one for each command, of the same name and with the same words."""
 
-from thrifty.api.about import describe, doctor, methods
+from thrifty.api.about import describe, doctor, methods, recipes
 from thrifty.api.compress import compress, plan, repeat
 from thrifty.api.results import compare, evaluate, export, try_out
 
-__all__ = ["compare", "compress", "describe", "doctor", "evaluate", "export", "methods", "plan", "repeat", "try_out"]
+__all__ = ["compare", "compress", "describe", "doctor", "evaluate", "export", "methods", "plan", "recipes", "repeat", "try_out"]

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 
 from thrifty.base.anatomy import Anatomy
+from thrifty.base.errors import InputError
+from thrifty.base.method import Method, nearest
 from thrifty.data import default_model
 from thrifty.measure.hardware import hardware, versions
 from thrifty.models import open_model
 from thrifty.pipeline.catalogue import load_methods
+from thrifty.recipe.parse import recipes
+
+__all__ = ["describe", "doctor", "methods", "recipes"]
 
 
 def describe(model: str | Path | None = None, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Anatomy:
@@ -23,18 +28,27 @@ def describe(model: str | Path | None = None, *, allow_pickle: bool = False, tru
     return open_model(model or default_model(), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code).anatomy
 
 
-def methods() -> list[dict[str, Any]]:
-    """Every method: {name, family, paper, summary, parameters}, by name."""
-    return [
-        {
-            "name": name,
-            "family": method.family,
-            "paper": None if method.paper is None else vars(method.paper),
-            "summary": method.summary(),
-            "parameters": method.parameters(),
-        }
-        for name, method in load_methods().items()
-    ]
+def methods(name: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
+    """Every method: {name, family, paper, summary, parameters}, by name; or the one called `name`, with its `explanation`.
+
+    Raises InputError for a name that no method has.
+    """
+    known = load_methods()
+    if name is None:
+        return [_entry(method) for method in known.values()]
+    if name not in known:
+        raise InputError(f"there is no method called {name!r}{nearest(name, known)}; `thrifty methods` lists them")
+    return {**_entry(known[name]), "explanation": known[name].explanation()}
+
+
+def _entry(method: type[Method]) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "family": method.family,
+        "paper": None if method.paper is None else vars(method.paper),
+        "summary": method.summary(),
+        "parameters": method.parameters(),
+    }
 
 
 def doctor() -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from thrifty.api.request import Request, load_of, prepare
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.store import write_text
-from thrifty.export.card import model_card
+from thrifty.export.card import classes_of, license_of, model_card
 from thrifty.measure.certificate import Certificate
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.plan import Cost
@@ -59,6 +61,7 @@ def compress(
     max_perplexity_increase: float | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    speed: bool = True,
 ) -> dict[str, Any]:
     """Make a model smaller and prove what was lost.
 
@@ -67,7 +70,8 @@ def compress(
     images, data set names, or tensors by argument name, each [rows, ...]; `evaluation` as tensors goes with them. samples, tokens: number
     and length of the calibration windows. out: the result folder, `thrifty-result` by default; an unfinished run is resumed, a finished one
     returned. verify: `exact` reads every tensor back, `full` also loads the result in transformers and compares logits.
-    max_perplexity_increase: the share of the original's perplexity that may be lost at most.
+    max_perplexity_increase: the share of the original's perplexity that may be lost at most. speed: whether both models are timed at the
+    end, where they fit into the memory that the run took.
 
     Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
     written), RunError for one that fails on the way (finished work is kept), GateError when more is lost than allowed.
@@ -85,10 +89,11 @@ def compress(
         max_perplexity_increase,
         allow_pickle,
         trust_remote_code,
+        speed,
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
-    certificate = run(job, place, force=force, finish=_finish, full=verify == "full")
+    certificate = run(job, place, force=force, finish=partial(_finish, place.absolute().name, job.source.folder), full=verify == "full")
     return certificate.result(place)
 
 
@@ -160,14 +165,16 @@ def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:
     return found
 
 
-def _finish(folder: Path, certificate: Certificate) -> None:
-    """The files that people read: the report, and the model card with the certificate's table."""
+def _finish(name: str, source: Path, folder: Path, certificate: Certificate) -> None:
+    """The files that people read, of the result called `name` made from `source`: the report, and the model card with the certificate's
+    table."""
     write_report(certificate, folder)
     original = certificate.request.get("model")
     card = model_card(
-        name=folder.name,
+        name=name,
         base_model=original or "pycode, the model inside the package",
-        license=None,
+        license=license_of(source),
+        classes=classes_of(folder),
         table=markdown(certificate),
         recipe_yaml=certificate.recipe,
         command=_command(certificate),
@@ -177,15 +184,16 @@ def _finish(folder: Path, certificate: Certificate) -> None:
 
 
 def _command(certificate: Certificate) -> str:
-    words = ["thrifty compress"]
-    if certificate.request.get("model"):
-        words.append(str(certificate.request["model"]))
-    words.append("--recipe recipe.yaml")
+    """The command line that makes a result again; tensors that a program gave stand in it as a name to fill in."""
+    request = certificate.request
+    words = ["thrifty", "compress", *([str(request["model"])] if request.get("model") else []), "--recipe", "recipe.yaml"]
+    calibration = request.get("calibration") or []
+    for source in ["YOUR-TEXT"] if isinstance(calibration, str) else calibration:
+        words += ["--calibration", str(source)]
     for key in ("samples", "tokens"):
-        if certificate.request.get(key):
-            words.append(f"--{key} {certificate.request[key]}")
-    words.append(f"--seed {certificate.seed}")
-    return " ".join(words)
+        if request.get(key):
+            words += [f"--{key}", str(request[key])]
+    return shlex.join([*words, "--seed", str(certificate.seed)])
 
 
 def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:

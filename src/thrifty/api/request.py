@@ -29,8 +29,9 @@ from thrifty.recipe.resolve import resolve
 BATCH = 8
 """Rows that go through a block at once wherever they need not go all together."""
 
-STAGE_SHARE = 0.25
-"""The share of this machine's memory that the hidden states of one block may take in stage order."""
+STAGE_SHARE, STAGE_BYTES = 0.25, 512 << 20
+"""The share of this machine's memory, and the bytes, that the hidden states of one block may take in stage order. Results of block order
+are as good; it passes the rows through each block once more."""
 
 Words = str | Path | Sequence[str | Path]
 
@@ -51,6 +52,7 @@ class Request:
     max_perplexity_increase: float | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    speed: bool = True
 
     @property
     def given_rows(self) -> bool:
@@ -103,6 +105,7 @@ def prepare(request: Request) -> Job:
         evaluation,
         gate,
         request.to_json(),
+        request.speed,
     )
 
 
@@ -207,5 +210,5 @@ def _setting(source: Source, device: str, calibration: Rows | None, seed: int) -
             ),
             default=0,
         )
-        order = "stage" if not room or needed <= STAGE_SHARE * room else "block"
+        order = "stage" if needed <= min(STAGE_BYTES, STAGE_SHARE * room if room else STAGE_BYTES) else "block"
     return Setting(device=device, dtype=dtype, batch=BATCH, order=order, seed=seed)

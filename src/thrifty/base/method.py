@@ -91,7 +91,11 @@ class Method:
     @classmethod
     def parameters(cls) -> dict[str, dict[str, Any]]:
         """The JSON schema of each hyperparameter, defaults included."""
-        return _adapter(cls).json_schema().get("properties", {})
+        properties = {name: dict(schema) for name, schema in _adapter(cls).json_schema().get("properties", {}).items()}
+        for field in dataclasses.fields(cls):
+            if isinstance(field.default, Method):
+                properties[field.name]["default"] = _plain(field.default)
+        return properties
 
     def settings(self) -> dict[str, Any]:
         """The hyperparameters as plain JSON values."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thrifty.base.errors import InputError
-from thrifty.base.method import nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; progress goes to standard error.")]
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model folder or hub id; the model inside the package if left out.")]
@@ -90,7 +89,7 @@ def plan(
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
     request = _request(recipe, bits, out, calibration, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("plan", lambda api: api.plan(model, **request, **safety).to_json(), json)
+    _run("plan", lambda api: api.plan(model, **request, **safety), json)
 
 
 def try_out(
@@ -104,14 +103,7 @@ def try_out(
 
 def describe(model: Model = None, json: Json = False) -> None:
     """Show what a model is made of, and what was inferred or is missing."""
-    if json:
-        _run("describe", lambda api: api.describe(model).to_json(), json)
-        return
-    anatomy = _call(lambda api: api.describe(model))
-    from thrifty.cli import render
-    from thrifty.models.describe import describe as renderable
-
-    render.output().print(renderable(anatomy))
+    _run("describe", lambda api: api.describe(model), json)
 
 
 def evaluate(
@@ -120,21 +112,27 @@ def evaluate(
         str | None, typer.Option("--against", metavar="ORIGINAL", help="Compare with this model on the same tokens.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", metavar="FILE", help="Text to measure on; may be repeated.")] = None,
-    tasks: Annotated[list[str] | None, typer.Option("--task", metavar="TASK", help="A task of lm-eval; may be repeated.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", metavar="NAME|FILE", help="A task of lm-eval, by name or as a YAML file; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a model, alone or against its original."""
     _run("evaluate", lambda api: api.evaluate(model, against=against, text=_one_or_many(text), tasks=tasks or None), json)
 
 
-def compare(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Result folders.")], json: Json = False) -> None:
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Result folders.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write them as an HTML page, with plots.")] = None,
+    json: Json = False,
+) -> None:
     """Put the certificates of several results side by side."""
-    _run("compare", lambda api: api.compare(folders), json)
+    _run("compare", lambda api: api.compare(folders, out=out), json)
 
 
 def export(
     folder: Folder,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="compressed-tensors, dense or gguf.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="dense or gguf.")],
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -152,19 +150,16 @@ def recipes(
     json: Json = False,
 ) -> None:
     """List the recipes that come along, or show one."""
+    # Not through `thrifty.api`, which imports torch: the list is there at once.
     from thrifty.cli import render
-    from thrifty.recipe.parse import shipped, summary
+    from thrifty.recipe.parse import recipes as found
 
-    library = shipped()
-    if name is not None and name not in library:
-        raise InputError(f"there is no recipe called {name!r}{nearest(name, library)}; `thrifty recipes` lists them")
     if json:
-        found = [{"name": key, "summary": summary(text), "text": text} for key, text in library.items() if name in (None, key)]
-        render.print_json(found if name is None else found[0])
-    elif name is not None:
-        typer.echo(library[name], nl=False)
+        render.print_json(found(name))
+    elif name is None:
+        render.show("recipes", found())
     else:
-        render.show("recipes", [{"name": key, "summary": summary(text)} for key, text in library.items()])
+        typer.echo(found(name)["text"], nl=False)  # as it is, so that it can be kept as a file
 
 
 def methods(
@@ -172,23 +167,7 @@ def methods(
     json: Json = False,
 ) -> None:
     """List the methods that a recipe can name, or show one."""
-    from thrifty.cli import render
-
-    entries = _call(lambda api: api.methods())
-    if name is not None:
-        from thrifty.pipeline.catalogue import load_methods
-
-        entry = next((entry for entry in entries if entry["name"] == name), None)
-        if entry is None:
-            raise InputError(
-                f"there is no method called {name!r}{nearest(name, [entry['name'] for entry in entries])}; `thrifty methods` lists them"
-            )
-        known = load_methods().get(name)
-        entries = {"explanation": known.explanation() if known else "", **entry}
-    if json:
-        render.print_json(entries)
-    else:
-        render.show("methods" if name is None else "method", entries)
+    _run("methods" if name is None else "method", lambda api: api.methods(name), json)
 
 
 def doctor(json: Json = False) -> None:

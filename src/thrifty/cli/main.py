@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.base.errors import InputError, ThriftyError
+from thrifty.base.errors import GateError, InputError, ThriftyError
 from thrifty.cli import commands
 
 # Libraries leave progress and advice to this program. Threads that wait spin so briefly that another busy program costs a share of the
@@ -106,11 +106,10 @@ def _report(error: ThriftyError, as_json: bool) -> int:
     """The sentence on standard error; with --json also an object on standard output, which is the result where a gate was not met."""
     if os.environ.get("THRIFTY_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
-    result = getattr(error, "result", None)
+    result = error.result if isinstance(error, GateError) else None
     if as_json:
-        failure = {"error": str(error), "exit_code": error.exit_code}
-        print(json.dumps({**result, **failure} if isinstance(result, dict) else failure, ensure_ascii=False))
-    elif isinstance(result, dict):
+        print(json.dumps({**(result or {}), "error": str(error), "exit_code": error.exit_code}, ensure_ascii=False))
+    elif result is not None:
         from thrifty.cli import render
 
         render.show("compress", result)

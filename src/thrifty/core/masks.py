@@ -11,10 +11,14 @@ def keep_per_row(gain: Float[Tensor, "out in"], kept: int) -> Bool[Tensor, "out 
     """The `kept` entries of each row with the largest gain."""
     if kept >= gain.shape[1]:
         return torch.ones_like(gain, dtype=torch.bool)
-    mask = torch.zeros_like(gain, dtype=torch.bool)
-    if kept > 0:
-        mask.scatter_(1, _largest(gain, kept), True)
-    return mask
+    if kept <= 0:
+        return torch.zeros_like(gain, dtype=torch.bool)
+    least = torch.kthvalue(gain, gain.shape[1] - kept + 1, dim=1, keepdim=True).values
+    mask, equal = gain > least, gain == least
+    wanted = kept - mask.sum(1, keepdim=True)
+    if not torch.equal(equal.sum(1, keepdim=True), wanted):
+        equal &= equal.cumsum(1) <= wanted  # the first ones among equals
+    return mask | equal
 
 
 def keep_n_of_m(gain: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "out in"]:
@@ -36,8 +40,3 @@ def keep_per_block(gain: Float[Tensor, "out in"], sparsity: float, block: int) -
 def apply_mask(values: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """`values`, bit by bit, where the mask is True, and 0 elsewhere: a product would give -0 for negative values."""
     return values.masked_fill(~mask, 0.0)
-
-
-def _largest(gain: Float[Tensor, "rows n"], kept: int) -> Tensor:
-    """Positions of the `kept` largest entries of each row, the first ones among equals."""
-    return torch.sort(gain, dim=1, descending=True, stable=True).indices[:, :kept]

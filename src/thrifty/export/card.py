@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 _CARD = """---
 {front}---
 
-# {name}
+# {title}
 
 Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures compare it with the original on the same tokens;
 `certificate.json` and `report.html` in this folder hold all of them, layer by layer, with what is needed to repeat the run.
@@ -17,45 +25,85 @@ Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures 
 Plain transformers (with the package `compressed-tensors` where the weights are quantized):
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {classes}
 
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {model}.from_pretrained({name}, dtype="auto")
+{prepare} = {preparer}.from_pretrained({name})
 ```
 
-vLLM reads the same format by its documentation. `thrifty.load("{name}")` keeps the weights packed on the processor.
+vLLM reads the same format by its documentation. `thrifty.load({name})` keeps the weights packed on the processor.
 
 ## Make it again
 
-```
 {command}
-```
 
 with `recipe.yaml`:
 
-```yaml
 {recipe}
-```
 
 Versions: {versions}.
 """
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_FRONT = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+_LICENSE = ("license", "license_name", "license_link")
 
-def model_card(*, name: str, base_model: str, license: str | None, table: str, recipe_yaml: str, command: str, library_note: str) -> str:
-    """README.md as text. table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front
-    matter."""
-    front = []
-    if base_model.count("/") == 1 and not base_model.startswith(("/", ".")):
-        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
-    if license:
-        front.append(f"license: {license}")
-    front += ["library_name: transformers", "tags:", "- thrifty", "- compressed"]
+
+def model_card(
+    *,
+    name: str,
+    base_model: str,
+    license: Mapping[str, Any],
+    classes: tuple[str, str],
+    table: str,
+    recipe_yaml: str,
+    command: str,
+    library_note: str,
+) -> str:
+    """README.md as text.
+
+    table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front matter. license: see
+    `license_of`. classes: see `classes_of`.
+    """
+    front: dict[str, Any] = {}
+    if _HUB_ID.fullmatch(base_model):
+        front |= {"base_model": base_model, "base_model_relation": "quantized"}
+    front |= {**license, "library_name": "transformers", "tags": ["thrifty", "compressed"]}
     return _CARD.format(
-        front="".join(f"{line}\n" for line in front),
-        name=name,
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        title=" ".join(name.split()),
+        name=json.dumps(name, ensure_ascii=False),
         base=f"`{base_model}`",
         table=table,
-        command=command,
-        recipe=recipe_yaml.strip(),
+        classes=", ".join(sorted(classes)),
+        model=classes[0],
+        preparer=classes[1],
+        prepare="tokenizer" if "Tokenizer" in classes[1] else "processor",
+        command=_fenced(command),
+        recipe=_fenced(recipe_yaml.strip(), "yaml"),
         versions=library_note,
     )
+
+
+def license_of(folder: Path) -> dict[str, Any]:
+    """What the model card in a folder says of the license, as front matter: license, license_name, license_link; empty without a card."""
+    try:
+        found = _FRONT.match((folder / "README.md").read_text())
+        front = yaml.safe_load(found[1]) if found else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return {key: front[key] for key in _LICENSE if front.get(key)} if isinstance(front, dict) else {}
+
+
+def classes_of(folder: Path) -> tuple[str, str]:
+    """(the class of transformers that loads the model in a folder, the one that prepares its inputs)."""
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    model = architectures[0] if architectures[0] and not architectures[0].endswith("ForCausalLM") else "AutoModelForCausalLM"
+    images = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
+    return model, "AutoProcessor" if images else "AutoTokenizer"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block that `text` cannot end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -104,6 +104,14 @@ def packed_stems(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(key.removesuffix(".weight_packed") for key in keys if key.endswith(".weight_packed"))
 
 
+def check_parts(keys: Collection[str], folder: Path) -> None:
+    """Raise InputError when a tensor is missing without which a packed matrix cannot be read."""
+    for stem in packed_stems(keys):
+        for part in ("weight_scale", "weight_shape"):
+            if f"{stem}.{part}" not in keys:
+                raise InputError(f"{folder}: the weights lack {stem}.{part}; copy or download the folder again.")
+
+
 def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> Float[Tensor, "out in"]:
     """The codes as the format's own library unpacks them, times the scales, float32: the proof that others read what was meant."""
     shape = torch.Size(tensors[f"{stem}.weight_shape"].tolist())

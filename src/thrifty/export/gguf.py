@@ -14,7 +14,6 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -22,10 +21,11 @@ from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.base.store import write_atomic
-from thrifty.export.compressed import PARTS, check_format, packed_stems, read_packed
+from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors
 from thrifty.export.gguf_tensors import rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
+from thrifty.export.shards import Piece, stored_in
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -61,9 +61,12 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
         check_format(raw["quantization_config"], folder)
     config = AutoConfig.from_pretrained(folder).to_dict()
     check_config(name, architecture, config, str(folder))
-    shards = _Shards(folder)
-    entries = _entries(shards, architecture, config, f"{folder}: {name}")
-    vocabulary = read_vocabulary(folder, config, shards.read(EMBEDDING).shape[0])
+    stored = stored_in(folder)
+    check_parts(stored, folder)
+    if EMBEDDING not in stored:
+        raise InputError(f"{folder} has no tensor {EMBEDDING} in safetensors files; it cannot be written to GGUF")
+    entries = _entries(stored, architecture, config, f"{folder}: {name}")
+    vocabulary = read_vocabulary(folder, config, stored[EMBEDDING].shape[0])
     types: Counter[str] = Counter()
 
     def write_file(path: Path) -> None:
@@ -80,43 +83,21 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     return {"bytes": out.stat().st_size, "tensors": len(entries), "types": dict(sorted(types.items()))}
 
 
-class _Shards:
-    """The stored tensors of a folder by name, read one by one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._places: dict[str, Path] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                self._places |= dict.fromkeys(file.keys(), path)
-        if EMBEDDING not in self._places:
-            raise InputError(f"{folder} has no tensor {EMBEDDING} in safetensors files; it cannot be written to GGUF")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The names of all tensors, sorted."""
-        return tuple(sorted(self._places))
-
-    def read(self, key: str) -> Tensor:
-        """One tensor; KeyError when there is none of this name."""
-        with safe_open(self._places[key], "pt") as file:
-            return file.get_tensor(key)
-
-
-def _entries(shards: _Shards, architecture: Architecture, config: Mapping[str, Any], place: str) -> list[Entry]:
+def _entries(stored: Mapping[str, Piece], architecture: Architecture, config: Mapping[str, Any], place: str) -> list[Entry]:
     """The tensors of the file, under llama.cpp's names."""
     names = gguf.get_tensor_name_map(architecture.graph, config["num_hidden_layers"])
-    stems = packed_stems(shards.keys)
+    stems = packed_stems(stored)
     parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
     packed = {f"{stem}.weight": stem for stem in stems}
     tied = config.get("tie_word_embeddings", False)
     entries = []
-    for key in sorted((set(shards.keys) - parts) | set(packed)):
+    for key in sorted((set(stored) - parts) | set(packed)):
         if key.endswith("rotary_emb.inv_freq") or (key == HEAD and tied):
             continue
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"{place} has no tensor {key} in llama.cpp; it cannot be written to GGUF")
-        load = partial(read_packed, shards.read, packed[key]) if key in packed else partial(shards.read, key)
+        load = partial(read_packed, lambda part: stored[part].read(), packed[key]) if key in packed else stored[key].read
         entries.append(Entry(name, _prepared(load, key, architecture, config)))
     factors = frequency_factors(config)
     if factors is not None:
@@ -147,7 +128,7 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
     types: Counter[str] = Counter()
     unfit = []
     with events.task("laying out", len(entries)) as advance:
-        for entry in entries:
+        for done, entry in enumerate(entries, 1):
             source = entry.load()
             stored = store(source)
             writer.add_tensor_info(entry.name, stored.content.shape, stored.content.dtype, stored.content.nbytes, raw_dtype=stored.type)
@@ -156,7 +137,7 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
                 weights[stored.type] += stored.values.size
             if isinstance(source, Encoded) and stored.type in (GGMLQuantizationType.F16, GGMLQuantizationType.F32):
                 unfit.append(entry.name)
-            advance(1, entry.name)
+            advance(done, entry.name)
     if unfit:
         events.warn(
             f"{len(unfit)} matrices have codes that no block type of GGUF holds exactly and are stored dense, the first is {unfit[0]}"
@@ -172,9 +153,9 @@ def _write_tensors(writer: GGUFWriter, entries: Sequence[Entry]) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         with events.task("writing", len(entries)) as advance:
-            for entry in entries:
+            for done, entry in enumerate(entries, 1):
                 writer.write_tensor_data(store(entry.load()).content)
-                advance(1, entry.name)
+                advance(done, entry.name)
     finally:
         writer.close()
 
@@ -183,8 +164,8 @@ def _read_back(path: Path, entries: Sequence[Entry]) -> None:
     """Raise RunError unless every tensor, decoded by the format's own library, equals what the codes stand for."""
     found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     with events.task("reading back", len(entries)) as advance:
-        for entry in entries:
+        for done, entry in enumerate(entries, 1):
             stored, tensor = store(entry.load()), found.get(entry.name)
             if tensor is None or not np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), stored.values):
                 raise RunError(f"{entry.name} reads back from the GGUF file otherwise than the codes say; is the disk sound?")
-            advance(1, entry.name)
+            advance(done, entry.name)

@@ -1,4 +1,4 @@
-"""Safetensors files made of pieces of other files: byte ranges are copied through a small buffer, no tensor is ever in memory."""
+"""Safetensors files made of pieces: byte ranges of other files, copied through a small buffer, or tensors made one at a time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import _TYPES as NAMES
+from torch import Tensor
 
 from thrifty.base import events
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.store import write_atomic, write_json
 
 BUFFER = 1 << 24
@@ -34,25 +35,87 @@ class Piece:
     start: int
     nbytes: int
 
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a buffer at a time."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.nbytes
+            while left:
+                chunk = file.read(min(left, BUFFER))
+                if not chunk:
+                    raise RunError(f"{self.file} ends before the end of {self.key}; it changed while it was read")
+                left -= len(chunk)
+                yield chunk
+
+    def read(self) -> Tensor:
+        """The tensor."""
+        content = torch.empty(self.nbytes, dtype=torch.uint8)
+        view, place = memoryview(content.numpy()), 0
+        for chunk in self.chunks():
+            view[place : place + len(chunk)] = chunk
+            place += len(chunk)
+        return content.view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One tensor that is computed when it is written; make: gives it, of this type and shape."""
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it has."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Its bytes, all at once."""
+        yield memoryview(self.make().contiguous().reshape(-1).view(torch.uint8).numpy())
+
 
 def pieces_of(path: Path) -> list[Piece]:
-    """The tensors of a safetensors file, in the order of their bytes."""
-    types = {name: dtype for name, dtype in NAMES.items()}
+    """The tensors of a safetensors file, in the order of their bytes. Raises ValueError for a file that is none."""
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    found = []
-    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        found.append(Piece(key, types[entry["dtype"]], tuple(entry["shape"]), path, 8 + length + start, stop - start))
-    return found
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > path.stat().st_size:
+            raise ValueError(f"{path} has no header")
+        try:
+            header = json.loads(file.read(length))
+            entries = [(key, *_entry(entry)) for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path} has a broken header") from None
+    return [
+        Piece(key, dtype, shape, path, 8 + length + start, stop - start)
+        for key, dtype, shape, start, stop in sorted(entries, key=lambda entry: entry[3:])
+    ]
 
 
-def write_shards(folder: Path, pieces: Sequence[Piece], max_bytes: int = LARGEST) -> dict[str, str]:
+def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    """(type, shape, first byte, byte after the last one)."""
+    dtype, shape = NAMES[entry["dtype"]], tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if start < 0 or stop - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError
+    return dtype, shape, start, stop
+
+
+def stored_in(folder: Path) -> dict[str, Piece]:
+    """The tensors of all safetensors files of a folder, by key. Raises InputError for a file that cannot be read."""
+    try:
+        return {piece.key: piece for path in sorted(folder.glob("*.safetensors")) for piece in pieces_of(path)}
+    except ValueError as error:
+        raise InputError(f"{error}; copy or download it again.") from None
+
+
+def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = LARGEST) -> dict[str, str]:
     """Write `model.safetensors`, or numbered shards with an index where that would be larger than `max_bytes`.
 
-    Returns the sha256 of each tensor's bytes by key. Raises RunError when a source ends early or the disk is full.
+    A tensor that is larger by itself gets a shard of its own. Returns the sha256 of each tensor's type, shape and bytes by key. Raises
+    RunError when a source ends early or the disk is full.
     """
     shards = _split(pieces, max_bytes)
     names = [_name(index, len(shards)) for index in range(len(shards))]
@@ -74,19 +137,22 @@ def check_shards(folder: Path, digests: dict[str, str]) -> None:
     """Read every tensor back and compare; raises RunError naming one that is missing or differs."""
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            for piece in pieces_of(path):
-                hasher = hashlib.sha256()
-                for chunk in _chunks(file, piece):
-                    hasher.update(chunk)
-                found[piece.key] = hasher.hexdigest()
+        try:
+            pieces = pieces_of(path)
+        except ValueError:
+            raise RunError(f"{path} reads back without the header that was written to it; is the disk sound?") from None
+        for piece in pieces:
+            hasher = _hasher(piece)
+            for chunk in piece.chunks():
+                hasher.update(chunk)
+            found[piece.key] = hasher.hexdigest()
     for key, digest in digests.items():
         if found.get(key) != digest:
             raise RunError(f"{key} reads back otherwise than it was written to {folder}; is the disk sound?")
 
 
-def _split(pieces: Sequence[Piece], max_bytes: int) -> list[list[Piece]]:
-    shards: list[list[Piece]] = [[]]
+def _split(pieces: Sequence[Piece | Made], max_bytes: int) -> list[list[Piece | Made]]:
+    shards: list[list[Piece | Made]] = [[]]
     size = 0
     for piece in pieces:
         if shards[-1] and size + piece.nbytes > max_bytes:
@@ -102,14 +168,13 @@ def _name(index: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def _write(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
-    names = {dtype: name for name, dtype in NAMES.items()}
+def _write(path: Path, pieces: Sequence[Piece | Made]) -> dict[str, str]:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     place = 0
     for piece in pieces:
         if piece.nbytes != math.prod(piece.shape) * piece.dtype.itemsize:
-            raise RunError(f"{piece.file}: {piece.key} has {piece.nbytes} bytes, which is not what its shape needs")
-        header[piece.key] = {"dtype": names[piece.dtype], "shape": list(piece.shape), "data_offsets": [place, place + piece.nbytes]}
+            raise RunError(f"{piece.key} has {piece.nbytes} bytes, which is not what its shape needs")
+        header[piece.key] = {"dtype": _name_of(piece.dtype), "shape": list(piece.shape), "data_offsets": [place, place + piece.nbytes]}
         place += piece.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -117,21 +182,18 @@ def _write(path: Path, pieces: Sequence[Piece]) -> dict[str, str]:
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for piece in pieces:
-            hasher = hashlib.sha256()
-            with piece.file.open("rb") as source:
-                for chunk in _chunks(source, piece):
-                    hasher.update(chunk)
-                    out.write(chunk)
+            hasher = _hasher(piece)
+            for chunk in piece.chunks():
+                hasher.update(chunk)
+                out.write(chunk)
             digests[piece.key] = hasher.hexdigest()
     return digests
 
 
-def _chunks(file: BinaryIO, piece: Piece) -> Iterator[bytes]:
-    file.seek(piece.start)
-    left = piece.nbytes
-    while left:
-        chunk = file.read(min(left, BUFFER))
-        if not chunk:
-            raise RunError(f"{piece.file} ends before the end of {piece.key}; it changed while it was read")
-        left -= len(chunk)
-        yield chunk
+def _hasher(piece: Piece | Made) -> hashlib._Hash:
+    """A hash that has seen the type and the shape."""
+    return hashlib.sha256(f"{_name_of(piece.dtype)} {list(piece.shape)} ".encode())
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return next(name for name, other in NAMES.items() if other == dtype)

@@ -21,13 +21,14 @@ from thrifty.base.store import content_key, writing
 from thrifty.data import Rows
 from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, weights_digest
 from thrifty.measure.gate import Gate
-from thrifty.measure.hardware import PeakMemory, hardware, versions
+from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.score import score
+from thrifty.pipeline.speed import speed
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stored import write_block
 from thrifty.pipeline.verify import verify_runtime
@@ -41,7 +42,8 @@ class Job:
     """Everything that decides a result.
 
     name: the model as the user named it. recipe: canonical text. calibration, evaluation: the rows; None where there are none. request:
-    what else the user asked for, as plain JSON values. gate: the loss that the user allows.
+    what else the user asked for, as plain JSON values. gate: the loss that the user allows. speed: whether both models are timed at the
+    end, which is no part of the result.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Job:
     evaluation: Rows | None
     gate: Gate | None = None
     request: dict[str, Any] = field(default_factory=dict)
+    speed: bool = True
 
     def key(self, digest: dict[str, str]) -> str:
         """What names the run: two jobs with one key make the same bytes."""
@@ -94,18 +97,21 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             events.warn(warning)
         walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
         records, streams, watch = walk.run(key)
+        measured, timed = {}, None
         with watch.during("score"):
-            measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed) if job.evaluation is not None else {}
+            if job.evaluation is not None:
+                measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed)
         with watch.during("assemble"):
             staging = assemble(job.source, records, job.packing.dequantize, folder)
         if full and job.evaluation is not None:
             with watch.during("verify"):
                 verify_runtime(staging, job.source, job.evaluation, streams)
-        spent = {
-            **_seconds_of(records),
-            **{name: value for name, value in watch.seconds.items() if name in ("enter", "score", "assemble", "verify")},
-        }
-        certificate = _certificate(job, key, digest, records, staging, measured, said, spent, time.perf_counter() - began, memory.read())
+        if job.speed and job.evaluation is not None and job.setting.device == "cpu":
+            with watch.during("speed"):
+                timed = speed(job.source, staging, job.evaluation, memory.read() - rss_bytes())
+        spent = {**_seconds_of(records), **watch.seconds}
+        costs = {"phases": spent, "seconds": time.perf_counter() - began, "peak_rss_bytes": memory.read()}
+        certificate = _certificate(job, key, digest, records, staging, measured, said, speed=timed, **costs)
     job.source.check_unchanged()
     certificate.write(staging)
     finish(staging, certificate)
@@ -172,9 +178,7 @@ def _certificate(
     staging: Path,
     measured: dict[str, Any],
     said: list[str],
-    phases: dict[str, float],
-    seconds: float,
-    peak: int,
+    **costs: Any,
 ) -> Certificate:
     anatomy = job.source.anatomy
     shapes = {linear.path: linear for linear in anatomy.linears}
@@ -219,10 +223,8 @@ def _certificate(
         layers=layers,
         bytes=bytes_,
         bits_per_weight=bits,
-        seconds=seconds,
-        phases=phases,
-        peak_rss_bytes=peak,
         gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
+        **costs,
     )
 
 

@@ -63,7 +63,7 @@ class Walk:
                     calls = self._calls(streams)
                 advance(position, block.path)
                 here = {kind: by_path[block.path] for kind, by_path in calls.items()}
-                records.append(self._block(block, keys[position], here, streams, watch))
+                records.append(self._block(block, keys[position], here, streams))
                 if position + 1 == len(order) or order[position + 1][0] != chain:
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
@@ -123,7 +123,7 @@ class Walk:
 
     # -- one block -----------------------------------------------------------------------------------------------------
 
-    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams, watch: Stopwatch) -> BlockRecord:
+    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
         local = Stopwatch()
         with local.during("forward"):
             run = self._compress(block, calls.get("calibration"), streams, local)
@@ -140,8 +140,6 @@ class Walk:
             layers = tuple(reports[linear.path] for linear in block.linears if linear.path in reports)
             record = BlockRecord(key, self.folder.tensors_path(key), layers, warnings, local.seconds, packed)
             self.folder.finish(record)
-        for name, seconds in local.seconds.items():
-            watch.add(name, seconds)
         return record
 
     def _compress(self, block: Block, call: Call | None, streams: Streams, watch: Stopwatch) -> BlockRun:

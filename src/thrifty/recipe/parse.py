@@ -39,6 +39,19 @@ def summary(text: str) -> str:
     return " ".join(lines)
 
 
+def recipes(name: str | None = None) -> list[dict[str, str]] | dict[str, str]:
+    """The recipes that come with the package: {name, summary, text}, by name; or the one called `name`.
+
+    Raises InputError for a name that no recipe has.
+    """
+    library = shipped()
+    if name is None:
+        return [{"name": key, "summary": summary(text), "text": text} for key, text in library.items()]
+    if name not in library:
+        raise InputError(f"there is no recipe called {name!r}{nearest(name, library)}; `thrifty recipes` lists them")
+    return {"name": name, "summary": summary(library[name]), "text": library[name]}
+
+
 def parse_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     """The recipe that `source` is: a file, the name of a shipped recipe, inline text (`gptq: {bits: 4}`), or plain values.
 

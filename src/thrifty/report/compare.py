@@ -11,7 +11,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.store import write_text
 from thrifty.measure.certificate import Certificate, Value
 from thrifty.report.headline import recipe_line
-from thrifty.report.numbers import interval, number, percent, size
+from thrifty.report.numbers import duration, interval, number, percent, size
 from thrifty.report.page import render
 from thrifty.report.plots import Plot, Point, tradeoff_plot
 
@@ -62,7 +62,7 @@ _COLUMNS = (
     Column("top1_agreement", "same prediction", lambda result: result.certificate.top1_agreement, percent),
     Column("relative_error", "relative error of the output", lambda result: result.relative_error, interval),
     Column("decode_tokens_per_second", "decode, tokens/s", lambda result: result.decode, number),
-    Column("seconds", "seconds", lambda result: result.certificate.seconds, number),
+    Column("seconds", "time", lambda result: result.certificate.seconds, duration),
     Column("peak_rss_bytes", "peak memory", lambda result: result.certificate.peak_rss_bytes, size),
 )
 
@@ -85,7 +85,7 @@ class Comparison:
         for result in self.results:
             values = {column.key: column.read(result) for column in _COLUMNS}
             plain = {key: value.model_dump() if isinstance(value, Value) else value for key, value in values.items()}
-            rows.append({"model": result.certificate.model.name, **plain})
+            rows.append({"model": result.certificate.model.name, **plain, "recipe": result.certificate.recipe})
         return {"results": rows, "notes": list(self.notes)}
 
 

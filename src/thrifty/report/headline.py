@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from thrifty.measure.certificate import Certificate, Value
-from thrifty.report.numbers import MISSING, interval, number, percent, size
+from thrifty.pipeline.catalogue import load_methods
+from thrifty.recipe.language import RESERVED
+from thrifty.report.numbers import MISSING, interval, number, percent, plain, shrinkage, size, span, words
 
 _SPEEDS = {
     "prefill_tokens_per_second": "prefill, tokens/s",
@@ -16,6 +19,8 @@ _SPEEDS = {
     "rows_per_second": "rows/s",
 }
 _METRICS = {"output_relative_error": "relative error of the output", "accuracy": "accuracy", "next_token_accuracy": "next-token accuracy"}
+# Families whose settings say what is stored.
+_OUTCOMES = ("weights.preset", "weights.target")
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,15 @@ def headline(certificate: Certificate) -> list[Row]:
 
 def markdown(certificate: Certificate) -> str:
     """The headline as a Markdown table."""
-    lines = ["| | original | result | change |", "|---|---:|---:|---|"]
-    return "\n".join([*lines, *(f"| {row.what} | {row.before} | {row.after} | {row.change} |" for row in headline(certificate))])
+    rows = [[cell.replace("|", "\\|") for cell in (row.what, row.before, row.after, row.change)] for row in headline(certificate)]
+    return "\n".join(["| | original | result | change |", "|---|---:|---:|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _sizes(certificate: Certificate) -> list[Row]:
     rows = []
     if certificate.bytes is not None:
         before, after = certificate.bytes.before, certificate.bytes.after
-        rows.append(Row("weight files", size(before), size(after), f"{before / after:.2f}x smaller" if after else ""))
+        rows.append(Row("weight files", size(before), size(after), shrinkage(before, after)))
     if certificate.bits_per_weight is not None:
         rows.append(Row("stored bits per compressed weight", "", number(certificate.bits_per_weight)))
     return rows
@@ -67,8 +72,8 @@ def _quality(certificate: Certificate) -> list[Row]:
         rows.append(Row("same most likely prediction", "", percent(certificate.top1_agreement), _flips(certificate)))
     for row in certificate.quality:
         if row.metric not in shown:
-            difference = interval(Value(value=row.difference, low=row.low, high=row.high))
-            rows.append(Row(_METRICS.get(row.metric, row.metric.replace("_", " ")), number(row.before), number(row.after), difference))
+            what = _METRICS.get(row.metric, words(row.metric))
+            rows.append(Row(what, number(row.before), number(row.after), span(row.difference, row.low, row.high)))
     return rows
 
 
@@ -87,45 +92,54 @@ def _flips(certificate: Certificate) -> str:
 
 def _speed(certificate: Certificate) -> list[Row]:
     rows = []
-    for key, words in _SPEEDS.items():
+    for key, what in _SPEEDS.items():
         pair = (certificate.speed or {}).get(key)
         if isinstance(pair, dict):
             before, after = pair.get("before"), pair.get("after")
-            rows.append(Row(words, number(before), number(after), f"{after / before:.2f}x" if before and after else ""))
+            rows.append(Row(what, number(before), number(after), f"{after / before:.2f}x" if before and after else ""))
     return rows
 
 
-def headline_markdown(certificate: Certificate) -> str:
-    """The table in Markdown, for a model card."""
-    lines = ["| | original | this model | |", "| --- | ---: | ---: | --- |"]
-    for row in headline(certificate):
-        cells = (row.what, row.before, row.after, row.change)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def recipe_line(recipe: str) -> str:
-    """A recipe in one line: the methods in order, with their settings."""
+    """A recipe in one line: the methods in order. What the weights end up as is always said, how they get there where it is unusual."""
     try:
         content = yaml.safe_load(recipe)
     except yaml.YAMLError:
         content = None
-    steps = content.get("steps") if isinstance(content, dict) else content
+    steps = content.get("steps") if isinstance(content, Mapping) else content
     if not isinstance(steps, list):
         return _shorten(" ".join(recipe.split()))
     return _shorten(" + ".join(_step(step) for step in steps))
 
 
 def _step(step: Any) -> str:
-    if not isinstance(step, dict):
+    if not isinstance(step, Mapping):
         return str(step)
-    words = []
-    for name, settings in step.items():
-        if name in ("only", "skip", "override"):
-            continue
-        inner = ", ".join(f"{key} {value}" for key, value in settings.items()) if isinstance(settings, dict) else ""
-        words.append(f"{name} ({inner})" if inner else str(name))
-    return " ".join(words)
+    parts = [_method(str(name), settings) for name, settings in step.items() if name not in RESERVED]
+    parts += [f"{word} {_selection(step[word])}" for word in RESERVED if step.get(word)]
+    return ", ".join(parts)
+
+
+def _selection(chosen: Any) -> str:
+    """Patterns of linears as they are written, with their settings where they have any."""
+    if isinstance(chosen, Mapping):
+        return ", ".join(f"{pattern} ({plain(settings)})" for pattern, settings in chosen.items())
+    return plain(chosen)
+
+
+def _method(name: str, settings: Any) -> str:
+    """A method with the settings that tell it from its usual form."""
+    method = load_methods().get(name)
+    defaults = {} if method is None else {key: schema.get("default") for key, schema in method.parameters().items()}
+    telling = list(defaults)[:2] if method is not None and method.family in _OUTCOMES else []
+    shown = []
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        if isinstance(value, Mapping) and len(value) == 1:
+            [(part, inner)] = value.items()
+            shown.append(f"{words(key)} {_method(str(part), inner)}")
+        elif value is not None and (key in telling or key not in defaults or value != defaults[key]):
+            shown.append(f"{words(key)} {plain(value)}")
+    return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def _shorten(text: str, width: int = 100) -> str:

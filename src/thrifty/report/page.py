@@ -12,7 +12,7 @@ from thrifty.base.store import write_text
 from thrifty.measure.certificate import Certificate, Data, Layer
 from thrifty.measure.outliers import outliers
 from thrifty.report.headline import headline, recipe_line
-from thrifty.report.numbers import MISSING, duration, number, percent, plain, size
+from thrifty.report.numbers import MISSING, duration, number, percent, plain, quantity, size, words
 from thrifty.report.plots import balance_plot, bits_plot, error_plot, layer_role
 
 FILE = "report.html"
@@ -27,8 +27,7 @@ def render_report(certificate: Certificate) -> str:
         certificate=certificate,
         headline=headline(certificate),
         recipe_line=recipe_line(certificate.recipe),
-        scored=_scored(certificate),
-        speed_note=_speed_note(certificate),
+        note=_note(certificate),
         plots=[plot for plot in plots if plot is not None],
         odd={outlier.name: outlier.reason for outlier in outliers(certificate.layers)},
         sources=_sources(certificate),
@@ -59,15 +58,18 @@ def _figures(layer: Layer) -> list[tuple[str, str]]:
     return [("-1" if value is None else repr(float(value)), text) for value, text in zip(values, shown, strict=True)]
 
 
-def _scored(certificate: Certificate) -> str:
-    counts = ", ".join(f"{count:,} {name}" for name, count in certificate.scored.items())
-    return f" ({counts})" if counts else ""
-
-
-def _speed_note(certificate: Certificate) -> str:
-    speed = certificate.speed or {}
-    facts = [f"{key.replace('_', ' ')} {plain(value)}" for key, value in speed.items() if not isinstance(value, dict)]
-    return f"Speed: {', '.join(facts)}." if facts else ""
+def _note(certificate: Certificate) -> str:
+    """What the headline's figures rest on."""
+    sentences = []
+    if certificate.scored:
+        windows, rows = ("windows of text", "tokens") if "tokens" in certificate.scored else ("rows", "rows")
+        counts = ", ".join(f"{count:,} {name}" for name, count in certificate.scored.items())
+        sentences.append(f"Brackets are 95 % intervals (bootstrap over {windows}).")
+        sentences.append(f"Changes compare both models on the same {rows} ({counts}).")
+    else:
+        sentences.append("The quality was not measured.")
+    facts = [f"{words(key)} {plain(value)}" for key, value in (certificate.speed or {}).items() if not isinstance(value, dict)]
+    return " ".join([*sentences, *([f"Speed: {', '.join(facts)}."] if facts else [])])
 
 
 def _sources(certificate: Certificate) -> list[tuple[str, str]]:
@@ -81,7 +83,8 @@ def _sources(certificate: Certificate) -> list[tuple[str, str]]:
         ("evaluation", _data(data.evaluation)),
         ("seed", str(certificate.seed)),
     ]
-    return rows + [(key.replace("_", " "), plain(value)) for key, value in certificate.request.items()]
+    given = {key: value for key, value in certificate.request.items() if value not in (None, False) and key not in ("model", "calibration")}
+    return rows + [(words(key), plain(value)) for key, value in given.items()]
 
 
 def _data(data: Data | None) -> str:
@@ -108,7 +111,5 @@ def _conditions(certificate: Certificate) -> list[tuple[str, str]]:
         ("time", duration(certificate.seconds) + (f" ({phases})" if phases else "")),
         ("peak memory", size(certificate.peak_rss_bytes)),
     ]
-    for key, value in certificate.hardware.items():
-        words = key.removesuffix("_bytes").replace("_", " ")
-        rows.append((words, size(value) if key.endswith("_bytes") else plain(value)))
+    rows += [(words(key), quantity(key, value)) for key, value in certificate.hardware.items()]
     return [*rows, ("versions", ", ".join(f"{name} {version}" for name, version in certificate.versions.items()) or MISSING)]

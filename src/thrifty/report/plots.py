@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": LINE,
     "axes.titlesize": 10,
@@ -78,7 +80,7 @@ def error_plot(layers: Sequence[Layer]) -> Plot | None:
         for index, (role, blocks) in enumerate(points.items()):
             color, marker = SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)]
             places = sorted(blocks)
-            axes.plot(places, [median(blocks[place]) for place in places], color=color, marker=marker, ms=4.5, lw=1.4, label=role)
+            axes.plot(places, [median(blocks[place]) for place in places], color=color, marker=marker, ms=4.5, lw=1.4, label=_label(role))
             if any(len(values) > 1 for values in blocks.values()):
                 low, high = ([end(blocks[place]) for place in places] for end in (min, max))
                 axes.fill_between(places, low, high, color=color, alpha=0.15, lw=0)
@@ -99,8 +101,9 @@ def bits_plot(layers: Sequence[Layer]) -> Plot | None:
     sparsity = _by_role(layers, lambda layer: layer.sparsity)
     blocks = sorted({block for places in bits.values() for block in places})
     sparse = any(sum(values) / len(values) > 0.1 for places in sparsity.values() for values in places.values())
-    width = 0.9 * len(blocks) if sparse else 0.55 * len(blocks)
-    with _figure(min(9.0, 1.6 + width), 0.7 + 0.32 * len(bits)) as (figure, canvas):
+    labels = [_label(role) for role in bits]
+    beside = 1.0 + 0.09 * max(map(len, labels))
+    with _figure(min(9.0, beside + (0.9 if sparse else 0.55) * len(blocks)), 0.7 + 0.32 * len(bits)) as (figure, canvas):
         axes = figure.subplots()
         for row, (role, places) in enumerate(bits.items()):
             for column, block in enumerate(blocks):
@@ -109,7 +112,7 @@ def bits_plot(layers: Sequence[Layer]) -> Plot | None:
                     _cell(axes, column, row, sum(places[block]) / len(places[block]), share, len(blocks))
         axes.set_xlim(-0.5, len(blocks) - 0.5)
         axes.set_ylim(len(bits) - 0.5, -0.5)
-        axes.set_yticks(range(len(bits)), list(bits))
+        axes.set_yticks(range(len(bits)), labels)
         step = -(-len(blocks) // 16)
         axes.set_xticks(range(0, len(blocks), step), [str(block) for block in blocks[::step]])
         axes.set_xlabel("block")
@@ -158,8 +161,10 @@ def balance_plot(certificate: Certificate) -> Plot | None:
             axes.grid(axis="y", visible=False)
             axes.tick_params(axis="y", length=0)
         svg = canvas()
+    if len(values) < 2:
+        return Plot("Size", "Bytes of the weight files.", svg)
     caption = "The intervals are over other windows of the same text; the comparison itself is paired and much sharper (see the table)."
-    return Plot("Size and quality", caption if len(values) == 2 else "Bytes of the weight files.", svg)
+    return Plot("Size and quality", caption, svg)
 
 
 def _whisker(axes: Axes, value: Value, row: int, color: str) -> None:
@@ -186,10 +191,10 @@ def tradeoff_plot(points: Sequence[Point], original: Point | None, quality: str)
     with _figure(9.0, 3.8) as (figure, canvas):
         axes = figure.subplots()
         for index, point in enumerate(points):
-            color, value = SERIES[index % len(SERIES)], point.quality
+            color, marker, value = SERIES[index % len(SERIES)], _MARKERS[index % len(_MARKERS)], point.quality
             low, high = (value.value if end is None else end for end in (value.low, value.high))
             axes.plot([point.megabytes] * 2, [low, high], color=color, lw=2, solid_capstyle="round")
-            axes.plot([point.megabytes], [value.value], color=color, marker=_MARKERS[index % len(_MARKERS)], ms=8, ls="", label=point.name)
+            axes.plot([point.megabytes], [value.value], color=color, marker=marker, ms=8, ls="", label=_label(point.name))
         if original is not None and original.quality.value is not None:
             axes.axhline(original.quality.value, color=MUTED, lw=1, ls="--", label="original")
         axes.set_xlabel("weight files, MB")
@@ -210,6 +215,12 @@ def _by_role(layers: Sequence[Layer], value: Callable[[Layer], float | None]) ->
     return found
 
 
+def _label(name: str, width: int = 32) -> str:
+    """A name as a label: its middle left out where it is long. A leading underscore would hide it from the legend."""
+    short = name if len(name) <= width else f"{name[: width // 2]}...{name[-width // 2 + 3 :]}"
+    return f"\u200b{short}" if short.startswith("_") else short
+
+
 def _whole(axes: Axes) -> None:
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
 
@@ -222,7 +233,10 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Callable[[], 
 
         def render() -> str:
             buffer = io.StringIO()
-            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+            with warnings.catch_warnings():
+                # Text stays text, so the reader's fonts draw what matplotlib's own font lacks.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
             return _themed(buffer.getvalue())
 
         yield figure, render
@@ -234,7 +248,9 @@ def _themed(svg: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _head, svg, count=1)
     svg = re.sub("|".join(_VARIABLES), lambda found: _VARIABLES[found[0]], svg)
+    # One version of matplotlib writes `font: 10px 'DejaVu Sans', ...`, another size and family apart.
     svg = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 var(--font)", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
     return "\n".join(line.rstrip() for line in svg.splitlines() if line.strip())
 
 

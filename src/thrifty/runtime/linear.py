@@ -3,19 +3,25 @@
 Three ways lead from codes to outputs, and the number of tokens decides which one is taken:
 
     few tokens    torch's 4-bit kernel: reads the codes alone, so it is bound by a quarter of the memory traffic
-    many tokens   8-bit products: inputs are rounded to 8 bits token by token, weights once to 8 bits row by row (held beside the codes)
-    elsewhere     the codes are decoded for the call: exact, in whatever type the model computes in
+    many tokens   8-bit products: inputs are rounded to 8 bits token by token, each between its own smallest and largest value, weights
+                  once to 8 bits row by row (held beside the codes)
+    elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
 The first two need a processor, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
 
@@ -33,6 +39,9 @@ class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
     encoded: layout `int`, 4 or 8 bits. bias: whether there is one. dtype: what the model computes in.
+
+    Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
+    the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
     """
 
     def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype) -> None:
@@ -49,15 +58,15 @@ class PackedLinear(nn.Module):
         """inputs @ weight.T + bias."""
         rows = inputs.reshape(-1, self.in_features)
         if not self.kernel:
-            out = functional.linear(rows, self.decode().to(rows.dtype))
+            out = functional.linear(rows, self._decode().to(rows.dtype))
         elif rows.shape[0] <= FEW_TOKENS:
-            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, self.scale)
+            out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.to(torch.bfloat16).contiguous(), self.codes, self.group_size, self.scale)
         else:
             out = self._many(rows)
         out = out if self.bias is None else out + self.bias
-        return out.reshape(*inputs.shape[:-1], self.out_features)
+        return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
-    def decode(self) -> Float[Tensor, "out in"]:
+    def _decode(self) -> Float[Tensor, "out in"]:
         """The matrix that the codes stand for, float32; only where the kernels do not hold it in a layout of their own."""
         tensors = {"codes": unpack_words(self.codes, self.bits, self.in_features), "scale": self.scale}
         if hasattr(self, "zero_point"):
@@ -65,12 +74,39 @@ class PackedLinear(nn.Module):
         return Encoded("int", tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
 
     def _many(self, rows: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        step = rows.abs().amax(1, keepdim=True).to(torch.float32).clamp_min(SMALLEST) / 127
-        codes = torch.round(rows / step).to(torch.int8)
+        exact = rows.to(torch.float32, copy=True)
+        low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
+        middle, step = (high + low) / 2, ((high - low) / 254).clamp_min(SMALLEST)
+        codes = exact.sub_(middle).div_(step).round_().to(torch.int8)
         out = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, self.wide_codes, self.wide_scale, self.wide_zero, None, 1.0, 0, torch.bfloat16, "none", [], ""
+            codes, 1.0, 0, self.wide_codes, self.wide_scale, self.wide_zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return out * step.to(torch.bfloat16)
+        # every input stands `middle` above its code, so every output lacks that many times the sum of its row of weights
+        return out.mul_(step).addr_(middle[:, 0], self.wide_sum).to(torch.bfloat16)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
+        held = self._buffers
+        device = function(held["scale"]).device
+        if self.kernel and device.type != "cpu":
+            raise RunError(f"packed weights in bfloat16 run on the processor only, not on {device}; load with dtype=torch.float32 for that")
+        self._buffers = {}
+        try:
+            super()._apply(function, recurse)
+        finally:
+            self._buffers = held if self.kernel else {name: tensor.to(device) for name, tensor in held.items()}
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo.update({id(tensor): tensor for tensor in self._buffers.values()})  # never written to, so one is enough
+        made = type(self).__new__(type(self))
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.kernel:
+            raise RunError("packed weights lie in memory as this processor reads them and cannot be pickled; copy the model's folder")
+        return dict(self.__dict__)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group_size={self.group_size}"
@@ -82,6 +118,7 @@ def kernel_takes(encoded: Encoded) -> bool:
     group_size = encoded.group_size or in_features
     return (
         encoded.bits == 4
+        and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
         and group_size in KERNEL_GROUPS
         and in_features % group_size == 0
@@ -110,5 +147,6 @@ def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
         "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
         "wide_codes": torch.ops.onednn.qlinear_prepack(wide_codes, None),
         "wide_scale": wide_scale,
+        "wide_sum": wide_codes.sum(1, dtype=torch.float32) * wide_scale,
         "wide_zero": torch.zeros(encoded.shape[0], dtype=torch.int32),
     }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
-from thrifty.export.compressed import PARTS, check_format, packed_stems, read_packed
+from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import scan_folder
@@ -22,19 +24,42 @@ from thrifty.runtime.linear import PackedLinear
 def load(folder: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model folder or a result, ready to run, in evaluation mode.
 
-    dtype: what the model computes in; by default bfloat16 where weights are packed, else what the checkpoint has.
+    dtype: what the model computes in; by default bfloat16 where weights are packed, else what the checkpoint has. A model whose weights
+    are packed runs but is not saved: `state_dict` and `save_pretrained` raise RunError, for they would leave the packed matrices out.
     Raises InputError for whatever is not a model folder, or is quantized in a format that is not read here.
     """
     path = Path(folder).expanduser()
-    config_file = path / "config.json"
-    quantized = json.loads(config_file.read_text()).get("quantization_config") if config_file.is_file() else None
+    quantized = _quantization(path)
     if quantized is None:
-        source = open_model(folder, trust_remote_code=trust_remote_code)
-        return _filled(source, dtype or source.dtype, {})
+        return load_source(open_model(folder, trust_remote_code=trust_remote_code), dtype)
     check_format(quantized, path)
     packed = PackedFolder(path, trust_remote_code)
     dtype = dtype or torch.bfloat16
-    return _filled(packed.source, dtype, packed.layers(dtype))
+    model = _filled(packed.source, dtype, packed.layers(dtype))
+    model.register_state_dict_pre_hook(_refuse_state)
+    return model
+
+
+def _quantization(folder: Path) -> dict[str, Any] | None:
+    """`quantization_config` of a folder that has one. What is wrong with its config.json is said by whoever opens the model."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) and found else None
+
+
+def _refuse_state(model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    raise RunError(
+        "a model with packed weights cannot be saved from memory; copy the folder it was loaded from, or write a plain one with "
+        "`thrifty export --to dense`"
+    )
+
+
+def load_source(source: Source, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model that is already open, ready to run; dtype: what it computes in, by default what the checkpoint has."""
+    return _filled(source, dtype or source.dtype, {})
 
 
 def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module]) -> PreTrainedModel:
@@ -44,19 +69,30 @@ def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module])
         model.set_submodule(path, layer)
     source.fill(model, dtype)
     restore_cache(model, source.config)
-    if model.can_generate() and (source.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    for parameter in model.parameters():
+        # As transformers leaves them; besides, torch copies a matrix that needs no gradient before it multiplies a single row with it.
+        parameter.requires_grad_(parameter.is_floating_point())
+    if model.can_generate():
+        # made from the config as it is now: the skeleton's own was made while the key-value cache was switched off
+        file = source.folder / "generation_config.json"
+        config = (
+            GenerationConfig.from_pretrained(str(source.folder)) if file.is_file() else GenerationConfig.from_model_config(model.config)
+        )
+        model.generation_config = config
     return model
 
 
 class PackedFolder:
-    """A result folder whose matrices are codes, opened as if they were plain: `source` decodes what is read."""
+    """A result folder whose matrices are codes, opened as if they were plain: `source` decodes what is read.
+
+    Raises InputError for a config that transformers does not take, and for missing or broken files.
+    """
 
     def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        del config.quantization_config
+        config = _read_config(folder, trust_remote_code)
         self._tensors, _ = scan_folder(folder, allow_pickle=False)
         stems = packed_stems(self._tensors)
+        check_parts(self._tensors, folder)
         parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
         plain = {key: info for key, info in self._tensors.items() if key not in parts}
         outlines = {f"{stem}.weight": self._outline(stem, config.dtype or torch.bfloat16) for stem in stems}
@@ -81,6 +117,15 @@ class PackedFolder:
         name = f"{stem}.weight_shape"
         shape = tuple(read_tensor(name, self._tensors[name]).tolist())
         return TensorInfo(self._tensors[name].file, dtype, shape, 0, 0)
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{folder / 'config.json'}: {str(error).strip().splitlines()[0]}") from None
+    del config.quantization_config
+    return config
 
 
 class _Decoded(Mapping[str, Tensor]):

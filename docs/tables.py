@@ -1,0 +1,174 @@
+"""The tables of docs/benchmarks.md and of the README, made from the committed results of the scripts under bench/.
+
+`python docs/tables.py` brings the README up to date; a test holds it there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def quality(name: str, peer: str) -> str:
+    """Perplexity and divergence of both, and their paired differences."""
+    found = _read(name)
+    rows = []
+    for row in found["rows"]:
+        ours, theirs, beside = row["thrifty"], row[peer], row[f"thrifty minus {peer}"]
+        rows.append(
+            [
+                row["request"],
+                f"{ours['perplexity']['value']:.3f}",
+                f"{theirs['perplexity']['value']:.3f}",
+                _interval(beside["perplexity_difference"], 3),
+                f"{ours['kl']['value']:.4f}",
+                f"{theirs['kl']['value']:.4f}",
+                _interval(beside["kl_difference"], 4),
+            ]
+        )
+    head = ["request", "perplexity here", peer, "difference", "KL here", peer, "difference"]
+    before = found["rows"][0]["thrifty"]["perplexity_before"]["value"]
+    windows = found["evaluation"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+
+
+def cost() -> str:
+    """Seconds, peak memory and ratios on the large checkpoint."""
+    rows = []
+    for row in _read("cost_llm_compressor.json")["rows"]:
+        ours, theirs = row["thrifty"], row["llm-compressor"]
+        rows.append(
+            [
+                f"{row['method']}, {row['tokens']} tokens",
+                f"{ours['call_seconds']:.1f} s / {theirs['call_seconds']:.1f} s",
+                f"{row['call_ratio']:.2f}",
+                f"{ours['phases']['solve']:.1f} s / {theirs['phases']['solve']:.1f} s",
+                f"{row['solve_ratio']:.2f}",
+                f"{row['whole_command_ratio']:.2f}",
+                f"{ours['peak_bytes'] / 1e9:.2f} GB / {theirs['peak_bytes'] / 1e9:.2f} GB",
+            ]
+        )
+    return _table(["request", "call", "ratio", "solve", "ratio", "whole command, ratio", "peak memory"], rows)
+
+
+def memory() -> str:
+    """Runs of different depth: what was planned and what was needed."""
+    rows = [
+        [
+            str(row["layers"]),
+            f"{row['checkpoint_bytes'] / 1e9:.2f} GB",
+            f"{row['peak_rss_bytes'] / 1e9:.3f} GB",
+            f"{row['planned_memory_bytes'] / 1e9:.3f} GB",
+            f"{row['result_bytes'] / 1e6:.1f} MB",
+            f"{row['planned_output_bytes'] / 1e6:.1f} MB",
+        ]
+        for row in _read("memory.json")["rows"]
+    ]
+    return _table(["blocks", "checkpoint", "peak memory", "planned", "result", "planned"], rows)
+
+
+def inference() -> str:
+    """Seconds of a generation, and what the fast path loses."""
+    found = _read("inference.json")
+    rows = [
+        [name, f"{seconds['prefill'] * 1e3:.0f} ms", f"{seconds['decode'] * 1e3:.0f} ms", f"{seconds['whole'] * 1e3:.0f} ms"]
+        for name, seconds in found["seconds"].items()
+    ]
+    lost = [[name, f"{kl['prefill']['value']:.2g}", f"{kl['decode']['value']:.2g}"] for name, kl in found["kl_of_the_fast_path"].items()]
+    head = ["", f"{found['prompt_tokens']} tokens at once", f"{found['new_tokens'] - 1} tokens one by one", "both"]
+    return "\n\n".join([_table(head, rows), _table(["KL divergence from float32", "many tokens at once", "one by one"], lost)])
+
+
+def llama_cpp() -> str:
+    """Perplexity of GGUF files there and of the same weights here."""
+    rows = [
+        [row["format"], f"{row['file_bytes'] / 1e6:.2f} MB", f"{row['here']:.4f}", f"{row['llama_cpp']:.4f}", f"{row['ratio'] - 1:+.3%}"]
+        for row in _read("perplexity_llama_cpp.json")["rows"]
+    ]
+    return _table(["format", "file", "perplexity here", "in llama.cpp", "difference"], rows)
+
+
+def recipes() -> str:
+    """Every shipped recipe on the embedded model."""
+    results = _read("recipes.json")["results"]
+    first = next(iter(results.values()))
+    original = [
+        "the original",
+        f"{first['bytes']['before'] / 1e6:.2f} MB",
+        "16",
+        f"{first['perplexity']['before']['value']:.2f}",
+        "0",
+        "100 %",
+        f"{first['speed']['decode_tokens_per_second']['before']:.0f}",
+        "",
+    ]
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['bytes']['after'] / 1e6:.2f} MB",
+            f"{found['bits_per_weight']:.2f}",
+            f"{found['perplexity']['after']['value']:.2f}",
+            f"{found['kl']['value']:.4f}",
+            f"{100 * found['top1_agreement']:.1f} %",
+            f"{found['speed']['decode_tokens_per_second']['after']:.0f}",
+            f"{found['seconds']:.0f} s",
+        ]
+        for name, found in results.items()
+    ]
+    head = ["recipe", "size", "bits per weight", "perplexity", "KL divergence", "same top token", "tokens/s", "made in"]
+    return _table(head, [original, *rows])
+
+
+TABLES = {
+    "recipes": recipes,
+    "quality llm-compressor": lambda: quality("quality_llm_compressor.json", "llm-compressor"),
+    "quality auto-round": lambda: quality("quality_auto_round.json", "auto-round"),
+    "cost": cost,
+    "memory": memory,
+    "inference": inference,
+    "llama.cpp": llama_cpp,
+}
+
+
+def fill(markdown: str) -> str:
+    """Put each table where a page asks for it."""
+    for name, make in TABLES.items():
+        mark = f"<!-- table: {name} -->"
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def readme() -> str:
+    """The README with its table as the results have it."""
+    text = (ROOT / "README.md").read_text()
+    return re.sub(
+        r"(<!-- table: recipes -->\n).*?(<!-- end of table -->)",
+        lambda found: f"{found[1]}\n{recipes()}\n\n{found[2]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def _interval(value: dict[str, float], digits: int) -> str:
+    return f"{value['value']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(readme())
