@@ -2,7 +2,8 @@
 
 Usage: bench/environments.sh llm-compressor
        python bench/against_llm_compressor.py quality      writes bench/results/quality_llm_compressor.json
-       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about half an hour)
+       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about half an hour;
+                                                           finished rows are kept in bench/build and not measured again)
 
 Both get the same model, the same token windows in the same order, the same group size, and both cores. Calls take turns in one run; medians
 count. Quality is compared on held-out windows, window by window: an interval that holds 0 means that neither is better.
@@ -23,7 +24,6 @@ from judge import BUILD, Judge, best, call, verdict, write
 from safetensors.torch import save_file
 
 PEER = "llm-compressor"
-ROUNDS = 3
 
 
 # -- quality -------------------------------------------------------------------------------------------------------------
@@ -52,29 +52,33 @@ def quality() -> dict:
 # -- time and memory -----------------------------------------------------------------------------------------------------
 
 
-def cost() -> dict:
+def cost(rounds: int) -> dict:
     """Time and peak memory of both on the 300-million-parameter checkpoint, in turns."""
     model = BUILD / "llama-300m"
     if not (model / "config.json").exists():
         subprocess.run([sys.executable, Path(__file__).parent / "random_llama.py", model], check=True)
-    rows = []
+    kept = BUILD / "cost.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else []
+    done = {(row["method"], row["tokens"]) for row in rows}
     for count in (8, 128):
         windows = BUILD / f"windows-{count * 512}.safetensors"
         tokens = torch.randint(3, 2048, (count, 512), generator=torch.Generator().manual_seed(0))
         save_file({"input_ids": tokens}, windows)
         for method in ("gptq", "sparsegpt"):
-            if method == "sparsegpt" and count > 8:
+            if (method == "sparsegpt" and count > 8) or (method, count * 512) in done:
                 continue
-            rows.append(in_turns(model, windows, count * 512, method))
+            rows.append(in_turns(model, windows, count * 512, method, rounds))
+            kept.write_text(json.dumps(rows))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    rows.sort(key=lambda row: (row["tokens"], row["method"]))
     return {"model": "random Llama, 314 million parameters, bfloat16", "rows": rows, "flop_rate": flop_rate()}
 
 
-def in_turns(model: Path, windows: Path, tokens: int, method: str) -> dict:
+def in_turns(model: Path, windows: Path, tokens: int, method: str, rounds: int) -> dict:
     """Calls of both in turns; medians, and the ratio of each round."""
     out = BUILD / "cost"
     found: dict[str, list[dict]] = {"thrifty": [], PEER: []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for who in found:
             shutil.rmtree(out, ignore_errors=True)
             batch = ("--batch", "8") if who == PEER else ()
@@ -89,7 +93,7 @@ def in_turns(model: Path, windows: Path, tokens: int, method: str) -> dict:
         "solve_ratio": statistics.median(ours["phases"]["solve"] / theirs["phases"]["solve"] for ours, theirs in pairs),
         "whole_command_ratio": statistics.median(ours["total_seconds"] / theirs["total_seconds"] for ours, theirs in pairs),
         "peak_ratio": statistics.median(ours["peak_bytes"] / theirs["peak_bytes"] for ours, theirs in pairs),
-        "rounds": ROUNDS,
+        "rounds": rounds,
     }
 
 
@@ -119,8 +123,9 @@ def flop_rate() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["quality", "cost"])
-    part = parser.parse_args().part
-    write(f"{part}_llm_compressor.json", quality() if part == "quality" else cost())
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each row of the cost")
+    arguments = parser.parse_args()
+    write(f"{arguments.part}_llm_compressor.json", quality() if arguments.part == "quality" else cost(arguments.rounds))
 
 
 if __name__ == "__main__":

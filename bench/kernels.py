@@ -26,7 +26,7 @@ from thrifty.runtime.linear import FEW_TOKENS, PackedLinear
 
 HERE = Path(__file__).parent
 SHAPES = ((5632, 2048), (2048, 2048))
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKENS = (1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512)
 GROUP_SIZE = 32
 
 Way = Callable[[torch.Tensor], torch.Tensor]

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-def quality(name: str, peer: str) -> str:
+def quality() -> str:
     """Perplexity and divergence of both, and their paired differences."""
-    found = _read(name)
+    found, peer = _read("quality_llm_compressor.json"), "llm-compressor"
     rows = []
     for row in found["rows"]:
         ours, theirs, beside = row["thrifty"], row[peer], row[f"thrifty minus {peer}"]
@@ -127,8 +127,7 @@ def recipes() -> str:
 
 TABLES = {
     "recipes": recipes,
-    "quality llm-compressor": lambda: quality("quality_llm_compressor.json", "llm-compressor"),
-    "quality auto-round": lambda: quality("quality_auto_round.json", "auto-round"),
+    "quality": quality,
     "cost": cost,
     "memory": memory,
     "inference": inference,

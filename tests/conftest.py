@@ -9,6 +9,7 @@ for _name, _value in {
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # the models are tiny: a second thread only waits for the first, for long where the machine has other work
 }.items():
     os.environ.setdefault(_name, _value)
 os.environ.pop("THRIFTY_DEBUG", None)

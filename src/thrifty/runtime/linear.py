@@ -25,7 +25,7 @@ from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
 
-FEW_TOKENS = 8
+FEW_TOKENS = 4
 """Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/kernels.py`)."""
 
 KERNEL_GROUPS = (32, 64, 128, 256)
