@@ -473,6 +473,17 @@ def test_a_file_that_may_not_grow_is_not_kept(limit: int, tmp_path: Path) -> Non
     assert write(folder, out)["bytes"] > 60_000
 
 
+@pytest.mark.parametrize("missing", [1, 100, 2_000, 5_000])
+def test_a_file_that_lacks_its_last_bytes_is_not_kept(missing: int, tmp_path: Path) -> None:
+    folder, out = tmp_path / "model", tmp_path / "model.gguf"
+    result("llama", folder)
+    size = write(folder, out)["bytes"]
+    out.unlink()
+    with largest_file(size - missing), pytest.raises(RunError, match=r"model\.gguf could not be written"):
+        write(folder, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("step", ["write_header_to_file", "write_kv_data_to_file", "write_tensor_data", "close"])
 def test_a_full_disk_leaves_nothing(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = tmp_path / "model", tmp_path / "model.gguf"

@@ -4,7 +4,8 @@ Three ways lead from codes to outputs, and the number of tokens decides which on
 
     few tokens    torch's 4-bit kernel: reads the codes alone, so it is bound by a quarter of the memory traffic
     many tokens   8-bit products: inputs are rounded to 8 bits token by token, each between its own smallest and largest value, weights
-                  once to 8 bits row by row (held beside the codes)
+                  once to 8 bits row by row (held beside the codes). Weights of 8 bits with one scale a row are taken as they are, and
+                  this way for few tokens, too
     elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
 The first two need a processor, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,7 +60,7 @@ class PackedLinear(nn.Module):
         rows = inputs.reshape(-1, self.in_features)
         if not self.kernel:
             out = functional.linear(rows, self._decode().to(rows.dtype))
-        elif rows.shape[0] <= FEW_TOKENS:
+        elif self.bits == 4 and rows.shape[0] <= FEW_TOKENS:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.to(torch.bfloat16).contiguous(), self.codes, self.group_size, self.scale)
         else:
             out = self._many(rows)
@@ -74,7 +75,9 @@ class PackedLinear(nn.Module):
         return Encoded("int", tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
 
     def _many(self, rows: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        exact = rows.to(torch.float32, copy=True)
+        # oneDNN takes a hundred times as long for one row as for two where the matrix is small
+        alone = rows.shape[0] == 1
+        exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
         low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
         middle, step = (high + low) / 2, ((high - low) / 254).clamp_min(SMALLEST)
         codes = exact.sub_(middle).div_(step).round_().to(torch.int8)
@@ -82,12 +85,13 @@ class PackedLinear(nn.Module):
             codes, 1.0, 0, self.wide_codes, self.wide_scale, self.wide_zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         # every input stands `middle` above its code, so every output lacks that many times the sum of its row of weights
-        return out.mul_(step).addr_(middle[:, 0], self.wide_sum).to(torch.bfloat16)
+        out.mul_(step).addr_(middle[:, 0], self.wide_sum)
+        return (out[:1] if alone else out).to(torch.bfloat16)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
         held = self._buffers
-        device = function(held["scale"]).device
+        device = function(next(iter(held.values()))).device
         if self.kernel and device.type != "cpu":
             raise RunError(f"packed weights in bfloat16 run on the processor only, not on {device}; load with dtype=torch.float32 for that")
         self._buffers = {}
@@ -113,12 +117,15 @@ class PackedLinear(nn.Module):
 
 
 def kernel_takes(encoded: Encoded) -> bool:
-    """Whether torch's 4-bit kernel for processors can hold this matrix."""
+    """Whether torch's kernels for processors can hold this matrix."""
     out_features, in_features = encoded.shape
     group_size = encoded.group_size or in_features
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if encoded.bits == 8:
+        return group_size == in_features and "zero_point" not in encoded.tensors
     return (
         encoded.bits == 4
-        and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
         and group_size in KERNEL_GROUPS
         and in_features % group_size == 0
@@ -137,16 +144,25 @@ def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
 
     The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for.
     """
-    scale, zero_point = encoded.tensors["scale"], encoded.tensors.get("zero_point")
+    codes, scale = encoded.tensors["codes"], encoded.tensors["scale"]
+    if encoded.bits == 8:
+        return wide_form(codes.to(torch.int8), scale.reshape(-1).to(torch.float32))
+    zero_point = encoded.tensors.get("zero_point")
     offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
     weight = encoded.decode()
     wide_scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
-    wide_codes = torch.round(weight / wide_scale[:, None]).to(torch.int8)
     return {
-        "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(encoded.tensors["codes"].to(torch.int32) + 8, INNER_TILES),
+        "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES),
         "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
-        "wide_codes": torch.ops.onednn.qlinear_prepack(wide_codes, None),
-        "wide_scale": wide_scale,
-        "wide_sum": wide_codes.sum(1, dtype=torch.float32) * wide_scale,
-        "wide_zero": torch.zeros(encoded.shape[0], dtype=torch.int32),
+        **wide_form(torch.round(weight / wide_scale[:, None]).to(torch.int8), wide_scale),
+    }
+
+
+def wide_form(codes: Int8[Tensor, "out in"], scale: Float[Tensor, "out"]) -> dict[str, Tensor]:
+    """What the 8-bit kernel reads: codes in its own layout, a scale a row, and what a row of weights sums to."""
+    return {
+        "wide_codes": torch.ops.onednn.qlinear_prepack(codes, None),
+        "wide_scale": scale,
+        "wide_sum": codes.sum(1, dtype=torch.float32) * scale,
+        "wide_zero": torch.zeros(codes.shape[0], dtype=torch.int32),
     }
