@@ -27,7 +27,7 @@ from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
 
 FEW_TOKENS = 4
-"""Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/kernels.py`)."""
+"""Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/linear_kernels.py`)."""
 
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16
@@ -58,6 +58,8 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """inputs @ weight.T + bias."""
         rows = inputs.reshape(-1, self.in_features)
+        if self.kernel and torch.is_grad_enabled() and rows.requires_grad:
+            rows = rows.detach()  # the kernels have no derivative
         if not self.kernel:
             out = functional.linear(rows, self._decode().to(rows.dtype))
         elif self.bits == 4 and rows.shape[0] <= FEW_TOKENS:
@@ -140,7 +142,7 @@ def plain_form(encoded: Encoded) -> dict[str, Tensor]:
 
 
 def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
-    """What the 4-bit and the 8-bit kernel read.
+    """What the kernels read: codes of 8 bits as they are, those of 4 bits twice, for few tokens and for many.
 
     The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for.
     """

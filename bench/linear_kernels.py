@@ -1,6 +1,6 @@
 """The ways of a packed layer beside a dense bf16 product, from 1 to 512 tokens, and how near each comes to the memory's own speed.
 
-Usage: python bench/kernels.py [--rounds 9] [--pool-mb 1024] [--out FILE]            (writes bench/results/kernels.json)
+Usage: python bench/linear_kernels.py [--rounds 9] [--pool-mb 1024] [--out FILE]            (writes bench/results/linear_kernels.json)
 
 Every call takes the next layer of a pool that is larger than the processor's caches, as in a model, so weights come from memory. The ways
 take turns within a round, and a round goes through all numbers of tokens; figures are medians over the rounds. The bandwidth is that of
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pool-mb", type=int, default=1024)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "kernels.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "linear_kernels.json")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     bandwidth: list[float] = []
