@@ -58,8 +58,6 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """inputs @ weight.T + bias."""
         rows = inputs.reshape(-1, self.in_features)
-        if self.kernel and torch.is_grad_enabled() and rows.requires_grad:
-            rows = rows.detach()  # the kernels have no derivative
         if not self.kernel:
             out = functional.linear(rows, self._decode().to(rows.dtype))
         elif self.bits == 4 and rows.shape[0] <= FEW_TOKENS:
