@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -35,17 +36,26 @@ def upper_factor(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
 
 def times_upper(left: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]) -> Float[Tensor, "rows n"]:
     """left @ factor for an upper triangular factor, leaving out most of the products with its zeros."""
-    width = factor.shape[0]
     out = torch.empty_like(left)
-    edges = [round(width * part / PANELS) for part in range(PANELS + 1)]
-    for start, stop in pairwise(edges):
+    for start, stop in _panels(factor.shape[0]):
         torch.matmul(left[:, :stop], factor[:stop, start:stop], out=out[:, start:stop])
     return out
 
 
 def row_forms(rows: Float[Tensor, "rows n"], matrix: Float[Tensor, "n n"]) -> Float[Tensor, "rows"]:
-    """x matrix x^T of each row x."""
-    return torch.einsum("ij,ij->i", rows @ matrix, rows)
+    """x matrix x^T of each row x, for a symmetric matrix: what lies below its diagonal is counted twice instead of computed."""
+    total = torch.zeros_like(rows[:, 0])
+    for start, stop in _panels(matrix.shape[0]):
+        part = rows[:, start:stop]
+        product = part @ matrix[start:stop, start:stop]
+        product.addmm_(rows[:, :start], matrix[:start, start:stop], alpha=2)
+        total += torch.linalg.vecdot(product, part)
+    return total
+
+
+def _panels(width: int) -> Iterator[tuple[int, int]]:
+    """Where each of a few runs of columns starts and stops."""
+    return pairwise(round(width * part / PANELS) for part in range(PANELS + 1))
 
 
 def largest_eigenvalue(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

@@ -126,25 +126,34 @@ class _Sweep:
         self.column_loss = torch.zeros_like(weight[:, 0])
 
     def run(self, block_size: int, together: int) -> None:
-        """Fix all inputs: in blocks, in panels within a block; `together` inputs are entered at once."""
+        """Fix all inputs, in blocks; `together` inputs are entered at once where the set chooses as it goes."""
         width = len(self.order)
-        panel = together or PANEL
-        block = max(panel, block_size // panel * panel)
+        entered = together or PANEL
+        block = max(entered, block_size // entered * entered)
         for start in range(0, width, block):
             stop = min(start + block, width)
             carried = self.factor[:start, start:stop].T @ self.error[:start]
-            for first in range(start, stop, panel):
-                last = min(first + panel, stop)
+            for first in range(start, stop, entered):
+                last = min(first + entered, stop)
                 part = carried[first - start : last - start]
                 part.addmm_(self.factor[start:first, first:last].T, self.error[start:first])
-                self._panel(first, last, part)
+                if self.points.adaptive:
+                    self._enter(first, last, part)
+                for near in range(first, last, PANEL):
+                    far = min(near + PANEL, last)
+                    piece = part[near - first : far - first]
+                    piece.addmm_(self.factor[first:near, near:far].T, self.error[first:near])
+                    self._panel(near, far, piece)
+
+    def _enter(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
+        """Show the set what inputs first .. last would be if nothing bound them."""
+        factor = self.factor[first:last, first:last]
+        free = self.error[first:last] + torch.linalg.solve_triangular(factor.T, carried, upper=False)
+        self.points.enter(free.T, self.columns[first:last], factor.diagonal().square())
 
     def _panel(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
-        """Fix inputs first .. last; carried: sum over the earlier inputs i of error_i R_ij."""
+        """Fix inputs first .. last one by one; carried: sum over the earlier inputs i of error_i R_ij."""
         weight, factor = self.error[first:last], self.factor[first:last, first:last]
-        if self.points.adaptive:
-            free = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False)
-            self.points.enter(free.T, self.columns[first:last], factor.diagonal().square())
         rest = torch.empty_like(weight)
         for place in range(last - first):
             index = first + place
