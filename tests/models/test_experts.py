@@ -63,3 +63,15 @@ def test_experts_without_tokens_are_not_called():
         out = plain(torch.randn(5, 64), torch.tensor([[1], [3], [1], [1], [3]]), torch.ones(5, 1))
     assert called == [1, 3]
     assert out.shape == (5, 64)
+
+
+def test_neurons_are_what_the_down_projection_reads():
+    expert = _filled(next(module for module in build("mixtral").modules() if is_fused(module)))[1]
+    called = []
+    for linear in (expert.gate_proj, expert.up_proj, expert.down_proj):
+        linear.register_forward_pre_hook(lambda _, args: called.append(args[0]))
+    hidden = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    found = expert.neurons(hidden)
+    assert not called
+    expert(hidden)
+    assert torch.equal(found, called[2])

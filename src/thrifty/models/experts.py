@@ -26,6 +26,11 @@ class Expert(nn.Module):
     def forward(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
         return self.down_proj(self.act_fn(self.gate_proj(hidden)) * self.up_proj(hidden))
 
+    def neurons(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens inner"]:
+        """What `down_proj` would read of these tokens. Hooks are not called: nobody routed the tokens here."""
+        with torch.no_grad():
+            return self.act_fn(self.gate_proj.forward(hidden)) * self.up_proj.forward(hidden)
+
 
 class Experts(nn.ModuleList):
     """All experts of a block; stands in for the module that holds them as 3-D parameters."""

@@ -3,6 +3,9 @@
 `stage` order sends all calibration rows through the block in one forward pass; a hook at each stage takes the Gram matrix of what reaches
 it, solves, puts the new weights in, and lets the pass go on, so later stages see earlier ones compressed. `block` order takes all
 statistics first, in small batches, solves everything, and then passes the rows on: two passes and less memory.
+
+An expert that fewer tokens reached than its input is wide has no Gram matrix of full rank. It is calibrated on the inputs of all experts
+of its block instead: its gate and up read them as they are, its down reads what the expert makes of them.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class BlockRun:
     """The state of one block on its way through the walk.
 
     call: what the block's forward gets besides hidden states; None where no rows go through it. dtype: type of the calibration pass.
-    batch: rows that go through at once.
+    batch: rows that go through at once. few: how many tokens reached an expert's space, where the inputs of all experts stand in.
     """
 
     view: BlockView
@@ -63,6 +66,7 @@ class BlockRun:
     watch: Stopwatch = field(default_factory=Stopwatch)
     reports: dict[str, LayerReport] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    few: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.block: Block = self.view.block
@@ -110,18 +114,66 @@ class BlockRun:
     # -- statistics ----------------------------------------------------------------------------------------------------
 
     def _collect(self, rows: Tensor) -> dict[str, Statistics]:
-        """Statistics of every space of the block, in one pass."""
+        """Statistics of every space of the block, in one pass, and in a second one where an expert saw too few tokens."""
         gathered: dict[str, Statistics] = {}
+        read = {stage.reads.name for stage in self.block.stages}
 
         def keep(space: Space, inputs: Tensor) -> None:
             with self.watch.during("gram"):
                 taken = gather(inputs)
             gathered[space.name] = gathered[space.name].merge(taken) if space.name in gathered else taken
 
-        with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep):
+        def keep_shared(space: Space, inputs: Tensor) -> None:
+            if space.name not in read:  # else the stage of the shared expert, which reads the same, has counted them
+                keep(space, inputs)
+
+        with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep_shared):
             for start in range(0, rows.shape[0], self.batch):
                 run_block(self.module, rows[start : start + self.batch].to(self.device), self.call)
+        self._stand_in(gathered, rows)
         return gathered
+
+    def _stand_in(self, gathered: dict[str, Statistics], rows: Tensor) -> None:
+        """Replace the statistics of experts that too few tokens reached by those over the inputs of all experts."""
+        starved = [stage for stage in self.block.stages if self._starved(stage, gathered)]
+        again = {stage.reads.name: gathered[stage.reads.within] for stage in starved if stage.reads.within in gathered}
+        replayed = [stage for stage in starved if stage.reads.within is None]
+
+        def replay(_: Space, inputs: Tensor) -> None:
+            with self.watch.during("gram"):
+                for stage in replayed:
+                    name, taken = stage.reads.name, self._as_if_chosen(stage, inputs)
+                    again[name] = again[name].merge(taken) if name in again else taken
+
+        if replayed:
+            with watching(self.block, self.linears, self.module, lambda *_: None, replay):
+                for start in range(0, rows.shape[0], self.batch):
+                    run_block(self.module, rows[start : start + self.batch].to(self.device), self.call)
+        for stage in starved:
+            if stage.reads.name in again:
+                self._replace(stage, gathered, again[stage.reads.name])
+
+    def _starved(self, stage: Stage, seen: dict[str, Statistics]) -> bool:
+        """Whether a stage belongs to an expert and fewer tokens reached it than its input is wide."""
+        if stage.linears[0].expert is None or not any(self.work.solves(linear) for linear in stage.linears):
+            return False
+        own = seen.get(stage.reads.name)
+        return own is None or own.tokens < stage.reads.width
+
+    def _as_if_chosen(self, stage: Stage, inputs: Tensor) -> Statistics:
+        """Statistics of the neurons of an expert, as the module stands, if the router had sent it all `inputs`."""
+        expert = self.module.get_submodule(stage.linears[0].path.rpartition(".")[0].removeprefix(self.block.path + "."))
+        total = Statistics.empty(stage.reads.width, self.device)
+        for chunk in inputs.reshape(-1, inputs.shape[-1]).split(CHUNK // 4):  # an expert holds three tensors of its width at once
+            total = total.merge(gather(expert.neurons(chunk)))
+        return total
+
+    def _replace(self, stage: Stage, seen: dict[str, Statistics], by: Statistics) -> None:
+        name = stage.reads.name
+        tokens = seen[name].tokens if name in seen else 0
+        if by.tokens > tokens:
+            self.few[name] = tokens
+            seen[name] = by
 
     def _rewrite(self, statistics: dict[str, Statistics]) -> dict[str, Statistics]:
         """Apply the transforms to every space that a norm or a linear can absorb; returns the statistics after them."""
@@ -147,26 +199,31 @@ class BlockRun:
     # -- solving -------------------------------------------------------------------------------------------------------
 
     def _solve_in_passing(self, rows: Tensor) -> Tensor:
-        seen: dict[str, Statistics] = {}
+        routed: list[Tensor] = []
+        shared: dict[str, Statistics] = {}
+
+        def settle(stage: Stage, seen: dict[str, Statistics]) -> None:
+            if routed and self._starved(stage, seen):
+                with self.watch.during("gram"):
+                    within = stage.reads.within
+                    self._replace(stage, seen, self._as_if_chosen(stage, routed[0]) if within is None else shared[within])
+            self._solve(stage, seen)
 
         def take(stage: Stage, inputs: Tensor) -> None:
             with self.watch.during("gram"):
-                seen[stage.reads.name] = gather(inputs)
-            self._solve(stage, seen)
-            del seen[stage.reads.name]
+                seen = {stage.reads.name: gather(inputs)}
+            settle(stage, seen)
 
         def keep(space: Space, inputs: Tensor) -> None:
-            seen[space.name] = gather(inputs)
+            with self.watch.during("gram"):
+                shared[space.name] = gather(inputs)
+            routed.append(inputs)
 
         with watching(self.block, self.linears, self.module, take, keep):
             out = run_block(self.module, rows.to(self.device), self.call).to(rows.device)
-        unreached = [
-            stage
-            for stage in self.block.stages
-            if any(linear.path not in self.reports and self.work.solves(linear) for linear in stage.linears)
-        ]
-        for stage in unreached:
-            self._solve(stage, seen)
+        for stage in self.block.stages:
+            if any(linear.path not in self.reports and self.work.solves(linear) for linear in stage.linears):
+                settle(stage, {})  # no token reached it
         return out
 
     def _solve(self, stage: Stage, statistics: dict[str, Statistics]) -> None:
@@ -191,21 +248,20 @@ class BlockRun:
         self._install({linear.path for linear in wanted})
 
     def _gram(self, stage: Stage, statistics: dict[str, Statistics]) -> tuple[Tensor, int]:
-        """The Gram matrix for a stage, falling back on what all experts saw together, then on no data, and saying so."""
+        """The Gram matrix for a stage; says so when it is not of the stage's own tokens."""
         space = stage.reads
-        seen = statistics.get(space.name)
-        if seen is not None and (space.within is None or seen.tokens >= space.width):
-            return seen.gram, seen.tokens
         names = ", ".join(linear.path for linear in stage.linears)
-        tokens = 0 if seen is None else seen.tokens
-        shared = statistics.get(space.within) if space.within else None
-        if shared is not None:
+        seen = statistics.get(space.name)
+        if seen is None:
+            self._warn(f"{names}: no calibration tokens reached it; solved without calibration (every input counts the same)")
+            return torch.eye(space.width, device=self.device), 0
+        if space.name in self.few:
+            made = "" if space.within else "what it makes of "
             self._warn(
-                f"{names}: only {tokens} calibration tokens reached this expert; the inputs of all experts together were used instead"
+                f"{names}: only {self.few[space.name]} calibration tokens reached this expert, fewer than its {space.width} inputs; "
+                f"it was calibrated on {made}the inputs of all experts together"
             )
-            return shared.gram, shared.tokens
-        self._warn(f"{names}: only {tokens} calibration tokens reached it; solved without calibration (every input counts the same)")
-        return torch.eye(space.width, device=self.device), tokens
+        return seen.gram, seen.tokens
 
     def _accept(self, linears: list[Linear], weight: Tensor, solution: Solution, gram: Tensor, tokens: int) -> None:
         """Put a solution for stacked matrices in place and report each of them."""
