@@ -132,7 +132,7 @@ def test_a_transform_sees_what_stands_in(order: str, tmp_path: Path) -> None:
     """The neurons of an expert without tokens are rescaled like those of the others, and the warning is given once."""
     only = "*.experts.*.down_proj"
     recipe = {"steps": [{"awq": {}, "only": only}, {"gptq": {"bits": 4, "group_size": 32}, "only": only}]}
-    run, rows = block_run(shy("olmoe", tmp_path / "model"), recipe, tokens(0), index=1, order=order)
+    run, rows = block_run(shy("mixtral", tmp_path / "model"), recipe, tokens(0), index=1, order=order)
     everything = inputs_of(run, rows)[run.block.routers[0].path]
     gate, up, down = (f"{run.block.experts.path}.{SHY}.{role}_proj" for role in ("gate", "up", "down"))
     weights = {path: original(run, path) for path in (gate, up, down)}
