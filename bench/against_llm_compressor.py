@@ -2,11 +2,11 @@
 
 Usage: bench/environments.sh llm-compressor
        python bench/against_llm_compressor.py quality      writes bench/results/quality_llm_compressor.json
-       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about half an hour;
-                                                           finished rows are kept in bench/build and not measured again)
+       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about 20 minutes a round;
+                                                           finished calls are kept in bench/build/calls)
 
-Both get the same model, the same token windows in the same order, the same group size, and both cores. Calls take turns in one run; medians
-count. Quality is compared on held-out windows, window by window: an interval that holds 0 means that neither is better.
+Both get the same model, the same token windows in the same order, the same group size, and the same two cores. Calls take turns in one
+run; medians count. Quality is compared on held-out windows, window by window: an interval that holds 0 means that neither is better.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from judge import BUILD, Judge, best, call, verdict, write
+from judge import BUILD, CORES, Judge, best, call, verdict, write
+from limit import flop_rate, operations
 from safetensors.torch import save_file
+
+from thrifty.data import default_model
+from thrifty.models import open_model
 
 PEER = "llm-compressor"
 
@@ -51,50 +56,73 @@ def quality() -> dict:
 
 # -- time and memory -----------------------------------------------------------------------------------------------------
 
+# (model, windows of 512 tokens): the large one with little and with much calibration, and the one inside the package.
+WORK = (("llama-300m", 8), ("embedded", 128), ("llama-300m", 128))
+
 
 def cost(rounds: int) -> dict:
-    """Time and peak memory of both on the 300-million-parameter checkpoint, in turns."""
-    model = BUILD / "llama-300m"
-    if not (model / "config.json").exists():
-        subprocess.run([sys.executable, Path(__file__).parent / "random_llama.py", model], check=True)
-    kept = BUILD / "cost.json"
-    rows = json.loads(kept.read_text()) if kept.exists() else []
-    done = {(row["method"], row["tokens"]) for row in rows}
-    for count in (8, 128):
-        windows = BUILD / f"windows-{count * 512}.safetensors"
-        tokens = torch.randint(3, 2048, (count, 512), generator=torch.Generator().manual_seed(0))
-        save_file({"input_ids": tokens}, windows)
-        for method in ("gptq", "sparsegpt"):
-            if (method == "sparsegpt" and count > 8) or (method, count * 512) in done:
-                continue
-            rows.append(in_turns(model, windows, count * 512, method, rounds))
-            kept.write_text(json.dumps(rows))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    rows.sort(key=lambda row: (row["tokens"], row["method"]))
-    return {"model": "random Llama, 314 million parameters, bfloat16", "rows": rows, "flop_rate": flop_rate()}
+    """Time and peak memory of both, in turns. Every finished call is kept in bench/build and not made again."""
+    rate = flop_rate()
+    rows = [row(name, count, method, rounds, rate) for name, count in WORK for method in ("gptq", "sparsegpt")]
+    return {"models": {"llama-300m": "random Llama, 314 million parameters, bfloat16"}, "flop_rate": rate, "cores": CORES, "rows": rows}
 
 
-def in_turns(model: Path, windows: Path, tokens: int, method: str, rounds: int) -> dict:
-    """Calls of both in turns; medians, and the ratio of each round."""
-    out = BUILD / "cost"
-    found: dict[str, list[dict]] = {"thrifty": [], PEER: []}
-    for _ in range(rounds):
-        for who in found:
-            shutil.rmtree(out, ignore_errors=True)
-            batch = ("--batch", "8") if who == PEER else ()
-            found[who].append(call(who, model, windows, out if who == "thrifty" else None, "--method", method, *batch))
-    shutil.rmtree(out, ignore_errors=True)
-    pairs = list(zip(found["thrifty"], found[PEER], strict=True))
+def row(name: str, count: int, method: str, rounds: int, rate: float) -> dict:
+    """One request: medians of each, and the median of the ratios of the rounds."""
+    model = folder(name)
+    windows = BUILD / f"windows-{name}-{count}.safetensors"
+    config = json.loads((model / "config.json").read_text())
+    tokens = torch.randint(3, min(2048, config["vocab_size"]), (count, 512), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": tokens}, windows)
+    pairs = [in_turn(model, windows, method, f"{name}-{count}-{method}-{number}") for number in range(rounds)]
+    found = {who: middle([pair[who] for pair in pairs]) for who in ("thrifty", PEER)}
+    least = {phase: flops / rate for phase, flops in operations(open_model(model).anatomy, count, 512).items()}
+    for one in found.values():
+        one["limit_over_measured"] = {phase: seconds / one["phases"][phase] for phase, seconds in least.items()}
     return {
+        "model": name,
         "method": method,
-        "tokens": tokens,
-        **{who: middle(calls) for who, calls in found.items()},
-        "call_ratio": statistics.median(ours["call_seconds"] / theirs["call_seconds"] for ours, theirs in pairs),
-        "solve_ratio": statistics.median(ours["phases"]["solve"] / theirs["phases"]["solve"] for ours, theirs in pairs),
-        "whole_command_ratio": statistics.median(ours["total_seconds"] / theirs["total_seconds"] for ours, theirs in pairs),
-        "peak_ratio": statistics.median(ours["peak_bytes"] / theirs["peak_bytes"] for ours, theirs in pairs),
+        "tokens": count * 512,
+        **found,
+        "limit_seconds": least,
+        "call_ratio": ratio(pairs, lambda call: call["call_seconds"]),
+        "solve_ratio": ratio(pairs, lambda call: call["phases"]["solve"]),
+        "whole_command_ratio": ratio(pairs, lambda call: call["total_seconds"]),
+        "peak_ratio": ratio(pairs, lambda call: call["peak_bytes"]),
         "rounds": rounds,
     }
+
+
+def folder(name: str) -> Path:
+    """The model of that name; the random one is made when it is not there."""
+    if name == "embedded":
+        return default_model()
+    model = BUILD / name
+    if not (model / "config.json").exists():
+        subprocess.run([sys.executable, Path(__file__).parent / "random_llama.py", model], check=True)
+    return model
+
+
+def in_turn(model: Path, windows: Path, method: str, key: str) -> dict[str, dict]:
+    """One call of each, one after the other; taken from bench/build when this very pair was measured before."""
+    kept = BUILD / "calls" / f"{key}.json"
+    if not kept.exists():
+        out = BUILD / "cost"
+        pair = {}
+        for who in ("thrifty", PEER):
+            shutil.rmtree(out, ignore_errors=True)
+            batch = ("--batch", "8") if who == PEER else ()
+            pair[who] = call(who, model, windows, out if who == "thrifty" else None, "--method", method, *batch)
+        shutil.rmtree(out, ignore_errors=True)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(pair))
+        print(key, json.dumps(pair), file=sys.stderr, flush=True)
+    return json.loads(kept.read_text())
+
+
+def ratio(pairs: list[dict], figure: Callable[[dict], float]) -> float:
+    """Thrifty over the peer: the median of the rounds."""
+    return statistics.median(figure(pair["thrifty"]) / figure(pair[PEER]) for pair in pairs)
 
 
 def middle(calls: list[dict]) -> dict:
@@ -102,22 +130,6 @@ def middle(calls: list[dict]) -> dict:
     phases = {name: statistics.median(call["phases"][name] for call in calls) for name in calls[0]["phases"]}
     names = ("import_seconds", "call_seconds", "total_seconds", "peak_before_bytes", "peak_bytes")
     return {**{name: statistics.median(call[name] for call in calls) for name in names}, "phases": phases}
-
-
-def flop_rate() -> dict[str, float]:
-    """What this machine multiplies, operations a second: the limit that the phases are to be held against."""
-    import time
-
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left = torch.randn(2048, 2048).to(dtype)
-        times = []
-        for _ in range(8):
-            start = time.perf_counter()
-            left @ left
-            times.append(time.perf_counter() - start)
-        found[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / statistics.median(times[2:])
-    return found
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from torch import Tensor
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
 RESULTS = HERE / "results"
+# Every call of a comparison runs on these, with one thread each.
+CORES = sorted(os.sched_getaffinity(0))[:2]
 
 
 def call(who: str, model: Path, windows: Path, out: Path | None, *words: str) -> dict:
@@ -29,13 +31,19 @@ def call(who: str, model: Path, windows: Path, out: Path | None, *words: str) ->
     python = sys.executable if ours else str(BUILD / f"env-{who}" / "bin" / "python")
     script = HERE / "peers" / ("thrifty_call.py" if ours else f"{who.replace('-', '_')}.py")
     place = ["--out", str(out)] if out is not None else []
-    environment = dict(os.environ)
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(CORES))}
     if not ours:
         environment.pop("PYTHONPATH", None)
-    done = subprocess.run([python, script, model, windows, *place, *words], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [python, script, model, windows, *place, *words], capture_output=True, text=True, env=environment, preexec_fn=_pin
+    )
     if done.returncode:
         raise SystemExit(f"{who} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _pin() -> None:
+    os.sched_setaffinity(0, CORES)
 
 
 class Judge:

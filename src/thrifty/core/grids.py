@@ -92,32 +92,31 @@ def _span(groups: Float[Tensor, "out groups size"]) -> tuple[Tensor, Tensor]:
 
 def _least_error(groups: Tensor, levels: int, symmetric: bool, importance: Tensor | None) -> Step:
     low, high = _span(groups)
-    best = step_between(low, high, levels, symmetric)
+    shrinks = torch.tensor(SHRINKS, dtype=groups.dtype, device=groups.device)[:, None, None]
+    tried = step_between(low * shrinks, high * shrinks, levels, symmetric)
+    smallest, largest = limits(tried, levels)
     room = torch.empty_like(groups), torch.empty_like(groups)
-    least = _squared_error(groups, best, levels, importance, room)
-    for shrink in SHRINKS[1:]:
-        tried = step_between(low * shrink, high * shrink, levels, symmetric)
-        error = _squared_error(groups, tried, levels, importance, room)
-        better = error < least
-        least = torch.where(better, error, least)
-        zero_point = None if best.zero_point is None else torch.where(better, tried.zero_point, best.zero_point)
-        best = Step(torch.where(better, tried.scale, best.scale), zero_point)
-    return best
+    least = torch.full_like(low, torch.inf)
+    best = torch.zeros_like(low, dtype=torch.int64)
+    for number, scale in enumerate(tried.scale):
+        bounds = (smallest, largest) if symmetric else (smallest[number, ..., None], largest[number, ..., None])
+        error = _squared_error(groups, scale, bounds, importance, room)
+        best.masked_fill_(error < least, number)
+        least = torch.minimum(least, error)
+    return Step(*(None if part is None else part.gather(0, best[None])[0] for part in (tried.scale, tried.zero_point)))
 
 
-def _squared_error(groups: Tensor, step: Step, levels: int, importance: Tensor | None, room: tuple[Tensor, Tensor]) -> Tensor:
-    """The (weighted) squared error of each group, worked out in multiples of its scale; room: where to, twice as large as the groups."""
+def _squared_error(
+    groups: Tensor, scale: Tensor, bounds: tuple[Tensor | float, Tensor | float], importance: Tensor | None, room: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The (weighted) squared error of each group, worked out in multiples of its scale between `bounds`; room: two of the groups' shape."""
     exact, error = room
-    torch.div(groups, step.scale[..., None], out=exact)
+    torch.div(groups, scale[..., None], out=exact)
     torch.round(exact, out=error)
-    low, high = limits(step, levels)
-    if step.zero_point is None:
-        error.clamp_(low, high)
-    else:
-        torch.clamp(error, low[..., None], high[..., None], out=error)
+    torch.clamp(error, *bounds, out=error)
     error.sub_(exact)
     weighted = error if importance is None else torch.mul(error, importance, out=exact)
-    return torch.linalg.vecdot(error, weighted).mul_(step.scale.square())
+    return torch.linalg.vecdot(error, weighted).mul_(scale.square())
 
 
 def limits(step: Step, levels: int) -> tuple[Tensor | float, Tensor | float]:

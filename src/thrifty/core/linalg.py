@@ -11,6 +11,10 @@ from torch import Tensor
 
 PANELS = 8
 
+FACTORED = 256
+"""Columns that are factorized at a time. The library clears the other triangle of its result against the order in which it lies in memory,
+which for a large matrix takes as long as the factor itself."""
+
 STEPS = 32
 """Products with a matrix that its largest eigenvalue is looked for with."""
 
@@ -28,10 +32,17 @@ def upper_factor(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
     entries of d up to its own: what a solver that walks through the columns in order needs. R^-1 is the factor U of
     matrix^-1 = U^T U that the literature on GPTQ uses; no inverse is formed.
     """
-    lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
-    if int(info) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
-        return None
-    return lower.flip(0, 1)
+    width = matrix.shape[0]
+    factor = torch.zeros_like(matrix)
+    for stop in range(width, 0, -FACTORED):
+        start = max(0, stop - FACTORED)
+        rest = torch.addmm(matrix[:stop, start:stop], factor[:stop, stop:], factor[start:stop, stop:].T, alpha=-1)
+        lower, info = torch.linalg.cholesky_ex(rest[start:].flip(0, 1))
+        if int(info) != 0 or not bool(torch.isfinite(lower.diagonal()).all()):
+            return None
+        corner = factor[start:stop, start:stop].copy_(lower.flip(0, 1))
+        factor[:start, start:stop] = torch.linalg.solve_triangular(corner.T, rest[:start], upper=False, left=False)
+    return factor
 
 
 def times_upper(left: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]) -> Float[Tensor, "rows n"]:

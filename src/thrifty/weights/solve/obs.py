@@ -102,7 +102,7 @@ def _factor(gram: Float[Tensor, "in in"], order: Tensor | None, damping: float) 
     """(the factor of the damped matrix in this order, what was added to the diagonal); damping rises tenfold until there is a factor."""
     mean = float(gram.diagonal().mean()) or 1.0
     for share in (damping, 10 * damping, 100 * damping):
-        damped = gram.clone() if order is None else gram[order][:, order]
+        damped = gram.clone() if order is None else gram.index_select(0, order).index_select(1, order)
         damped.diagonal().add_(share * mean)
         factor = upper_factor(damped)
         if factor is not None:
