@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from judge import BUILD, CORES, Judge, best, call, verdict, write
-from limit import flop_rate, operations
+from limit import flop_rates, operations
 from safetensors.torch import save_file
 
 from thrifty.data import default_model
@@ -62,12 +62,12 @@ WORK = (("llama-300m", 8), ("embedded", 128), ("llama-300m", 128))
 
 def cost(rounds: int) -> dict:
     """Time and peak memory of both, in turns. Every finished call is kept in bench/build and not made again."""
-    rate = flop_rate()
-    rows = [row(name, count, method, rounds, rate) for name, count in WORK for method in ("gptq", "sparsegpt")]
-    return {"models": {"llama-300m": "random Llama, 314 million parameters, bfloat16"}, "flop_rate": rate, "cores": CORES, "rows": rows}
+    rates = flop_rates()
+    rows = [row(name, count, method, rounds, rates) for name, count in WORK for method in ("gptq", "sparsegpt")]
+    return {"models": {"llama-300m": "random Llama, 314 million parameters, bfloat16"}, "flop_rates": rates, "cores": CORES, "rows": rows}
 
 
-def row(name: str, count: int, method: str, rounds: int, rate: float) -> dict:
+def row(name: str, count: int, method: str, rounds: int, rates: dict[str, float]) -> dict:
     """One request: medians of each, and the median of the ratios of the rounds."""
     model = folder(name)
     windows = BUILD / f"windows-{name}-{count}.safetensors"
@@ -76,7 +76,7 @@ def row(name: str, count: int, method: str, rounds: int, rate: float) -> dict:
     save_file({"input_ids": tokens}, windows)
     pairs = [in_turn(model, windows, method, f"{name}-{count}-{method}-{number}") for number in range(rounds)]
     found = {who: middle([pair[who] for pair in pairs]) for who in ("thrifty", PEER)}
-    least = {phase: flops / rate for phase, flops in operations(open_model(model).anatomy, count, 512).items()}
+    least = {phase: flops / rates[phase] for phase, flops in operations(open_model(model).anatomy, count, 512).items()}
     for one in found.values():
         one["limit_over_measured"] = {phase: seconds / one["phases"][phase] for phase, seconds in least.items()}
     return {

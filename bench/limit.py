@@ -33,12 +33,17 @@ def operations(anatomy: Anatomy, rows: int, length: int) -> dict[str, float]:
     return found
 
 
-def flop_rate(size: int = 2048, turns: int = 8) -> float:
-    """Operations a second of a square float32 product of both cores: median, the first turns left out."""
-    left = torch.randn(size, size)
+def flop_rates(size: int = 2048, turns: int = 8) -> dict[str, float]:
+    """Operations a second of a square product in the type each phase computes in: the model's bfloat16 forward, float32 in the others."""
+    rates = {dtype: _flop_rate(torch.randn(size, size).to(dtype), turns) for dtype in (torch.bfloat16, torch.float32)}
+    return {"forward": rates[torch.bfloat16], "gram": rates[torch.float32], "solve": rates[torch.float32]}
+
+
+def _flop_rate(left: torch.Tensor, turns: int) -> float:
+    """Of all cores that the process may use: median, the first turns left out."""
     times = []
     for _ in range(turns):
         start = time.perf_counter()
         left @ left
         times.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(times[2:])
+    return 2 * len(left) ** 3 / statistics.median(times[2:])

@@ -6,17 +6,24 @@ projection. Norm weights, biases and every other parameter are drawn at random, 
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hub
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 hub.utils.logging.disable_progress_bar()
 
 VOCABULARY = 96
+LETTERS = string.ascii_lowercase + "-"
 IMAGE = 32
 PATCH = 8
 IMAGE_TOKENS = (IMAGE // PATCH) ** 2
@@ -167,10 +174,39 @@ def randomise(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.randn_like(parameter) * 0.6 / parameter.shape[-1] ** 0.5)
 
 
-def tiny(name: str, folder: str | Path, seed: int = 0, **save: Any) -> Path:
+def tiny(name: str, folder: str | Path, seed: int = 0, dtype: torch.dtype = torch.float32, **save: Any) -> Path:
     """Write the tiny model called `name` into `folder` (settings of `save_pretrained` may follow); returns the folder."""
-    build(name, seed).save_pretrained(folder, **save)
+    build(name, seed).to(dtype).save_pretrained(folder, **save)
     return Path(folder)
+
+
+def add_reader(name: str, folder: Path) -> None:
+    """Put beside a tiny model what turns text or images into its inputs: a tokenizer of single characters, a processor, or both."""
+    size = {"height": IMAGE, "width": IMAGE}
+    if name == "bert":
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+        hub.BertTokenizer(vocab={word: number for number, word in enumerate(words)}, model_max_length=40).save_pretrained(folder)
+    elif name == "vit":
+        ViTImageProcessorPil(size=size).save_pretrained(folder)
+    elif name == "clip":
+        words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+        tokenizer = hub.CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+        hub.CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=size), tokenizer).save_pretrained(folder)
+    elif name == "llava":
+        images = CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=size)
+        settings = {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        hub.LlavaProcessor(images, _characters(), **settings).save_pretrained(folder)
+    else:
+        _characters().save_pretrained(folder)
+
+
+def _characters() -> hub.PreTrainedTokenizerFast:
+    """A tokenizer of single characters whose last entry stands for an image."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "\n", *string.printable[: IMAGE_TOKEN - 5], "<image>"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>", "additional_special_tokens": ["<image>"]}
+    return hub.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def inputs(name: str, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:

@@ -112,6 +112,7 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
             "bits": None,
             "out": Path("small"),
             "calibration": ["a.txt", "b.jsonl"],
+            "evaluation": None,
             "samples": 8,
             "tokens": 64,
             "seed": 7,

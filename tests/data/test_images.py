@@ -21,6 +21,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from thrifty.base.errors import InputError
+from thrifty.base.events import Event, listening
 from thrifty.data import Rows, default_model, load_rows
 
 Image = pytest.importorskip("PIL.Image")
@@ -70,10 +71,23 @@ def test_choice_is_seeded_and_never_repeats(vit: Path, pictures: Path) -> None:
     first = _rows(vit, pictures, samples=5)
     assert first.digest == _rows(vit, pictures, samples=5).digest
     assert first.ids != _rows(vit, pictures, samples=5, seed=1).ids
-    rest = _rows(vit, pictures, purpose="evaluation", samples=7, exclude=first.ids)
+    rest = _rows(vit, pictures, purpose="evaluation", samples=7, exclude=first.used)
     assert len({*first.ids, *rest.ids}) == 12
+    inside = _rows(vit, pictures / "more", purpose="evaluation", exclude=first.used)
+    assert not {f"more/{name}" for name in inside.ids} & set(first.ids)
     with pytest.raises(InputError, match="all 12 images"):
-        _rows(vit, pictures, exclude=(*first.ids, *rest.ids))
+        _rows(vit, pictures, exclude=(*first.used, *rest.used))
+
+
+def test_a_share_is_kept_to_judge_on(vit: Path, pictures: Path, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    with listening(heard.append):
+        rows = _rows(vit, pictures, samples=12, share=0.75)
+    assert rows.rows == 9 and "as 3 are kept to judge on" in heard[-1].message
+    assert _rows(vit, pictures, purpose="evaluation", exclude=rows.used).rows == 3
+    Image.new("RGB", (30, 30)).save(tmp_path / "only.png")
+    with pytest.raises(InputError, match="another is needed to judge on"):
+        _rows(vit, tmp_path, share=0.75)
 
 
 def test_image_and_caption(tmp_path: Path, pictures: Path) -> None:

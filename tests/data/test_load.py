@@ -53,15 +53,45 @@ def test_the_seed_sets_the_rows() -> None:
     assert _rows("evaluation", samples=4).digest == _rows("evaluation", samples=4, seed=1).digest
 
 
-def test_one_text_for_both_purposes_without_overlap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [32, 20, 50])
+def test_no_token_is_taken_twice_whatever_the_lengths(length: int, tmp_path: Path) -> None:
+    path, other, copy = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "copy.txt"
+    path.write_text(" ".join(str(number) for number in range(1000, 4000)))
+    other.write_text(" ".join(str(number) for number in range(5000, 5200)))
+    copy.write_bytes(path.read_bytes())
+    calibration = _rows(samples=40, text=[str(path)], tokens=32)
+    taken = set().union(*(numbers(row) for row in calibration.inputs["input_ids"]))
+    for names in ([path], [other, path], [copy]):
+        evaluation = _rows("evaluation", samples=10, text=[str(name) for name in names], tokens=length, exclude=calibration.used)
+        assert evaluation.rows == 10
+        for row in evaluation.inputs["input_ids"]:
+            assert not taken & numbers(row)
+    sliding = _rows("evaluation", text=[str(path)], tokens=length, stride=length // 2, exclude=calibration.used)
+    assert not any(taken & numbers(row) for row in sliding.inputs["input_ids"])
+
+
+def numbers(row: torch.Tensor) -> set[str]:
+    """The numbers of a row that are whole: windows may cut those at their ends in two."""
+    return {word for word in load_tokenizer(MODEL).decode(row).split() if len(word) == 4}
+
+
+def test_sliding_rows_score_each_token_of_the_text_once(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text(" ".join(str(number) for number in range(3000)))
-    both: dict[str, Any] = {"text": [str(path)], "tokens": 32}
-    calibration = _rows(samples=40, **both)
-    evaluation = _rows("evaluation", samples=20, exclude=calibration.ids, **both)
-    assert evaluation.rows == 20 and not set(calibration.ids) & set(evaluation.ids)
-    seen = {tuple(row) for row in calibration.inputs["input_ids"].tolist()}
-    assert not seen & {tuple(row) for row in evaluation.inputs["input_ids"].tolist()}
+    path.write_text(" ".join(str(number) for number in range(400)))
+    rows = _rows("evaluation", text=[str(path)], tokens=32, stride=10)
+    tokens = load_tokenizer(MODEL)(path.read_text(), add_special_tokens=False)["input_ids"]
+    scored = [token for row in rows.targets.tolist() for token in row if token != -100]
+    assert scored == tokens[1:]
+    assert [row.tolist() for row in rows.inputs["input_ids"]] == [tokens[start : start + 32] for start in rows.ids]
+    assert _rows("evaluation", text=[str(path)], tokens=32, stride=32).digest == _rows("evaluation", text=[str(path)], tokens=32).digest
+    path.write_text("a = 1\n")
+    short = _rows("evaluation", text=[str(path)], tokens=32, stride=10)
+    assert short.rows == 1 and (short.targets != -100).sum() == short.tokens - 1
+    for stride in (0, 33):
+        with pytest.raises(InputError, match="from 1 to 32"):
+            _rows("evaluation", text=[str(path)], tokens=32, stride=stride)
+    with pytest.raises(InputError, match="no such model"):
+        _rows("evaluation", kind="masked_lm", stride=10)
 
 
 def test_several_texts_are_joined_by_the_end_token(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 from thrifty.base.errors import InputError
+from thrifty.data.load import mask_tokens
 from thrifty.measure.evaluate import evaluate, output_of
-from thrifty.measure.language import masked_targets
 from thrifty.measure.speed import measure_forward, measure_speed
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -65,7 +65,7 @@ def test_batches_do_not_change_the_figures(llama, rows):
 def test_masked_models_are_scored_on_masked_tokens(rows):
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(vocab_size=61, **SMALL)).eval()
-    masked, targets = masked_targets(rows["input_ids"], 3)
+    masked, targets = mask_tokens(rows["input_ids"], 3, seed=0)
     found = evaluate(_worse(model), {"input_ids": masked}, against=model, kind="masked_lm", targets=targets)
     assert found["tokens"] == int((targets != -100).sum())
     with torch.inference_mode():

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from thrifty.base.errors import InputError
@@ -16,11 +14,8 @@ from thrifty.measure.language import (
     IGNORED,
     WindowScores,
     causal_targets,
-    masked_targets,
     score_one,
     score_windows,
-    slide,
-    sliding_windows,
     summarise,
     summarise_one,
 )
@@ -176,61 +171,6 @@ def test_padding_is_neither_scored_nor_used_as_context(left: bool):
     real = int(mask[0].sum())
     assert int((targets[0] != IGNORED).sum()) == real - 1
     assert int((targets[1] != IGNORED).sum()) == 8
-
-
-def test_masking_takes_the_share_and_spares_special_tokens():
-    tokens = torch.randint(5, 90, (8, 64), generator=torch.Generator().manual_seed(0))
-    tokens[:, 0], tokens[:, -1] = 1, 2
-    masked, targets = masked_targets(tokens, 3, special=(0, 1, 2), seed=7)
-    chosen = targets != IGNORED
-    assert (chosen.sum(-1) == round(0.15 * 62)).all()
-    assert (masked[chosen] == 3).all() and torch.equal(targets[chosen], tokens[chosen])
-    assert torch.equal(masked[~chosen], tokens[~chosen])
-    assert not chosen[:, 0].any() and not chosen[:, -1].any()
-    assert torch.equal(masked_targets(tokens, 3, special=(0, 1, 2), seed=7)[0], masked)
-    assert not torch.equal(masked_targets(tokens, 3, special=(0, 1, 2), seed=8)[0], masked)
-
-
-def test_short_windows_still_mask_one_token_and_padding_none():
-    tokens = torch.full((1, 4), 9)
-    mask = torch.tensor([[1, 1, 0, 0]])
-    masked, targets = masked_targets(tokens, 3, attention_mask=mask)
-    assert int((targets != IGNORED).sum()) == 1
-    assert torch.equal(masked[0, 2:], tokens[0, 2:])
-
-
-@given(st.integers(2, 60), st.integers(2, 20), st.data())
-def test_sliding_windows_score_each_token_once_with_enough_context(length: int, window: int, data):
-    stride = data.draw(st.integers(1, window - 1))
-    starts, first = sliding_windows(length, window, stride)
-    scored = [int(start) + place for start, low in zip(starts, first, strict=True) for place in range(int(low), min(window, length))]
-    assert scored == list(range(1, length))
-    assert int(starts[-1]) + min(window, length) == length
-    context = [int(low) for low in first[1:]]
-    assert all(seen >= window - stride for seen in context)
-
-
-def test_sliding_scores_equal_brute_force_of_a_model_with_limited_context():
-    """A model whose logits depend on the previous token only: every window gives the same scores, so the sum is that of the text."""
-    table = _logits(3, windows=1, length=17)[0]
-    text = _tokens(4, windows=1, length=50)[0]
-    windows = slide(text, window=12, stride=5)
-    found = summarise_one(score_one(table[windows.tokens], windows.targets))
-    expected = torch.nn.functional.cross_entropy(table[text[:-1]], text[1:])
-    assert found["tokens"] == 49
-    assert found["perplexity"]["value"] == pytest.approx(math.exp(float(expected)), rel=1e-6)
-
-
-def test_a_text_shorter_than_the_window_is_one_window():
-    windows = slide(torch.arange(5), window=64, stride=32)
-    assert windows.tokens.tolist() == [[0, 1, 2, 3, 4]]
-    assert windows.targets.tolist() == [[1, 2, 3, 4, IGNORED]]
-
-
-@pytest.mark.parametrize(("length", "window", "stride"), [(1, 8, 4), (10, 8, 8), (10, 8, 0), (10, 1, 1)])
-def test_windows_that_cannot_score_are_refused(length: int, window: int, stride: int):
-    with pytest.raises(InputError):
-        sliding_windows(length, window, stride)
 
 
 def test_bad_shapes_and_tokens_are_refused():

@@ -448,7 +448,7 @@ def test_data_that_cannot_be_downloaded(folder: Path) -> None:
 
 
 def test_tasks_and_a_text_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="either tasks or a text"):
+    with pytest.raises(InputError, match="either tasks, or a text or images"):
         api.evaluate(tasks=[str(folder)], text="a.txt")
     with pytest.raises(InputError, match="at least 1"):
         api.evaluate(tasks=[str(folder)], samples=0)

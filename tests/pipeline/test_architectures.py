@@ -1,25 +1,34 @@
 """The contract of every method of weights: on every architecture it runs, is certified, and reloads in plain transformers.
 
-A new method joins by existing: its `examples()` are run, as a step of its own or as a part of `solve`.
+A new method joins by existing: its `examples()` are run, as a step of its own or as a part of `solve`. What a method may lose, and how many
+bytes its result may take, is worked out here from the weights and the target alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import thrifty
-from tests.tiny import ARCHITECTURES, inputs, tiny
+from tests.tiny import ARCHITECTURES, add_reader, inputs, tiny
+from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.measure.certificate import Certificate
-from thrifty.models import open_model
+from thrifty.measure.size import tensor_bytes
+from thrifty.models import Source, open_model
 from thrifty.models.shell import main_output
 from thrifty.pipeline.catalogue import load_methods
+from thrifty.pipeline.steps import Work
+from thrifty.pipeline.view import as_matrix
+from thrifty.recipe.parse import complete, parse_recipe
+from thrifty.recipe.resolve import resolve
 from thrifty.weights.base import Allocator, Preset, Solver, Target, Transform
 from thrifty.weights.target.int import Int
 
@@ -61,37 +70,161 @@ def _accepted(allocator: Allocator) -> Int:
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of the tiny model of that name."""
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of the tiny model of that name, its weights in that type."""
     root = tmp_path_factory.mktemp("contract")
 
-    def get(name: str) -> Path:
-        return root / name if (root / name).exists() else tiny(name, root / name)
+    def get(name: str, dtype: torch.dtype = torch.float32) -> Path:
+        folder = root / f"{name}-{str(dtype).removeprefix('torch.')}"
+        return folder if folder.exists() else tiny(name, folder, dtype=dtype)
 
     return get
 
 
-@pytest.mark.parametrize(("steps"), [pytest.param(steps, id=name) for name, steps in recipes()])
+RECIPES = tuple(recipes())
+
+
+@pytest.mark.parametrize("steps", [pytest.param(steps, id=name) for name, steps in RECIPES])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_contract(architecture: str, steps: list[dict[str, Any]], folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = folder_of(architecture)
-    anatomy = open_model(folder).anatomy
+def test_contract(architecture: str, steps: list[dict[str, Any]], folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    keeps_the_contract(architecture, steps, folder_of(architecture), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "steps"),
+    [
+        pytest.param(architecture, steps, id=f"{architecture}-{name}")
+        for architecture, (name, steps) in zip(ARCHITECTURES, cycle(RECIPES), strict=False)
+    ],
+)
+def test_contract_in_bfloat16(architecture: str, steps: list[dict[str, Any]], folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    keeps_the_contract(architecture, steps, folder_of(architecture, torch.bfloat16), tmp_path / "out")
+
+
+def keeps_the_contract(architecture: str, steps: list[dict[str, Any]], folder: Path, out: Path) -> None:
+    source = open_model(folder)
+    anatomy = source.anatomy
     odd = [linear.path for linear in anatomy.linears if linear.in_features % 32]
     recipe = {"steps": [{**step, "skip": odd} if odd else step for step in steps]}
     rows = inputs(architecture, ROWS, LENGTH)
-    out = tmp_path / "out"
     # `full` compares the logits of plain transformers with those of the walk.
     found = thrifty.compress(folder, recipe, rows, evaluation=inputs(architecture, 2, LENGTH, seed=1), out=out, verify="full")
     certificate = Certificate.read(out)
     assert {layer.name for layer in certificate.layers} == {linear.path for linear in anatomy.linears} - set(odd)
-    assert all(0 < layer.relative_error < 1 for layer in certificate.layers), [layer.relative_error for layer in certificate.layers]
+    work = Work.of(resolve(complete(parse_recipe(recipe)), anatomy))
+    loses_little(source, work, certificate)
+    is_packed(source, work, certificate, out)
     assert found["bytes"]["after"] <= found["bytes"]["before"] + 200 * len(certificate.layers)
     assert certificate.quality, "nothing was measured"
     assert all(torch.isfinite(torch.tensor(entry.difference)) for entry in certificate.quality)
+    assert folder.name in (out / "report.html").read_text(encoding="utf-8")
+
+
+def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
+    """No layer loses much more than rounding its weights to nearest, or dropping the smallest, would; what calibrates loses less."""
+    linears = {linear.path: linear for linear in source.anatomy.linears}
+    ratios, calibrated = [], False
+    for layer in certificate.layers:
+        linear, treatment = linears[layer.name], work.treatments[layer.name][-1]
+        weight = as_matrix(source.read(linear.source), linear).to(torch.float32)
+        if layer.sparsity > 0.4:
+            plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
+        else:
+            outline = treatment.target.outline(*weight.shape)
+            plain = rounded(weight, outline.bits, outline.group_size)
+        assert 0 < layer.relative_error < 1.4 * plain, (layer, plain)
+        ratios.append(layer.relative_error / plain)
+        calibrated = treatment.calibrated
+    assert not calibrated or sum(ratios) / len(ratios) < 0.95, ratios
+
+
+def rounded(weight: Tensor, bits: float, group_size: int) -> float:
+    """What rounding to the nearest of evenly spaced values loses, as a share of the sum of squares; groups share a step."""
+    groups = weight.reshape(len(weight), -1, group_size or weight.shape[1])
+    step = groups.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    return float((groups - (groups / step).round() * step).square().sum() / groups.square().sum())
+
+
+def dropped(weight: Tensor, run: int) -> float:
+    """What dropping the smaller half of each `run` inputs loses, as a share of the sum of squares."""
+    smaller = weight.square().reshape(-1, run).sort(dim=1).values[:, : run // 2]
+    return float(smaller.sum() / weight.square().sum())
+
+
+def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -> None:
+    """What is quantized is stored as codes, to the byte; where no reader has a form for it, it is dense and the certificate says so."""
+    stored = tensor_bytes(out)
+    linears = {linear.path: linear for linear in source.anatomy.linears}
+    expected = weights = 0
+    outlines = {layer.name: work.treatments[layer.name][-1].target.outline(*_shape(linears[layer.name])) for layer in certificate.layers}
+    # Experts are read packed only where none of them has a zero point; if one is not, the whole model is stored dense.
+    whole = any(linears[name].expert is not None and "zero_point" in outline.tensors for name, outline in outlines.items())
+    dense = False
+    for layer in certificate.layers:
+        linear, outline = linears[layer.name], outlines[layer.name]
+        asymmetric = "zero_point" in outline.tensors
+        if outline.layout != "int":
+            continue
+        if layer.simulated or linear.storage != "linear" or whole:
+            assert linear.source in stored
+            dense = True
+            continue
+        stem = linear.source.removesuffix(".weight")
+        groups = linear.out_features * (linear.in_features // outline.group_size if outline.group_size else 1)
+        wide = linear.expert is not None or bool(source.anatomy.blocks[0].state_space)  # their scales are as wide as the model's weights
+        scale = source.dtype.itemsize if wide and (linear.expert is not None or outline.bits > 4) else 2
+        codes = linear.out_features * linear.in_features
+        expected += int(codes * outline.bits / 8 + groups * (scale + asymmetric * outline.bits / 8)) + 16
+        weights += codes
+        assert f"{stem}.weight_packed" in stored and linear.source not in stored
+    assert dense == any("stored dense at full size" in warning for warning in certificate.warnings)
+    packed = sum(size for key, size in stored.items() if ".weight_" in key)
+    assert packed <= 1.01 * expected
+    if weights:
+        assert certificate.bits_per_weight == pytest.approx(8 * packed / weights, rel=0.01)
+
+
+def _shape(linear: Linear) -> tuple[int, int]:
+    return linear.out_features, linear.in_features
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba", "bert", "vit", "clip", "llava"])
+def test_data_from_files(architecture: str, tmp_path: Path) -> None:
+    """Text through the model's tokenizer, images through its processor, as a user gives them."""
+    folder = tiny(architecture, tmp_path / "model")
+    add_reader(architecture, folder)
+    odd = [linear.path for linear in open_model(folder).anatomy.linears if linear.in_features % 32]
+    data: dict[str, dict[str, Any]] = {purpose: {"samples": 3} for purpose in ("calibration", "evaluation")}
+    for number, (purpose, wanted) in enumerate(data.items()):
+        if architecture in ("llama", "mamba", "bert"):
+            wanted |= {"text": str(tmp_path / f"{purpose}.txt"), "tokens": 16}
+            Path(wanted["text"]).write_text(" ".join(f"the {purpose} of {word} {word * 7}" for word in range(number, 200)))
+        else:
+            wanted["images"] = str(tmp_path / purpose)
+            pictures(tmp_path / purpose, number)
+    recipe = {**data, "steps": [{"gptq": {"bits": 4, "group_size": 32}, **({"skip": odd} if odd else {})}]}
+    found = thrifty.compress(folder, recipe, out=tmp_path / "out", verify="full")
+    certificate = Certificate.read(tmp_path / "out")
+    for purpose, wanted in data.items():
+        source = found["data"][purpose]
+        assert source["rows"] == 3 and source["source"] in (wanted.get("text"), wanted.get("images"))
+    assert found["data"]["calibration"]["digest"] != found["data"]["evaluation"]["digest"]
+    assert all(0 < layer.relative_error < 0.012 for layer in certificate.layers)
+    assert certificate.quality
+
+
+def pictures(folder: Path, seed: int) -> None:
+    """Three images of random colours."""
+    image = pytest.importorskip("PIL.Image")
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    for number in range(3):
+        colours = torch.randint(0, 256, (40, 36, 3), generator=generator, dtype=torch.uint8)
+        image.fromarray(colours.numpy()).save(folder / f"{number}.png")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_runtime_gives_what_transformers_gives(architecture: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_runtime_gives_what_transformers_gives(architecture: str, folder_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = folder_of(architecture)
     odd = [linear.path for linear in open_model(folder).anatomy.linears if linear.in_features % 32]
     recipe = {"steps": [{"rtn": {"bits": 4, "group_size": 32}, **({"skip": odd} if odd else {})}]}

@@ -13,6 +13,7 @@ from torch import Tensor
 from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.data import Rows, default_model, load_rows
+from thrifty.data.load import SAMPLES
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
@@ -33,6 +34,9 @@ STAGE_SHARE, STAGE_BYTES = 0.25, 512 << 20
 """The share of this machine's memory, and the bytes, that the hidden states of one block may take in stage order. Results of block order
 are as good; it passes the rows through each block once more."""
 
+FOR_CALIBRATION = 0.75
+"""The share of the images of a folder that are taken to calibrate on where the same folder has to judge."""
+
 Words = str | Path | Sequence[str | Path]
 
 
@@ -44,7 +48,7 @@ class Request:
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None
     bits: int | None = None
     calibration: Words | Mapping[str, Tensor] | Rows | None = None
-    evaluation: Mapping[str, Tensor] | Rows | None = None
+    evaluation: Words | Mapping[str, Tensor] | Rows | None = None
     samples: int | None = None
     tokens: int | None = None
     seed: int = 0
@@ -63,11 +67,8 @@ class Request:
         """What `thrifty repeat` needs besides the recipe."""
         return {
             "model": str(Path(self.model).expanduser().resolve()) if self.model is not None and Path(self.model).exists() else self.model,
-            "calibration": None
-            if self.calibration is None
-            else "given tensors"
-            if self.given_rows
-            else [str(word) for word in _words(self.calibration)],
+            "calibration": _remembered(self.calibration),
+            "evaluation": _remembered(self.evaluation),
             "samples": self.samples,
             "tokens": self.tokens,
             "device": self.device,
@@ -90,8 +91,9 @@ def prepare(request: Request) -> Job:
     )
     recipe = _recipe(request, source)
     work = Work.of(resolve(recipe, source.anatomy))
-    calibration = _calibration(request, recipe.calibration, source) if work.needs_calibration else None
-    evaluation = _evaluation(request, recipe.evaluation, source, calibration)
+    calibration = _calibration(request, recipe, source) if work.needs_calibration else None
+    evaluation = _evaluation(request, recipe, source, calibration)
+    _say(calibration, evaluation)
     setting = _setting(source, device, calibration, request.seed)
     name = "the model inside the package" if request.model is None else str(request.model)
     return Job(
@@ -107,6 +109,18 @@ def prepare(request: Request) -> Job:
         request.to_json(),
         request.speed,
     )
+
+
+def _say(calibration: Rows | None, evaluation: Rows | None) -> None:
+    """Which text calibrates and which judges, before anything is computed."""
+    parts = [] if calibration is None else [f"calibrated on {calibration.source} ({_amount(calibration)})"]
+    parts.append("not judged: no evaluation" if evaluation is None else f"judged on {evaluation.source} ({_amount(evaluation)})")
+    events.note("; ".join(parts))
+
+
+def _amount(rows: Rows) -> str:
+    length = rows.tokens // rows.rows
+    return f"{rows.rows} rows of {length} tokens" if "input_ids" in rows.inputs else f"{rows.rows} images"
 
 
 def load_of(job: Job) -> Load:
@@ -143,55 +157,76 @@ def _words(value: Any) -> tuple[str, ...]:
     return (str(value),) if isinstance(value, str | Path) else tuple(str(word) for word in value)
 
 
-def _calibration(request: Request, wanted: Calibration, source: Source) -> Rows:
-    """The rows that statistics are taken from; the request's words go before the recipe's."""
+def _remembered(value: Any) -> list[str] | str | None:
+    """The words of a text or folder for a repetition, which may start elsewhere: files by their whole path."""
+    if isinstance(value, Mapping | Rows):
+        return "given tensors"
+    return [str(Path(word).resolve()) if Path(word).exists() else word for word in _words(value)] or None
+
+
+def _sources(words: tuple[str, ...], wanted: Calibration | Evaluation, source: Source, option: str) -> tuple[tuple[str, ...], str | None]:
+    """(texts, folder of images): the request's words before the recipe's; one folder, for a model that sees, is one of images."""
+    if not all(word.strip() for word in words):
+        raise InputError(f"{option} is empty; name a file, or leave it out to use the text inside the package")
+    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and Path(words[0]).is_dir():
+        return wanted.text, words[0]
+    return words or wanted.text, wanted.images
+
+
+def _calibration(request: Request, recipe: Recipe, source: Source) -> Rows:
+    """The rows that statistics are taken from; a folder of images that also judges gives three quarters of them at most."""
+    wanted = recipe.calibration
     if isinstance(request.calibration, Rows):
         return request.calibration
     if isinstance(request.calibration, Mapping):
         return Rows.of(request.calibration)
-    words, images = _words(request.calibration) or wanted.text, wanted.images
-    if not all(word.strip() for word in words):
-        raise InputError("--calibration is empty; name a file, or leave it out to use the text inside the package")
-    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and Path(words[0]).is_dir():
-        words, images = (), words[0]
+    texts, images = _sources(_words(request.calibration), wanted, source, "--calibration")
+    judged = None if isinstance(request.evaluation, Mapping | Rows) else _judged_on(request, recipe, source)[1]
     return load_rows(
         folder=source.folder,
         config=source.config,
         kind=source.anatomy.kind,
         purpose="calibration",
-        text=words,
+        text=texts,
         images=images,
         samples=request.samples or wanted.samples,
         tokens=request.tokens or wanted.tokens,
         seed=request.seed,
+        share=FOR_CALIBRATION if images and judged and Path(images).resolve() == Path(judged).resolve() else 1.0,
         trust_remote_code=request.trust_remote_code,
     )
 
 
-def _evaluation(request: Request, wanted: Evaluation, source: Source, calibration: Rows | None) -> Rows | None:
+def _judged_on(request: Request, recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None]:
+    """(texts, folder of images) to judge on; images are those to calibrate on where no others are named."""
+    texts, images = _sources(_words(request.evaluation), recipe.evaluation, source, "--evaluation")
+    if images is None and not request.given_rows:
+        images = _sources(_words(request.calibration), recipe.calibration, source, "--calibration")[1]
+    return texts, images
+
+
+def _evaluation(request: Request, recipe: Recipe, source: Source, calibration: Rows | None) -> Rows | None:
     """The rows that the result is judged on, never those it was calibrated on."""
     if isinstance(request.evaluation, Rows):
         return request.evaluation
     if isinstance(request.evaluation, Mapping):
         return Rows.of(request.evaluation)
-    if request.given_rows:
+    if request.given_rows and request.evaluation is None:
         return None
-    images = wanted.images
-    folder = _words(request.calibration)
-    if images is None and len(folder) == 1 and Path(folder[0]).is_dir():
-        images = folder[0]
-    same = calibration is not None and bool(wanted.text) and calibration.source == ", ".join(wanted.text)
+    wanted = recipe.evaluation
+    texts, images = _judged_on(request, recipe, source)
     return load_rows(
         folder=source.folder,
         config=source.config,
         kind=source.anatomy.kind,
         purpose="evaluation",
-        text=wanted.text,
+        text=texts,
         images=images,
-        samples=wanted.samples,
+        samples=wanted.samples or (None if wanted.stride is None else SAMPLES["evaluation"]),
         tokens=wanted.tokens,
+        stride=wanted.stride,
         seed=request.seed,
-        exclude=calibration.ids if same and calibration is not None else (),
+        exclude=() if calibration is None else calibration.used,
         trust_remote_code=request.trust_remote_code,
     )
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
-from thrifty.data import Rows, default_model, embedded_text, load_rows
+from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.formats import export_result
 from thrifty.measure.certificate import Certificate
@@ -33,31 +33,46 @@ def evaluate(
     *,
     against: str | Path | None = None,
     text: str | Sequence[str] | None = None,
+    images: str | Path | None = None,
     tasks: str | Sequence[str] | None = None,
     samples: int | None = None,
     tokens: int | None = None,
+    stride: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a model or a result folder: perplexity, and against an original also KL divergence, agreement and flips on the same tokens.
 
-    text: files to measure on; the held-out text inside the package where none is named. tasks: measure on these instead: tasks of lm-eval,
-    by name, as YAML files or as folders of these. samples: windows of text, or documents of each task. tokens: length of a window.
+    text: files to measure on; the held-out text inside the package where none is named. images: a folder of images, for a model that sees;
+    its sub-folders name the classes where there are some. tasks: measure on these instead: tasks of lm-eval, by name, as YAML files or as
+    folders of these. samples: windows of text, images, or documents of each task. tokens: length of a window. stride: windows begin so many
+    tokens apart, and each scores what the one before it did not hold; side by side where it is left out.
     Raises InputError when the two models do not have one vocabulary, the model has no tokenizer, or a task cannot be run.
     """
     folder = Path(model) if model is not None else default_model()
     if tasks:
-        if text is not None or tokens is not None:
-            raise InputError("tasks bring their own text; give either tasks or a text to measure on")
+        if any(given is not None for given in (text, images, tokens, stride)):
+            raise InputError("tasks bring their own text; give either tasks, or a text or images to measure on")
         named = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         original = None if against is None else Path(against)
         return {**_names(model, against), **_on_tasks(folder, original, named, samples, seed)}
     kind = kind_of(folder)
     words = () if text is None else (text,) if isinstance(text, str) else tuple(text)
     measured = load(folder, dtype=torch.float32)
-    rows = _rows(folder, measured, kind, words, samples, tokens, seed)
+    rows = load_rows(
+        folder=folder,
+        config=measured.config,
+        kind=kind,
+        purpose="evaluation",
+        text=words,
+        images=None if images is None else str(images),
+        samples=samples,
+        tokens=tokens,
+        stride=stride,
+        seed=seed,
+    )
     original = None if against is None else load(Path(against), dtype=torch.float32)
-    found = measure(measured, rows.inputs, against=original, kind=kind, targets=rows.targets, seed=seed)
-    return {**_names(model, against), "text": rows.source, **found}
+    found = measure(measured, rows.inputs, against=original, kind=kind, targets=rows.targets, labels=rows.labels, seed=seed)
+    return {**_names(model, against), "images" if "input_ids" not in rows.inputs else "text": rows.source, **found}
 
 
 def _names(model: str | Path | None, against: str | Path | None) -> dict[str, Any]:
@@ -86,12 +101,6 @@ def kind_of(folder: Path) -> Kind:
         return Certificate.read(folder).model.kind  # type: ignore[return-value]
     except InputError:
         return open_model(folder).anatomy.kind
-
-
-def _rows(folder: Path, model: nn.Module, kind: Kind, words: tuple[str, ...], samples: int | None, tokens: int | None, seed: int) -> Rows:
-    return load_rows(
-        folder=folder, config=model.config, kind=kind, purpose="evaluation", text=words, samples=samples, tokens=tokens, seed=seed
-    )
 
 
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Comparison:

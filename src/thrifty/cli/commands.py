@@ -21,6 +21,9 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where th
 CalibrationText = Annotated[
     list[str] | None, typer.Option("--calibration", metavar="FILE", help="Calibration text, jsonl chats or image folder; may be repeated.")
 ]
+EvaluationText = Annotated[
+    list[str] | None, typer.Option("--evaluation", metavar="FILE", help="Text or image folder to judge on; may be repeated.")
+]
 Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Calibration windows or images.")]
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a calibration window.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything that is drawn.")]
@@ -52,6 +55,7 @@ def compress(
     bits: Bits = None,
     out: Out = None,
     calibration: CalibrationText = None,
+    evaluation: EvaluationText = None,
     samples: Samples = None,
     tokens: Tokens = None,
     seed: Seed = 0,
@@ -64,7 +68,7 @@ def compress(
     json: Json = False,
 ) -> None:
     """Make a model smaller and prove what was lost."""
-    request = _request(recipe, bits, out, calibration, samples, tokens, seed, device, max_perplexity_increase)
+    request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     _run("compress", lambda api: api.compress(model, **request, **safety), json)
 
@@ -75,6 +79,7 @@ def plan(
     bits: Bits = None,
     out: Out = None,
     calibration: CalibrationText = None,
+    evaluation: EvaluationText = None,
     samples: Samples = None,
     tokens: Tokens = None,
     seed: Seed = 0,
@@ -87,7 +92,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
-    request = _request(recipe, bits, out, calibration, samples, tokens, seed, device, max_perplexity_increase)
+    request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     _run("plan", lambda api: api.plan(model, **request, **safety), json)
 
@@ -112,13 +117,21 @@ def evaluate(
         str | None, typer.Option("--against", metavar="ORIGINAL", help="Compare with this model on the same tokens.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", metavar="FILE", help="Text to measure on; may be repeated.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="FOLDER", help="Images to measure on; sub-folders name their classes.")
+    ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", metavar="NAME|FILE", help="A task of lm-eval, by name or as a YAML file; may be repeated.")
     ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Windows, images, or documents of each task.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a window.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", metavar="N", help="Let windows overlap, N tokens from one to the next.")] = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Measure a model, alone or against its original."""
-    _run("evaluate", lambda api: api.evaluate(model, against=against, text=_one_or_many(text), tasks=tasks or None), json)
+    rows = {"text": _one_or_many(text), "images": images, "tasks": tasks or None, "samples": samples, "tokens": tokens, "stride": stride}
+    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, seed=seed), json)
 
 
 def compare(
@@ -180,6 +193,7 @@ def _request(
     bits: int | None,
     out: Path | None,
     calibration: list[str] | None,
+    evaluation: list[str] | None,
     samples: int | None,
     tokens: int | None,
     seed: int,
@@ -199,6 +213,7 @@ def _request(
         "bits": bits,
         "out": out,
         "calibration": _one_or_many(calibration),
+        "evaluation": _one_or_many(evaluation),
         "samples": samples,
         "tokens": tokens,
         "seed": seed,

@@ -26,11 +26,12 @@ _CAPTIONS = tuple(
 
 
 def choose_images(
-    folder: str, purpose: Purpose, samples: int | None, seed: int, exclude: Collection[int | str] = ()
+    folder: str, purpose: Purpose, samples: int | None, seed: int, exclude: Collection[str] = (), share: float = 1.0
 ) -> tuple[list[Path], tuple[str, ...]]:
     """Image files below a folder and their ids (paths inside it): chosen at random to calibrate on, evenly spread to judge on.
 
-    Images whose ids are in `exclude` are never chosen. Raises InputError where there is no folder or no image in it.
+    exclude: paths of images that are never chosen, resolved. share: of all images, the part that may be chosen at most.
+    Raises InputError where there is no folder, or no image in it that may be chosen.
     """
     top = Path(folder)
     if not top.is_dir():
@@ -38,15 +39,19 @@ def choose_images(
     paths = [path for path in sorted(top.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not paths:
         raise InputError(f"{folder} has no images; give a folder with .png or .jpg images.")
-    free = [path for path in paths if path.relative_to(top).as_posix() not in exclude]
+    free = [path for path in paths if str(path.resolve()) not in exclude]
     if not free:
         raise InputError(f"all {len(paths)} images of {folder} are already used for calibration; give another folder or more images.")
+    limit = int(share * len(paths))
+    if not limit:
+        raise InputError(f"{folder} has one image, and another is needed to judge on; give a folder of more images.")
     wanted = _SAMPLES[purpose] if samples is None else samples
     if wanted < 1:
         raise InputError(f"{wanted} images were asked for; ask for at least 1.")
-    count = min(wanted, len(free))
+    count = min(wanted, len(free), limit)
     if samples is not None and count < samples:
-        events.warn(f"{folder} has {count} images to choose from, fewer than the {samples} asked for; all of them are used")
+        kept = "" if count == len(free) else f", as {len(free) - count} are kept to judge on"
+        events.warn(f"{folder} has {count} images to choose from{kept}, fewer than the {samples} asked for; all of them are used")
     if purpose == "calibration":
         order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
 from thrifty.data.embedded import EMBEDDED, Purpose
 from thrifty.data.images import choose_images, image_rows, pair_rows, prompt_rows
+from thrifty.data.labels import class_labels
 from thrifty.data.rows import Rows
+from thrifty.data.spans import Piece, Span, join, marked, spans
 from thrifty.data.text import read_documents
 from thrifty.data.tokenizer import check_vocabulary, frame, load_tokenizer, tokenise
-from thrifty.data.windows import draw_windows, even_windows
+from thrifty.data.windows import draw_windows, even_windows, sliding_windows
 
 SAMPLES = {"calibration": 128, "evaluation": 64}
 TOKENS = 512
 MASKED_SHARE = 0.15
+_OPTIONS = {"calibration": "--calibration FOLDER", "evaluation": "--evaluation FOLDER (--images FOLDER of `thrifty evaluate`)"}
 _LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -36,9 +40,11 @@ def load_rows(
     images: str | None = None,
     samples: int | None = None,
     tokens: int | None = None,
+    stride: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
-    exclude: Collection[int | str] = (),
+    exclude: Collection[Span] = (),
+    share: float = 1.0,
 ) -> Rows:
     """Rows for a model, the same for the same arguments.
 
@@ -46,31 +52,38 @@ def load_rows(
     text: names of texts (see `text.read_documents`), taken one after the other; without any, the text inside the package.
     images: a folder of images, for models that see. samples: rows, by default 128 to calibrate on and 64 to judge on.
     tokens: length of a row, special tokens included, by default 512 or what the model was trained for, if that is less.
-    exclude: ids of rows that are already used, never chosen again. Ids of windows mean the same only for the same texts and `tokens`.
+    stride: to judge on windows that begin so many tokens apart, each scored where no window before it was: all windows of the text unless
+        `samples` says how many; the targets of the rows say what is scored. Rows lie side by side where it is left out or equals `tokens`.
+    exclude: `used` of other rows; no token and no image of theirs is taken. share: of the images of a folder, the part taken at most.
 
     Language models get windows of the text: drawn at random to calibrate on, evenly spread to judge on; each begins with the special
     tokens that the tokenizer puts before a text, if any. To judge a masked language model, 15 % of the tokens of each row are masked.
     Raises InputError for whatever cannot be right, before any model is run.
     """
+    if stride is not None and kind != "causal_lm":
+        raise InputError(f"a stride slides over a text that a model continues; leave it out for {folder}, which is no such model ({kind}).")
     if kind in ("causal_lm", "masked_lm"):
-        return _windows(folder, config, kind, purpose, text, samples, tokens, seed, trust_remote_code, exclude)
+        return _text_rows(folder, config, kind, purpose, text, samples, tokens, stride, seed, trust_remote_code, exclude)
     if kind == "other":
         raise InputError(f"{folder}: the inputs of this kind of model are not known; make them yourself and give them as Rows.of({{...}}).")
     if images is None:
-        raise InputError(f"{folder} sees images, so it needs a folder of .png or .jpg files: --{purpose} FOLDER.")
-    paths, ids = choose_images(images, purpose, samples, seed, exclude)
+        raise InputError(f"{folder} sees images, so it needs a folder of .png or .jpg files for the {purpose}: {_OPTIONS[purpose]}.")
+    paths, ids = choose_images(images, purpose, samples, seed, {name for name, _, _ in exclude}, share)
+    used = tuple((str(path.resolve()), 0, 1) for path in paths)
     if kind == "vision":
-        return image_rows(folder, paths, ids, images, trust_remote_code)
+        rows = image_rows(folder, paths, ids, images, trust_remote_code)
+        labels = class_labels(images, ids, config) if purpose == "evaluation" else None
+        return replace(rows, labels=labels, used=used)
     lines = _lines(text, purpose)
     if kind == "dual_encoder":
         rows = pair_rows(folder, paths, ids, images, lines, _length(folder, config, tokens), trust_remote_code)
     else:
         rows = prompt_rows(folder, paths, ids, images, lines[0] if lines else None, trust_remote_code)
     check_vocabulary(rows.inputs["input_ids"], _vocabulary(config), "the texts beside the images")
-    return rows
+    return replace(rows, used=used)
 
 
-def _windows(
+def _text_rows(
     folder: Path,
     config: Any,
     kind: Kind,
@@ -78,9 +91,10 @@ def _windows(
     text: Sequence[str],
     samples: int | None,
     tokens: int | None,
+    stride: int | None,
     seed: int,
     trust_remote_code: bool,
-    exclude: Collection[int | str],
+    exclude: Collection[Span],
 ) -> Rows:
     """Rows of a language model."""
     tokenizer = load_tokenizer(folder, trust_remote_code)
@@ -94,27 +108,52 @@ def _windows(
     length = _length(folder, config, tokens, tokenizer.model_max_length if kind == "masked_lm" else None)
     around = frame(tokenizer)
     prefix, suffix = around.prefix, around.suffix if kind == "masked_lm" else ()
+    if stride is not None and not 1 <= stride <= length:
+        raise InputError(f"the stride must be from 1 to {length}, the tokens of a row; got {stride}.")
     inner = length - len(prefix) - len(suffix)
     if inner < 1:
         raise InputError(f"rows of {length} tokens leave no room for text beside the tokenizer's special tokens; ask for more tokens.")
     with events.task("reading text"):
-        documents = [document for name in names for document in read_documents(name, purpose, tokenizer)]
-        sequence = tokenise(tokenizer, documents, _vocabulary(config), source)
+        texts = [tokenise(tokenizer, read_documents(name, purpose, tokenizer), _vocabulary(config), source) for name in names]
+        sequence, pieces = join(texts, tokenizer.eos_token_id)
+    used = marked(pieces, sequence.numel(), exclude)
     count = SAMPLES[purpose] if samples is None else samples
-    taken = {identity for identity in exclude if isinstance(identity, int)}
     try:
+        if stride is not None and stride != length:
+            return _sliding(sequence, pieces, samples, inner, stride, used, prefix, source)
         if purpose == "calibration":
-            windows, starts = draw_windows(sequence, count, inner, seed, taken)
+            windows, starts = draw_windows(sequence, count, inner, seed, used)
         else:
-            windows, starts = even_windows(sequence, count, inner, taken)
+            windows, starts = even_windows(sequence, count, inner, used)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    ids = tuple((starts // inner).tolist())
     targets = None
     if kind == "masked_lm" and purpose == "evaluation":
         windows, targets = mask_tokens(windows, tokenizer.mask_token_id, seed)
         targets = _surround(targets, (-100,) * len(prefix), (-100,) * len(suffix))
-    return Rows({"input_ids": _surround(windows, prefix, suffix)}, ids, source, targets)
+    ids, taken = tuple((starts // inner).tolist()), spans(pieces, starts.tolist(), inner)
+    return Rows({"input_ids": _surround(windows, prefix, suffix)}, ids, source, targets, used=taken)
+
+
+def _sliding(
+    sequence: Int64[Tensor, "count"],
+    pieces: Sequence[Piece],
+    samples: int | None,
+    length: int,
+    stride: int,
+    used: Tensor,
+    prefix: Sequence[int],
+    source: str,
+) -> Rows:
+    """Overlapping rows with the targets that each of them scores; a text shorter than one window is one short row."""
+    length = min(length, max(2, sequence.numel()))
+    windows, starts, new = sliding_windows(sequence, samples, length, min(stride, length - 1), used)
+    inputs = _surround(windows, prefix, ())
+    targets = torch.full_like(inputs, -100)
+    targets[:, :-1] = inputs[:, 1:]
+    place = torch.arange(inputs.shape[1]) + 1 - len(prefix)  # of the token that each position predicts, in the window
+    targets = targets.masked_fill(place < new[:, None], -100)
+    return Rows({"input_ids": inputs}, tuple(starts.tolist()), source, targets, used=spans(pieces, starts.tolist(), length))
 
 
 def mask_tokens(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thrifty.base.errors import InputError
+from thrifty.data.spans import Span
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,20 @@ class Rows:
     """Inputs of a model, row by row, all rows of one shape and none padded beyond what the model's own processor does.
 
     inputs: what the forward pass is called with, by argument name; each [rows, ...].
-    ids: what each row is: the number of its window in the text, or the name of its image file.
+    ids: what each row is: the number of its window in the text, the place of its first token there where windows overlap, or the name of
+        its image file.
     source: where the rows come from, in words.
-    targets: [rows, length] int64, for masked language models: the token to predict, -100 elsewhere.
+    targets: [rows, length] int64, for masked language models and overlapping windows: the token to predict, -100 elsewhere.
+    labels: [rows] int64, the true class of each row, where a classifier's are known.
+    used: the parts of texts and the images that the rows were made of.
     """
 
     inputs: dict[str, Tensor]
     ids: tuple[int | str, ...]
     source: str
     targets: Tensor | None = None
+    labels: Tensor | None = None
+    used: tuple[Span, ...] = ()
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], source: str = "given tensors") -> Rows:
@@ -61,7 +67,8 @@ class Rows:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the name, dtype, shape and bytes of every input in the order of names, then of the targets."""
+        """SHA-256 (hex) over the name, dtype, shape and bytes of every input in the order of names, then of the targets and
+        the labels."""
         total = hashlib.sha256()
         for name, tensor in self._named():
             total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -76,9 +83,12 @@ class Rows:
             inputs={name: tensor[start:stop] for name, tensor in self.inputs.items()},
             ids=self.ids[start:stop],
             targets=None if self.targets is None else self.targets[start:stop],
+            labels=None if self.labels is None else self.labels[start:stop],
         )
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         yield from sorted(self.inputs.items())
         if self.targets is not None:
             yield "targets (not an input)", self.targets
+        if self.labels is not None:
+            yield "labels (not an input)", self.labels

@@ -32,8 +32,8 @@ def evaluate(
     """Run the rows through the model, and through the original where `against` is given, and compare.
 
     rows: what the models are called with, each [rows, ...]. kind: that of the anatomy; it decides what is compared.
-    targets: the token that each position predicts, -100 for none (`causal_targets` of input_ids where not given; masked models need them,
-    see `masked_targets`). labels: true classes of a classifier's rows. batch: rows at a time.
+    targets: the token that each position predicts, -100 for none (`causal_targets` of input_ids where not given; masked models need them).
+    labels: true classes of a classifier's rows. batch: rows at a time.
     Returns what `summarise`, `summarise_one` or `summarise_rows` says, as plain JSON values.
     Raises InputError for rows of different lengths, a masked model without targets, or nothing to compare.
     """

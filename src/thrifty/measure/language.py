@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from thrifty.base.errors import InputError
@@ -151,70 +151,6 @@ def causal_targets(
         real = attention_mask.bool()
         targets[:, :-1][~(real[:, 1:] & real[:, :-1])] = IGNORED
     return targets
-
-
-def masked_targets(
-    tokens: Int[Tensor, "windows length"],
-    mask_token: int,
-    *,
-    special: Iterable[int] = (),
-    attention_mask: Int[Tensor, "windows length"] | None = None,
-    share: float = MASKED_SHARE,
-    seed: int = 0,
-) -> tuple[Int[Tensor, "windows length"], Int[Tensor, "windows length"]]:
-    """(tokens with the chosen ones masked, targets): in each window round(share x candidates) tokens, at least one.
-
-    special: tokens that are never chosen (separators, padding). Both models must be given the same masked tokens.
-    """
-    candidate = ~torch.isin(tokens, torch.tensor([mask_token, *special], dtype=tokens.dtype))
-    if attention_mask is not None:
-        candidate &= attention_mask.bool()
-    chosen = _choose(candidate, share, seed)
-    return torch.where(chosen, mask_token, tokens), torch.where(chosen, tokens, IGNORED)
-
-
-def _choose(candidate: Bool[Tensor, "windows length"], share: float, seed: int) -> Bool[Tensor, "windows length"]:
-    """A random share of the candidates of each row, the same for equal seeds."""
-    order = torch.rand(candidate.shape, generator=torch.Generator().manual_seed(seed))
-    rank = torch.where(candidate, order, 2.0).argsort(-1).argsort(-1)
-    wanted = (candidate.sum(-1, keepdim=True) * share).round().clamp_min(1)
-    return candidate & (rank < wanted)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Overlapping windows over one text: `targets` marks what each window scores, so that every token but the first is scored once."""
-
-    tokens: Int[Tensor, "windows length"]
-    targets: Int[Tensor, "windows length"]
-
-
-def sliding_windows(length: int, window: int, stride: int) -> tuple[Int[Tensor, "windows"], Int[Tensor, "windows"]]:
-    """(start of each window, first position in it whose token is scored) over a text of `length` tokens.
-
-    Windows begin `stride` tokens apart; the last one is moved back so that it is full too. Tokens 1 .. length - 1 are each scored exactly
-    once, with at least window - stride tokens of context from the second window on.
-    Raises InputError unless 2 <= window and 1 <= stride < window and length >= 2.
-    """
-    if length < 2:
-        raise InputError(f"a text of {length} tokens cannot be scored; give at least 2 tokens")
-    if window < 2 or not 1 <= stride < window:
-        raise InputError(f"sliding windows need window >= 2 and 1 <= stride < window, got window {window} and stride {stride}")
-    window = min(window, length)
-    count = 1 + -(-(length - window) // stride)
-    planned = torch.arange(count) * stride
-    starts = planned.clamp_max(length - window)
-    covered = torch.cat([torch.ones(1, dtype=torch.long), starts[:-1] + window])
-    return starts, covered - starts
-
-
-def slide(text: Int[Tensor, "length"], window: int, stride: int) -> Windows:
-    """Cut a text into the windows of `sliding_windows`."""
-    starts, first = sliding_windows(text.numel(), window, stride)
-    place = torch.arange(min(window, text.numel()))
-    tokens = text[starts[:, None] + place]
-    targets = causal_targets(tokens)
-    return Windows(tokens, targets.masked_fill(place + 1 < first[:, None], IGNORED))
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------------

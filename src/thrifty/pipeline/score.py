@@ -41,7 +41,8 @@ def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -
             if language and targets is not None:
                 windows.append(score_windows(before, after, targets[start:stop]))
             else:
-                others.append(score_classes(before, after) if before.ndim == 2 else score_hidden(before, after))
+                labels = None if rows.labels is None else rows.labels[start:stop]
+                others.append(score_classes(before, after, labels) if before.ndim == 2 else score_hidden(before, after))
             del before, after  # before the next two are made
             advance(stop, "")
     if windows:

@@ -44,12 +44,14 @@ class Evaluation(_Part):
     """What the result is judged on, against the original. Whatever is left out is chosen as for the calibration.
 
     text, images, samples, tokens: as for the calibration, and never the same samples.
+    stride: windows of text begin so many tokens apart, and each scores what the one before it did not hold; `tokens` apart by default.
     """
 
     text: Words = ()
     images: Annotated[str, Field(min_length=1)] | None = None
     samples: int | None = Field(default=None, ge=1, le=1_000_000)
     tokens: int | None = Field(default=None, ge=2, le=1_000_000)
+    stride: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
 class Step(_Part):
