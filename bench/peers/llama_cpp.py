@@ -1,7 +1,8 @@
 """A GGUF file in llama.cpp: its perplexity on given windows, or its speed. Runs in its own environment (bench/environments.sh llama-cpp).
 
 llama_cpp.py perplexity MODEL WINDOWS    every window is read on its own, and the loss is that of each token but the first given those
-                                         before it, as `thrifty evaluate` counts it; prints {perplexity, tokens, seconds}
+                                         before it, as `thrifty evaluate` counts it; prints {perplexity, tokens, seconds}; with
+                                         --logits writes what it found, with --texts also cuts these and prints {..., ids}
 llama_cpp.py speed MODEL                 answers each line on standard input with one round, a prompt read at once and then tokens fed
                                          one by one; prints {prefill_seconds, decode_seconds} for it
 """
@@ -20,7 +21,7 @@ sys.path.pop(0)  # the folder of this file, which has the name of the package th
 import numpy as np
 import torch
 from llama_cpp import Llama, llama_cpp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 def keep_plain_buffers() -> None:
@@ -43,24 +44,34 @@ def opened(arguments: argparse.Namespace, context: int, batch: int, all_logits: 
     )  # fmt: skip
 
 
-def row_loss(model: Llama, row: torch.Tensor) -> tuple[float, float]:
-    """Summed next-token loss of a window in nats, and the seconds that llama.cpp took."""
+def row_logits(model: Llama, row: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Logits after each token of a window but the last [tokens - 1, vocabulary], and the seconds that llama.cpp took."""
     start = time.perf_counter()
     model.reset()
     model.eval(row.tolist())
     seconds = time.perf_counter() - start
-    logits = torch.from_numpy(model.scores[: len(row) - 1])
-    return float(torch.nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum")), seconds
+    return torch.from_numpy(model.scores[: len(row) - 1].copy()), seconds
 
 
 def perplexity(arguments: argparse.Namespace) -> None:
     windows = load_file(arguments.windows)["input_ids"].to(torch.int64)
     rows, length = windows.shape
     model = opened(arguments, length, length, all_logits=True)
-    found = [row_loss(model, row) for row in windows]
+    loss, spent, kept = 0.0, 0.0, []
+    for row in windows:
+        logits, seconds = row_logits(model, row)
+        loss += float(torch.nn.functional.cross_entropy(logits.double(), row[1:], reduction="sum"))
+        spent += seconds
+        if arguments.logits:
+            kept.append(logits)
+    if arguments.logits:
+        save_file({"logits": torch.stack(kept)}, arguments.logits)
     tokens = rows * (length - 1)
-    value = math.exp(sum(loss for loss, _ in found) / tokens)
-    print(json.dumps({"perplexity": value, "tokens": tokens, "seconds": sum(seconds for _, seconds in found)}))
+    answer = {"perplexity": math.exp(loss / tokens), "tokens": tokens, "seconds": spent}
+    if arguments.texts:
+        texts = json.loads(arguments.texts.read_text(encoding="utf-8"))
+        answer["ids"] = [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+    print(json.dumps(answer))
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -89,6 +100,8 @@ def main() -> None:
         words.add_argument("--plain-buffers", action="store_true", help="do not rearrange weights for the processor")
         if command is perplexity:
             words.add_argument("windows", type=Path, help="safetensors file with input_ids: int64 [rows, tokens]")
+            words.add_argument("--logits", type=Path, help="safetensors file for the logits, float32 [rows, tokens - 1, vocabulary]")
+            words.add_argument("--texts", type=Path, help="JSON file with a list of texts to cut into tokens")
         else:
             words.add_argument("--prompt", type=int, default=128)
             words.add_argument("--new", type=int, default=64)

@@ -54,10 +54,13 @@ def _check_period(config: Config) -> str | None:
     return None if list(config["layer_types"]) == expected else "its layers with a sliding window follow no period"
 
 
-def _check_query_scale(config: Config) -> str | None:
-    if config["query_pre_attn_scalar"] == head_size(config):
-        return None
-    return f"its queries are scaled by {config['query_pre_attn_scalar']} ** -0.5, not by the width of a head ({head_size(config)})"
+def _check_query_scale(config: Config, largest: int) -> str | None:
+    """largest: layers of the family's largest model, by which llama.cpp knows it: there queries are scaled by another width."""
+    given, layers, heads = config["query_pre_attn_scalar"], config["num_hidden_layers"], config["num_attention_heads"]
+    width, words = head_size(config), "the width of a head"
+    if layers == largest:
+        width, words = config["hidden_size"] // heads, f"the hidden size over the heads, as with {layers} layers"
+    return None if given == width else f"its queries are scaled by {given} ** -0.5, not by that of {words} ({width})"
 
 
 def _check_gemma2(config: Config) -> str | None:
@@ -65,11 +68,11 @@ def _check_gemma2(config: Config) -> str | None:
         return "it has no soft caps"
     if _window_period(config) != 2 and len(config["layer_types"]) > 1:
         return "its layers do not alternate between a sliding window and full attention"
-    return _check_query_scale(config) or _check_period(config)
+    return _check_query_scale(config, largest=46) or _check_period(config)
 
 
 def _check_gemma3(config: Config) -> str | None:
-    return _check_query_scale(config) or _check_period(config)
+    return _check_query_scale(config, largest=62) or _check_period(config)
 
 
 _SILU = {"hidden_act": ("silu",)}
