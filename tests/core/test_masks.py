@@ -43,10 +43,15 @@ def test_n_of_every_m_are_kept(seed, rows, groups, pattern):
 def test_blocks_drop_their_share_of_the_smallest(seed, rows, width, sparsity, block):
     gain = gains(seed, rows, width, 9)
     found = keep_per_block(gain, sparsity, block)
+    dropped = 0
     for start in range(0, width, block):
         run, kept = gain[:, start : start + block], found[:, start : start + block]
-        count = run.numel() - round(sparsity * run.numel())
+        count = int(kept.sum())
         assert kept.flatten().tolist() == first_largest(run.flatten().tolist(), count)
+        assert abs(run.numel() - count - sparsity * run.numel()) <= 1
+        dropped += run.numel() - count
+        assert abs(dropped - sparsity * rows * (start + run.shape[1])) <= 0.5
+        assert torch.equal(keep_per_block(run, sparsity, block, start=start), kept)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.9])

@@ -60,8 +60,15 @@ def published(task: Problem, losses: torch.Tensor, bits: int, theta: float) -> t
 
 @given(st.integers(0, 10_000), st.integers(1, 200), st.floats(1, 8), st.floats(0.5, 4), st.floats(0.1, 4))
 def test_the_mean_of_the_bits_is_the_budget(seed, width, mean_bits, theta, spread):
-    bits = allocate_bits((spread * draw(seed, width)).exp(), mean_bits, theta)
+    losses = (spread * draw(seed, width)).exp()
+    bits = allocate_bits(losses, mean_bits, theta)
     assert float(bits.mean()) == pytest.approx(mean_bits, abs=1e-9)
+    assert float(bits.min()) >= 0
+    # Among inputs that share, a bit more or less costs the same; the others would not pay for their first.
+    offsets = bits - (losses + 1e-8 * losses.mean()).log2() / theta
+    sharing = bits > 0
+    assert float(offsets[sharing].max() - offsets[sharing].min()) < 1e-6
+    assert not bool((~sharing).any()) or float(offsets[~sharing].min()) > float(offsets[sharing].min()) - 1e-6
 
 
 @pytest.mark.parametrize("value", [1e-12, 0.3, 1e6])
@@ -83,6 +90,25 @@ def test_inputs_without_any_loss_get_few_bits_and_nothing_breaks():
     assert bool(bits.isfinite().all())
     assert int(bits.argmin()) == 1
     assert float(bits.mean()) == pytest.approx(3.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("silent", [0, 16, 32])
+def test_inputs_without_loss_leave_their_bits_to_the_others(silent):
+    task = problem(7, out=24, width=64)
+    task.weight[:, :silent] = 0
+    found = solve(task, treatment(4))
+    assert found.encoded.bits == pytest.approx(4, abs=0.1)
+    assert found.loss < OBS().solve(task, grid(4)).loss
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_losses_belong_to_their_inputs_in_any_order(act_order):
+    task = problem(8, out=32, width=96, unequal=1.0)
+    plain, found = OBS(act_order).solve(task, grid(3)), solve(task, Treatment(OBS(act_order), grid(3), BAQ()))
+    assert found.loss < 0.8 * plain.loss
+    levels = found.encoded.tensors["levels"].double()
+    expected = 3 + (plain.column_loss.log2() - plain.column_loss.log2().mean()) / 1.95
+    torch.testing.assert_close(levels.log2(), expected.clamp_min(0), rtol=0, atol=0.3)
 
 
 def test_no_loss_anywhere_is_equal_loss():
@@ -185,8 +211,8 @@ def test_what_an_earlier_step_pruned_stays_pruned():
 
 
 def test_grids_that_cannot_share_bits_are_refused():
-    for target in (Int(4, 32, False), Int(4, 0), NM()):
-        with pytest.raises(InputError, match="asymmetric grid over whole rows"):
+    for target in (Int(4, 32, False), Int(4, 0), NM(), Int(4, 0, False, "mse")):
+        with pytest.raises(InputError, match="asymmetric grid over the whole range of rows"):
             Treatment(OBS(), target, BAQ())
     assert treatment(3).alone and treatment(3).calibrated
     assert not RTN().expand().alone and not RTN().expand().calibrated

@@ -48,6 +48,16 @@ def test_every_kind_of_method_keeps_its_word(method: object, inputs: torch.Tenso
     assert 0 < solution.loss < float(((weight @ inputs.T) ** 2).sum() / len(inputs))
 
 
+@pytest.mark.parametrize("method", [GPTQ(), RTN(), Wanda(), Treatment(AWP(), NM(2, 4))], ids=str)
+def test_the_weight_of_a_layer_is_taken_as_it_is(method: object, inputs: torch.Tensor, weight: torch.Tensor) -> None:
+    layer = torch.nn.Linear(64, 24)
+    layer.weight.data = weight
+    gram = (inputs.T @ inputs / len(inputs)).requires_grad_()
+    solution = compress_weight(layer.weight, method, gram)  # type: ignore[arg-type]
+    assert torch.equal(solution.values, compress_weight(weight, method, gram.detach()).values)  # type: ignore[arg-type]
+    assert not solution.values.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_float_type_is_taken(dtype: torch.dtype, weight: torch.Tensor) -> None:
     solution = compress_weight(weight.to(dtype), RTN())
@@ -66,6 +76,17 @@ def test_any_float_type_is_taken(dtype: torch.dtype, weight: torch.Tensor) -> No
         (lambda w, g: (w, GPTQ(group_size=48), g), "group_size"),
         (lambda w, g: (w * torch.inf, RTN(), None), "weight holds numbers that are not finite"),
         (lambda w, g: (w, GPTQ(), g * torch.nan), "gram holds numbers that are not finite"),
+        (lambda w, g: (w, GPTQ(), w @ torch.ones(64, 64)), "gram must be"),
+        (lambda w, g: (w, GPTQ(), torch.randn(64, 64)), "no mean of x x"),
+        (lambda w, g: (w, Wanda(), -g), "no mean of x x"),
+        (lambda w, g: (w.numpy(), GPTQ(), g), "got ndarray"),
+        (lambda w, g: (w, GPTQ(), g.to(torch.complex64)), "gram must be a float tensor"),
+        (lambda w, g: (w, "gptq", g), "must be a preset"),
+        (lambda w, g: (w, GPTQ, g), "must be a preset"),
+        (lambda w, g: (w, OBS(), g), "must be a preset"),
+        (lambda w, g: (w, Treatment(NM(), AWP()), g), "is no solver"),
+        (lambda w, g: (w, Treatment(AWP, NM()), g), "is no solver"),
+        (lambda w, g: (w, Treatment(AWP(), NM), g), "is no target"),
     ],
 )
 def test_what_cannot_be_right_is_refused(broken, word: str, inputs: torch.Tensor, weight: torch.Tensor) -> None:

@@ -362,6 +362,35 @@ def test_a_matrix_without_a_factor_gives_plain_rounding_and_says_so():
     assert len(found.warnings) == 1 and "layer" in found.warnings[0]
 
 
+def test_damping_rises_until_there_is_a_factor_and_that_is_said():
+    gram = correlated_gram(20, 32, tokens=6).float()
+    task = Problem(draw(21, 12, 32, dtype=torch.float32), gram, 6, "layer")
+    found = OBS(damping=1e-12).solve(task, Int(4, 8))
+    assert len(found.warnings) == 1 and found.warnings[0].startswith("layer: the Gram matrix could be factorized only with damping 1e-")
+    raised = float(found.warnings[0].rpartition(" ")[2])
+    assert torch.equal(found.values, OBS(damping=raised).solve(task, Int(4, 8)).values)
+    assert found.loss < 0.3 * Round().solve(task, Int(4, 8)).loss
+
+
+@pytest.mark.parametrize("target", [Unstructured(0.5, 16), NM(), TopK(0.5, 16)], ids=str)
+def test_weights_of_inputs_that_were_never_seen_go_first(target):
+    """As in the published code, which sets them to zero before it starts: half of the inputs dead, half of the weights cost nothing."""
+    gram = correlated_gram(22, 32)
+    gram[1::2] = gram[:, 1::2] = 0
+    task = replace(problem(23), gram=gram)
+    found = OBS().solve(task, target)
+    assert found.loss == pytest.approx(0, abs=1e-12)
+    assert bool((found.values[:, 1::2] == 0).all()) and torch.equal(found.values[:, ::2], task.weight[:, ::2])
+
+
+@pytest.mark.parametrize("block", [1, 5, 7])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_small_blocks_add_up_to_the_share_of_the_matrix(rows, block):
+    task = problem(24, out=rows, width=100)
+    found = OBS().solve(task, Unstructured(0.3, block))
+    assert int((found.values == 0).sum()) == round(0.3 * rows * 100)
+
+
 def test_what_is_held_at_zero_stays_there_and_the_rest_makes_up_for_it():
     task = problem(17, out=8)
     mask = draw(18, 8, 32) > 0

@@ -212,7 +212,7 @@ def test_awp_on_scaled_weights_costs_no_more_than_awq_even_from_rounding():
 def awq(layer: Layer, grid: Int) -> tuple[torch.Tensor, float]:
     """(scale, loss) of AWQ for one linear, rounded to the nearest point."""
     weight, gram = layer.problem.weight, layer.problem.gram
-    found = AWQ().rewrite(layer.space, [weight], layer.statistics, grid)
+    found = AWQ().rewrite(layer.space, [weight], layer.statistics, Treatment(Round(weighted=True), grid))
     scale = torch.ones_like(gram[0]) if found is None else found.scale
     return scale, scaled_loss(weight, gram, scale, grid)
 

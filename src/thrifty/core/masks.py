@@ -35,13 +35,18 @@ def keep_n_of_m(gain: Float[Tensor, "out in"], n: int, m: int) -> Bool[Tensor, "
     return keep_per_row(gain.reshape(out * (width // m), m), n).reshape(out, width)
 
 
-def keep_per_block(gain: Float[Tensor, "out in"], sparsity: float, block: int) -> Bool[Tensor, "out in"]:
-    """In each run of `block` columns, all rows together, drop the `sparsity` share of entries with the smallest gain."""
+def keep_per_block(gain: Float[Tensor, "out in"], sparsity: float, block: int, start: int = 0) -> Bool[Tensor, "out in"]:
+    """In each run of `block` columns, all rows together, drop the `sparsity` share of entries with the smallest gain.
+
+    start: columns before these. What rounding leaves over in one run is made up for in the next, so that the share of all is met.
+    """
     mask = torch.empty_like(gain, dtype=torch.bool)
-    for start in range(0, gain.shape[1], block):
-        run = gain[:, start : start + block]
-        kept = run.numel() - round(sparsity * run.numel())
-        mask[:, start : start + block] = keep_per_row(run.reshape(1, -1), kept).reshape(run.shape)
+    rows = gain.shape[0]
+    for first in range(0, gain.shape[1], block):
+        run = gain[:, first : first + block]
+        before = (start + first) * rows
+        dropped = round(sparsity * (before + run.numel())) - round(sparsity * before)
+        mask[:, first : first + block] = keep_per_row(run.reshape(1, -1), run.numel() - dropped).reshape(run.shape)
     return mask
 
 

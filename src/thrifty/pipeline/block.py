@@ -184,7 +184,7 @@ class BlockRun:
                 if transform is None or seen is None or not space.producers or space.commutes_with not in ("scale", "any"):
                     continue
                 weights = [self.view.read(path).to(self.device) for path in space.consumers]
-                rewrite = transform.rewrite(space, weights, seen, self.work.target_for(space))
+                rewrite = transform.rewrite(space, weights, seen, self.work.treatment_for(space))
                 if rewrite is None:
                     continue
                 scale = self.view.apply(type(rewrite)(space, rewrite.scale.cpu())).scale.to(self.device)

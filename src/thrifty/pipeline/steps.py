@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.weights.base import Preset, Target, Transform, Treatment
+from thrifty.weights.base import Preset, Transform, Treatment
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,9 @@ class Work:
         chosen = self.transforms[position]
         return next((chosen[path] for path in space.consumers if path in chosen), None)
 
-    def target_for(self, space: Space) -> Target | None:
-        """What the consumers of a space will be projected onto first."""
-        for path in space.consumers:
-            for treatment in self.treatments.get(path, ()):
-                return treatment.target
-        return None
+    def treatment_for(self, space: Space) -> Treatment | None:
+        """What happens first to the consumers of a space, as far as any of them is solved."""
+        return next((self.treatments[path][0] for path in space.consumers if path in self.treatments), None)
 
     def settings(self, block: Block) -> list[object]:
         """Everything that decides what happens to a block, as JSON values: part of its content key."""

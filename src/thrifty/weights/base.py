@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from thrifty.base.anatomy import Space
+from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Encoded, Problem, Rewrite, Solution
 from thrifty.core.masks import apply_mask
@@ -103,11 +104,11 @@ class Transform(Method, ABC):
 
     @abstractmethod
     def rewrite(
-        self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, target: Target | None
+        self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, treatment: Treatment | None
     ) -> Rewrite | None:
         """The rewrite of `space`, whose consumers have these weights; None leaves it as it is.
 
-        target: what the consumers will be projected onto next, for methods that search against it.
+        treatment: what comes next for the consumers, for methods that search against it; None where none of them is solved.
         """
 
 
@@ -136,6 +137,9 @@ class Treatment:
     allocator: Allocator | None = None
 
     def __post_init__(self) -> None:
+        for part, family in ((self.solver, Solver), (self.target, Target)):
+            if not isinstance(part, family):
+                raise InputError(f"Treatment(solver, target): {part!r} is no {family.__name__.lower()}")
         self.solver.accepts(self.target)
         if self.allocator is not None:
             self.allocator.accepts(self.target)
@@ -155,6 +159,10 @@ class Preset(Method, ABC):
     """A named point of the algebra."""
 
     family: ClassVar[str] = "weights.preset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expand()  # settings that do not go together are refused here
 
     @abstractmethod
     def expand(self) -> Treatment:

@@ -3,9 +3,11 @@
     first pass:   every input gets R bits; L_j is what rounding input j adds to the loss
     second pass:  b_j = R + (1 / theta) log2(L_j / GM(L)),   levels_j = round(max(1, 2^b_j)),   GM the geometric mean
 
-It minimizes sum_j C_j 4^(-b_j) at a mean of R bits for theta = 2; the published theta is 1.95. An input with one level becomes zero. The
-grid of a row spans the original row's range with levels_j points. No public container holds columns of different widths: the result is
-stored dense and marked `simulated`, with its rate counted both as mean log2(levels) and as the mean of whole bits.
+It minimizes sum_j C_j 4^(-b_j) at a mean of R bits for theta = 2; the published theta is 1.95. An input with one level becomes zero. Where
+that clamps bits at 0, R is lowered for the rest until the mean is what was asked for, which is the minimum among bits that are not negative
+(the published code goes beyond the budget there). The grid of a row spans the original row's range with levels_j points. No public
+container holds columns of different widths: the result is stored dense and marked `simulated`, with its rate counted both as mean
+log2(levels) and as the mean of whole bits.
 Source: Zhang, Wang, Lasaulce and Debbah (2025), arXiv 2506.05664.
 """
 
@@ -43,9 +45,10 @@ class BAQ(Allocator):
 
     def accepts(self, target: Target) -> None:
         grid = target.target if isinstance(target, Held) else target
-        if not isinstance(grid, IntGrid) or grid.group_size or grid.symmetric:
+        if not isinstance(grid, IntGrid) or grid.group_size or grid.symmetric or grid.range != "minmax":
             raise InputError(
-                "baq shares out the bits of an asymmetric grid over whole rows: into: {int: {group_size: 0, symmetric: false}}"
+                "baq shares out the bits of an asymmetric grid over the whole range of rows: "
+                "into: {int: {group_size: 0, symmetric: false, range: minmax}}"
             )
 
     def allocate(self, problem: Problem, solver: Solver, target: Target) -> Target:
@@ -61,12 +64,16 @@ class BAQ(Allocator):
 
 
 def allocate_bits(losses: Float[Tensor, "in"], mean_bits: float, theta: float) -> Float[Tensor, "in"]:
-    """R + log2(L_j / GM(L)) / theta: the mean is R exactly, equal losses give R to all, theta = 2 gives 2 bits more to 16 times the
-    loss."""
+    """R + log2(L_j / GM(L)) / theta, GM over the inputs that get more than 0 bits: the mean is R exactly, equal losses give R to all,
+    theta = 2 gives 2 bits more to 16 times the loss."""
     if not bool((losses > 0).any()):
         return torch.full(losses.shape, mean_bits, dtype=torch.float64)
-    logarithms = torch.log2(losses.to(torch.float64) + SMALLEST_LOSS * float(losses.mean()))
-    return mean_bits + (logarithms - logarithms.mean()) / theta
+    wanted = torch.log2(losses.to(torch.float64) + SMALLEST_LOSS * float(losses.mean())) / theta
+    falling = wanted.sort(descending=True).values
+    # the offset that brings the mean to R when so many of the largest share the bits; the right number is the most of them that get any
+    offsets = (mean_bits * len(wanted) - falling.cumsum(0)) / torch.arange(1, len(wanted) + 1)
+    sharing = int((falling + offsets > 0).nonzero().max())
+    return (wanted + offsets[sharing]).clamp_min(0)
 
 
 @dataclass(frozen=True)

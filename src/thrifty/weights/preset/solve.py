@@ -30,9 +30,5 @@ class Solve(Preset):
     into: Target = Int()
     share: Allocator = Uniform()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expand()
-
     def expand(self) -> Treatment:
         return Treatment(self.by, self.into, self.share)

@@ -5,8 +5,10 @@
 rho bounds the eigenvalues of diag(G)^-1/2 G diag(G)^-1/2 from above, so that D - G is positive semidefinite and no step raises f; Proj is
 the nearest point in the norm of D: top-k of |v_ij| sqrt(G_jj) for masks, plain rounding on a fixed grid. `precondition: false` takes one
 step length for all inputs, 1 / lambda_max(G), and the plain nearest point. The best iterate is returned, so that a result costs no more
-than its start: the target's nearest point (Wanda for masks, rounding for grids), or what `obs` reaches where that costs less. On a grid
-most steps are too short to leave the start, so what is gained there is mostly the start's.
+than its start: the target's nearest point weighed by diag(G) (Wanda for masks, rounding for grids), or what `obs` reaches on the same grid
+where that costs less. On a grid most steps are too short to leave the start, so what is gained there is mostly the start's. The exact
+projection onto few non-zeros on a grid (`both`) makes a ramp of the sparsity needless. Steps of inputs that were hardly seen are bounded:
+rounding errors of the slope would be all that moved their weights.
 Source: Liu, Koike-Akino, Wang, Mansour and Brand (2025), arXiv 2506.10205.
 """
 
@@ -26,6 +28,9 @@ from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import largest_eigenvalue
 from thrifty.weights.base import Points, Solver, Target
 from thrifty.weights.solve.obs import OBS
+
+HARDLY_SEEN = 1e-3
+"""Inputs with less than this share of the mean energy take steps as if they had as much."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class AWP(Solver):
 
     def solve(self, problem: Problem, target: Target) -> Solution:
         weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)
-        diagonal = _positive(gram.diagonal())
-        points = target.fit(weight, diagonal if self.precondition else None)
-        step = self._step(gram, diagonal)
+        metric = _metric(gram)
+        points = target.fit(weight, metric if self.precondition else None)
+        step = self._step(gram, metric)
         now = self._first(weight, gram, points, target)
         slope = (weight - now) @ gram
         best, least = now, _row_loss(weight, now, slope)
@@ -69,19 +74,27 @@ class AWP(Solver):
 
     def _first(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, target: Target) -> Tensor:
         """The point to start from."""
-        nearest = points.project(weight)
+        starts = [points.project(weight), points.project(target.fit(weight, gram.diagonal()).project(weight))]
         swept = OBS(act_order=not target.run).reach(weight, gram, points, target.run) if self.start == "obs" else None
-        if swept is None:
-            return nearest
-        losses = [_row_loss(weight, values, (weight - values) @ gram) for values in (swept.values, nearest)]
-        return _better(swept.values, losses[0], nearest, losses[1], target)[0]
+        if swept is not None:
+            starts.append(swept.values)
+        best, least = starts[0], _row_loss(weight, starts[0], (weight - starts[0]) @ gram)
+        for values in starts[1:]:
+            best, least = _better(values, _row_loss(weight, values, (weight - values) @ gram), best, least, target)
+        return best
 
-    def _step(self, gram: Float[Tensor, "in in"], diagonal: Float[Tensor, "in"]) -> Float[Tensor, "in"] | float:
+    def _step(self, gram: Float[Tensor, "in in"], metric: Float[Tensor, "in"]) -> Float[Tensor, "in"] | float:
         """What the slope is multiplied by, for each input."""
         if not self.precondition:
             return 1.0 / (float(largest_eigenvalue(gram)) or 1.0)
-        root = diagonal.rsqrt()
-        return 1.0 / ((float(largest_eigenvalue(gram * root[:, None] * root)) or 1.0) * diagonal)
+        root = torch.where(metric > 0, metric.rsqrt(), 0.0)
+        return root.square() / (float(largest_eigenvalue(gram * root[:, None] * root)) or 1.0)
+
+
+def _metric(gram: Float[Tensor, "in in"]) -> Float[Tensor, "in"]:
+    """diag(G), with what was hardly seen as large as `HARDLY_SEEN` says; what was never seen stays 0 and free."""
+    diagonal = gram.diagonal()
+    return torch.where(diagonal > 0, diagonal.clamp_min(HARDLY_SEEN * float(diagonal.mean())), 0.0)
 
 
 def _better(values: Tensor, loss: Tensor, best: Tensor, least: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -93,10 +106,3 @@ def _better(values: Tensor, loss: Tensor, best: Tensor, least: Tensor, target: T
 def _row_loss(weight: Tensor, values: Tensor, slope: Tensor) -> Float[Tensor, "out"]:
     """f of each row, from (W - V) G."""
     return torch.einsum("ij,ij->i", slope, weight - values).clamp_min_(0)
-
-
-def _positive(diagonal: Float[Tensor, "in"]) -> Float[Tensor, "in"]:
-    """The diagonal with inputs that were never seen as small as the smallest that was."""
-    seen = diagonal > 0
-    least = diagonal[seen].min() if bool(seen.any()) else torch.ones((), dtype=diagonal.dtype, device=diagonal.device)
-    return torch.where(seen, diagonal, least)

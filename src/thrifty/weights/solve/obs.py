@@ -6,6 +6,8 @@ With the factor R the loss is a sum over inputs, sum_j R_jj^2 sum_i (t_ij - v_ij
 depends only on what was fixed before; v_j is the point of the target nearest to t_j. On a grid this is GPTQ (Frantar, Ashkboos, Hoefler and
 Alistarh 2022, arXiv 2210.17323), on a mask SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): their factor U of H^-1 is R^-1, which
 is never formed here. `act_order` takes the inputs by falling diag H; grids belong to the original groups, so nothing more has to be stored.
+Where the Gram matrix has no factor the damping rises tenfold until it has one, and that is said. Inputs that were never seen are the first
+that a mask gives up.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -29,11 +31,12 @@ PANEL = 32
 
 
 class Reached(NamedTuple):
-    """A point of a set, and its losses as in `Solution`."""
+    """A point of a set, its losses as in `Solution`, and the damping that it took."""
 
     values: Float[Tensor, "out in"]
     row_loss: Float[Tensor, "out"]
     column_loss: Float[Tensor, "in"]
+    damping: float
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,28 @@ class OBS(Solver):
             values = points.project(weight)
             said = f"{problem.name}: the Gram matrix cannot be factorized, so every weight was rounded to the nearest point"
             return Solution(values, points.encode(values), row_forms(weight - values, gram).clamp_min(0), warnings=(said,))
-        return Solution(reached.values, points.encode(reached.values), reached.row_loss, reached.column_loss)
+        warnings = ()
+        if reached.damping > self.damping:
+            warnings = (f"{problem.name}: the Gram matrix could be factorized only with damping {reached.damping:.3g}",)
+        return Solution(reached.values, points.encode(reached.values), reached.row_loss, reached.column_loss, warnings)
 
     def reach(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, run: int) -> Reached | None:
         """A point of a set that is already fitted; run: see `Target`. None when no damping makes a factor of the Gram matrix."""
         order = _order(gram, self.act_order)
-        factor, damping = _factor(gram, order, self.damping)
+        factor, share = _factor(gram, order, self.damping)
         if factor is None:
             return None
-        sweep = _Sweep(_moved(weight.T, order).clone(memory_format=torch.contiguous_format), factor, order, points)
+        seen = gram.diagonal() > 0
+        sweep = _Sweep(_moved(weight.T, order).clone(memory_format=torch.contiguous_format), factor, order, seen, points)
         together = run or (gram.shape[0] if points.adaptive else 0)
         sweep.run(self.block_size, together)
-        row_loss = (sweep.row_loss - damping * torch.linalg.vecdot(sweep.error, sweep.error, dim=0)).clamp_min(0)
+        added = share * _mean_diagonal(gram)
+        row_loss = (sweep.row_loss - added * torch.linalg.vecdot(sweep.error, sweep.error, dim=0)).clamp_min(0)
         undone = None if order is None else torch.argsort(order)
         values, column_loss = sweep.values, _moved(sweep.column_loss, undone)
         del sweep, factor  # as large as the matrix each
         # Rounding and masks leave -0 where a negative value became zero; a sum makes equal results equal in their bytes.
-        return Reached(_moved(values, undone).T.contiguous().add_(0.0), row_loss, column_loss)
+        return Reached(_moved(values, undone).T.contiguous().add_(0.0), row_loss, column_loss, share)
 
 
 def _order(gram: Float[Tensor, "in in"], act_order: bool) -> Tensor | None:
@@ -99,25 +107,38 @@ def _moved(rows: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _factor(gram: Float[Tensor, "in in"], order: Tensor | None, damping: float) -> tuple[Tensor | None, float]:
-    """(the factor of the damped matrix in this order, what was added to the diagonal); damping rises tenfold until there is a factor."""
-    mean = float(gram.diagonal().mean()) or 1.0
-    for share in (damping, 10 * damping, 100 * damping):
+    """(the factor of the damped matrix in this order, the damping); it rises tenfold until there is a factor, to 1 at most."""
+    share = damping
+    while share <= 1:
         damped = gram.clone() if order is None else gram.index_select(0, order).index_select(1, order)
-        damped.diagonal().add_(share * mean)
+        damped.diagonal().add_(share * _mean_diagonal(gram))
         factor = upper_factor(damped)
         if factor is not None:
-            return factor, share * mean
+            return factor, share
+        share *= 10
     return None, 0.0
+
+
+def _mean_diagonal(gram: Float[Tensor, "in in"]) -> float:
+    """What damping is a share of; 1 where no input was ever seen."""
+    return float(gram.diagonal().mean()) or 1.0
 
 
 class _Sweep:
     """One pass over the inputs. Matrices are transposed, [in, out], so that an input is a contiguous row.
 
-    weight: turns into the error, input by input.
+    weight: turns into the error, input by input. seen: which inputs calibration data had.
     """
 
-    def __init__(self, weight: Float[Tensor, "in out"], factor: Float[Tensor, "in in"], order: Tensor | None, points: Points) -> None:
-        self.error, self.factor, self.points = weight, factor, points
+    def __init__(
+        self,
+        weight: Float[Tensor, "in out"],
+        factor: Float[Tensor, "in in"],
+        order: Tensor | None,
+        seen: Bool[Tensor, "in"],
+        points: Points,
+    ) -> None:
+        self.error, self.factor, self.seen, self.points = weight, factor, seen, points
         self.columns = torch.arange(weight.shape[0], device=weight.device) if order is None else order
         self.order: list[int] = self.columns.tolist()
         self.inverse: list[float] = factor.diagonal().reciprocal().tolist()
@@ -147,9 +168,9 @@ class _Sweep:
 
     def _enter(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
         """Show the set what inputs first .. last would be if nothing bound them."""
-        factor = self.factor[first:last, first:last]
+        factor, columns = self.factor[first:last, first:last], self.columns[first:last]
         free = self.error[first:last] + torch.linalg.solve_triangular(factor.T, carried, upper=False)
-        self.points.enter(free.T, self.columns[first:last], factor.diagonal().square())
+        self.points.enter(free.T, columns, torch.where(self.seen[columns], factor.diagonal().square(), 0.0))
 
     def _panel(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
         """Fix inputs first .. last one by one; carried: sum over the earlier inputs i of error_i R_ij."""

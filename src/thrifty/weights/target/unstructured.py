@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -54,3 +54,6 @@ class UnstructuredPoints(MaskPoints):
 
     def keep(self, gain: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
         return keep_per_block(gain, self.target.sparsity, self.target.mask_block or gain.shape[1])
+
+    def keep_run(self, gain: Float[Tensor, "out n"], columns: Int[Tensor, "n"]) -> Bool[Tensor, "out n"]:
+        return keep_per_block(gain, self.target.sparsity, gain.shape[1], start=int(columns[0]))

@@ -22,7 +22,7 @@ from thrifty.base.method import Need, Paper
 from thrifty.base.records import Rewrite
 from thrifty.core.fold import tie
 from thrifty.core.statistics import Statistics
-from thrifty.weights.base import Target, Transform
+from thrifty.weights.base import Transform, Treatment
 
 SMALLEST = 1e-5
 """Channels whose weights are all smaller than this count as if they were this large."""
@@ -44,7 +44,7 @@ class SmoothQuant(Transform):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def rewrite(
-        self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, target: Target | None
+        self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, treatment: Treatment | None
     ) -> Rewrite | None:
         if statistics.tokens == 0:
             return None
