@@ -8,17 +8,18 @@ Three ways lead from codes to outputs, and the number of tokens decides which on
                   this way for few tokens, too
     elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
-The first two need a processor, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
+The first two need a processor that multiplies bytes exactly, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,13 +80,11 @@ class PackedLinear(nn.Module):
         alone = rows.shape[0] == 1
         exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
         low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
-        middle, step = (high + low) / 2, ((high - low) / 254).clamp_min(SMALLEST)
-        codes = exact.sub_(middle).div_(step).round_().to(torch.int8)
-        out = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, self.wide_codes, self.wide_scale, self.wide_zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        # every input stands `middle` above its code, so every output lacks that many times the sum of its row of weights
-        out.mul_(step).addr_(middle[:, 0], self.wide_sum)
+        step = ((high - low) / 255).clamp_min(SMALLEST)
+        codes = exact.sub_(low).div_(step).round_().to(torch.uint8)
+        out = byte_products(codes, self.wide_codes, self.wide_scale, self.wide_zero)
+        # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
+        out.mul_(step).addr_(low[:, 0], self.wide_sum)
         return (out[:1] if alone else out).to(torch.bfloat16)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -120,7 +119,7 @@ def kernel_takes(encoded: Encoded) -> bool:
     """Whether torch's kernels for processors can hold this matrix."""
     out_features, in_features = encoded.shape
     group_size = encoded.group_size or in_features
-    if not torch.backends.mkldnn.is_available():
+    if not multiplies_bytes():
         return False
     if encoded.bits == 8:
         return group_size == in_features and "zero_point" not in encoded.tensors
@@ -131,6 +130,27 @@ def kernel_takes(encoded: Encoded) -> bool:
         and in_features % group_size == 0
         and out_features % KERNEL_ROWS == 0
     )
+
+
+@cache
+def multiplies_bytes() -> bool:
+    """Whether this processor multiplies bytes without loss: those without instructions for it add pairs of products up in 16 bits."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    inputs = torch.full((2, KERNEL_ROWS), 255, dtype=torch.uint8)
+    form = wide_form(torch.full((KERNEL_ROWS, KERNEL_ROWS), 127, dtype=torch.int8), torch.ones(KERNEL_ROWS))
+    try:
+        found = byte_products(inputs, form["wide_codes"], form["wide_scale"], form["wide_zero"])
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool((found == 255 * 127 * KERNEL_ROWS).all())
+
+
+def byte_products(
+    codes: UInt8[Tensor, "tokens in"], weight: Tensor, scale: Float[Tensor, "out"], zero: Tensor
+) -> Float[Tensor, "tokens out"]:
+    """codes @ weight.T * scale, with integer sums. weight: as `wide_form` has it. Signed codes have no fast kernel on most processors."""
+    return torch.ops.onednn.qlinear_pointwise(codes, 1.0, 0, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
 
 
 def plain_form(encoded: Encoded) -> dict[str, Tensor]:
