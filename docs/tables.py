@@ -91,9 +91,9 @@ def inference() -> str:
         [name, f"{seconds['prefill'] * 1e3:.0f} ms", f"{seconds['decode'] * 1e3:.0f} ms", f"{seconds['whole'] * 1e3:.0f} ms"]
         for name, seconds in found["seconds"].items()
     ]
-    lost = [[name, f"{kl['prefill']['value']:.2g}", f"{kl['decode']['value']:.2g}"] for name, kl in found["kl_of_the_fast_path"].items()]
+    lost = [[name, f"{kl['prompt']['value']:.2g}", f"{kl['new tokens']['value']:.2g}"] for name, kl in found["kl_of_the_fast_path"].items()]
     head = ["", f"{found['prompt_tokens']} tokens at once", f"{found['new_tokens'] - 1} tokens one by one", "both"]
-    return "\n\n".join([_table(head, rows), _table(["KL divergence from float32", "many tokens at once", "one by one"], lost)])
+    return "\n\n".join([_table(head, rows), _table(["KL divergence from float32", "over the prompt", "over the new tokens"], lost)])
 
 
 def llama_cpp() -> str:

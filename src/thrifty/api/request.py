@@ -30,7 +30,7 @@ from thrifty.recipe.resolve import resolve
 BATCH = 8
 """Rows that go through a block at once wherever they need not go all together."""
 
-STAGE_SHARE, STAGE_BYTES = 0.25, 512 << 20
+STAGE_SHARE, STAGE_BYTES = 0.25, 256 << 20
 """The share of this machine's memory, and the bytes, that the hidden states of one block may take in stage order. Results of block order
 are as good; it passes the rows through each block once more."""
 

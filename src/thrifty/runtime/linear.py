@@ -81,11 +81,18 @@ class PackedLinear(nn.Module):
         exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
         low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
         step = ((high - low) / 255).clamp_min(SMALLEST)
-        codes = exact.sub_(low).div_(step).round_().to(torch.uint8)
-        out = byte_products(codes, self.wide_codes, self.wide_scale, self.wide_zero)
+        coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
+        codes = exact.sub_(low).div_(step).round()
+        out = self._bytes(codes)
+        if bool(coarse.any()):
+            out[coarse] += self._bytes(exact[coarse].sub_(codes[coarse]).add_(0.5).mul_(255).round_()) / 255 - self.wide_sum / 2
         # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
         out.mul_(step).addr_(low[:, 0], self.wide_sum)
         return (out[:1] if alone else out).to(torch.bfloat16)
+
+    def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
+        """Whole numbers from 0 to 255 times the weights."""
+        return byte_products(codes.to(torch.uint8), self.wide_codes, self.wide_scale, self.wide_zero)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
