@@ -149,7 +149,14 @@ def embedded() -> dict:
     shutil.rmtree(out, ignore_errors=True)
     thrifty.compress(out=out)
     rows = load_rows(
-        folder=folder, config=open_model(folder).config, kind="causal_lm", purpose="evaluation", text=(), samples=8, tokens=PROMPT + NEW, seed=0
+        folder=folder,
+        config=open_model(folder).config,
+        kind="causal_lm",
+        purpose="evaluation",
+        text=(),
+        samples=8,
+        tokens=PROMPT + NEW,
+        seed=0,
     )
     return fast_path(out, rows.inputs["input_ids"])
 

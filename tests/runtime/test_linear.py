@@ -126,6 +126,22 @@ def test_weights_of_8_bits_with_one_scale_a_row(shape: tuple[int, int], count: i
     assert torch.equal(layer(whole), exact(whole, code).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("tokens_with_outliers", [[0], [3], [1, 2], list(range(9))], ids=len)
+def test_tokens_with_outliers_are_rounded_to_twice_as_many_bits(tokens_with_outliers: list[int]) -> None:
+    """Weights of 8 bits, so that nothing else is rounded: a step over the whole range would lose all that is not an outlier."""
+    code = matrix(32, 256, 0, 8)
+    layer = layer_of(code)
+    inputs = tokens(9, 256)
+    plain = layer(inputs)
+    inputs[tokens_with_outliers, 7], inputs[tokens_with_outliers, 90] = 300.0, -200.0
+    found, expected = layer(inputs), exact(inputs, code)
+    step = (inputs.amax(1) - inputs.amin(1))[:, None].double() / 255
+    bound = step / 254 / 2 * code.decode().double().abs().sum(1)
+    outliers = torch.zeros(9, dtype=torch.bool).index_fill(0, torch.tensor(tokens_with_outliers), True)
+    assert ((found.double() - expected).abs() <= 1.01 * bound + 1.01 * BF16 * expected.abs())[outliers].all()
+    assert torch.equal(found[~outliers], plain[~outliers])  # no token changes what another one gives
+
+
 def test_products_of_bytes_have_a_kernel_here() -> None:
     """Where a processor has no kernel for a pair of types, the library computes number by number, thousands of times slower."""
     code = matrix(512, 1024, 32)
