@@ -16,8 +16,27 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def quality() -> str:
+    """GPTQ and SparseGPT beside llm-compressor."""
+    return _paired("quality_llm_compressor.json", "llm-compressor")
+
+
+def auto_round() -> str:
+    """GPTQ beside auto-round, and the time of the calls."""
+    found = _read("quality_auto_round.json")
+    rows = [
+        [
+            row["request"],
+            *(f"{row['calls'][who]['call_seconds']:.0f} s" for who in ("thrifty", "auto-round")),
+            f"{row['calls']['call_ratio']:.3f}",
+        ]
+        for row in found["rows"]
+    ]
+    return "\n\n".join([_paired("quality_auto_round.json", "auto-round"), _table(["request", "call here", "auto-round", "ratio"], rows)])
+
+
+def _paired(file: str, peer: str) -> str:
     """Perplexity and divergence of both, and their paired differences."""
-    found, peer = _read("quality_llm_compressor.json"), "llm-compressor"
+    found = _read(file)
     rows = []
     for row in found["rows"]:
         ours, theirs, beside = row["thrifty"], row[peer], row[f"thrifty minus {peer}"]
@@ -105,6 +124,40 @@ def llama_cpp() -> str:
     return _table(["format", "file", "perplexity here", "in llama.cpp", "difference"], rows)
 
 
+def llama_cpp_families() -> str:
+    """A small model of each family in llama.cpp: the largest differences over all formats."""
+    rows = [
+        [
+            family["family"],
+            f"{family['rows'][0]['here']:.2f}",
+            ", ".join(row["format"] for row in family["rows"]),
+            f"{max((row['ratio'] - 1 for row in family['rows']), key=abs):+.3%}",
+            f"{max(row['kl'] for row in family['rows']):.1g}",
+            f"{family['texts_cut_alike']} of {family['texts']}",
+        ]
+        for family in _read("perplexity_llama_cpp.json")["families"]
+    ]
+    return _table(
+        ["family", "perplexity here", "formats", "largest difference there", "largest KL divergence", "texts cut into the same tokens"],
+        rows,
+    )
+
+
+def versions() -> str:
+    """The oldest and the newest versions that the tests were run with."""
+    found = _read("versions.json")
+    both = [found[which] for which in ("oldest", "newest")]
+    rows = [[name, *(one["versions"][name] for one in both)] for name in both[0]["versions"]]
+    ran = [f"{one['tests']['tests']} run, {one['tests']['failures'] + one['tests']['errors']} failed" for one in both]
+    return _table(["", "oldest", "newest"], [*rows, ["tests", *ran]])
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    found = _read("recipes.json")["hardware"]
+    return f"{found['usable_cores']} cores of {found['cpu']} ({found['cpu_capability']}), {found['ram_bytes'] / 1e9:.0f} GB"
+
+
 def recipes() -> str:
     """Every shipped recipe on the embedded model."""
     results = _read("recipes.json")["results"]
@@ -137,13 +190,17 @@ def recipes() -> str:
 
 
 TABLES = {
+    "machine": machine,
     "recipes": recipes,
     "quality": quality,
+    "auto-round": auto_round,
     "cost": cost,
     "phases": phases,
     "memory": memory,
     "inference": inference,
     "llama.cpp": llama_cpp,
+    "llama.cpp families": llama_cpp_families,
+    "versions": versions,
 }
 
 

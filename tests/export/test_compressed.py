@@ -116,8 +116,8 @@ def test_what_the_library_writes_is_read(seed: int, shape: tuple[int, int, int],
     scheme = library_scheme(Scheme(bits, shape[2], symmetric))
     zero_point = code.tensors.get("zero_point", torch.zeros_like(code.tensors["scale"], dtype=torch.int8))
     given_tensors = {"weight": code.decode(), "weight_scale": code.tensors["scale"], "weight_zero_point": zero_point}
-    tensors = {f"{PREFIX}.{name}": tensor for name, tensor in PackedQuantizationCompressor.compress(given_tensors, scheme).items()}
-    tensors = on_disk(tensors)
+    made = PackedQuantizationCompressor.compress(given_tensors, scheme)
+    tensors = on_disk({f"{PREFIX}.{name}": tensor.contiguous() for name, tensor in made.items()})
     found = read_packed(tensors.__getitem__, PREFIX)
     assert torch.equal(found.decode(), library_values(tensors, scheme)) and torch.equal(found.decode(), code.decode())
 

@@ -413,6 +413,7 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str, arch
         ("qwen3", {"attention_bias": True}, "attention_bias = True"),
         ("gemma2", {"final_logit_softcapping": None}, "no soft caps"),
         ("gemma2", {"query_pre_attn_scalar": 100}, "queries are scaled by 100"),
+        ("gemma3", {"num_hidden_layers": 62, "layer_types": ["full_attention"] * 62}, "queries are scaled by 32 .* as with 62 layers"),
         ("gemma2", {"tie_word_embeddings": False}, "output matrix"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
     ],
