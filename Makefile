@@ -9,6 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Elsewhere, for the build without CUDA: make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
 DEMO := demo-result

@@ -148,6 +148,10 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
     del tensors[f"{LINEAR}.weight"]
 
 
+def whole_numbers(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{LINEAR}.weight"] = torch.ones_like(tensors[f"{LINEAR}.weight"], dtype=torch.int8)
+
+
 def reshape(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{LINEAR}.weight"] = tensors[f"{LINEAR}.weight"][:, :64].clone()
 
@@ -283,9 +287,15 @@ OPTIONS = [
     Case("--bits four", ["compress", "{model}", "--bits", "four"], ("--bits", "valid integer", "thrifty compress --help")),
     Case("no CUDA", compress("--device", "cuda"), ("--device cuda", "no CUDA device", "leave the option out")),
     Case("no such device", compress("--device", "tpu"), ("--device", "'tpu'", "cuda")),
-    Case("negative gate", compress("--max-perplexity-increase", "-5%"), ("--max-perplexity-increase", "5%", "'-5%'")),
-    Case("gate in words", compress("--max-perplexity-increase", "little"), ("--max-perplexity-increase", "5%", "'little'")),
-    Case("gate not a number", compress("--max-perplexity-increase", "nan"), ("--max-perplexity-increase", "'nan'")),
+    Case("negative gate", compress("--max-perplexity-increase", "-5%"), ("perplexity", "5%", "'-5%'")),
+    Case("gate in words", compress("--max-perplexity-increase", "little"), ("perplexity", "5%", "'little'")),
+    Case("gate without its sign", compress("--max-perplexity-increase", "5"), ("perplexity", "5% or 0.05", "'5'")),
+    Case(
+        "a gate for a model without perplexity",
+        compress("--max-perplexity-increase", "5%", model="{vision}"),
+        ("perplexity", "kind vision"),
+    ),
+    Case("gate not a number", compress("--max-perplexity-increase", "nan"), ("perplexity", "'nan'")),
     Case("no such check", compress("--verify", "some"), ("--verify", "'some'", "exact", "full")),
     Case("no such command", ["compres", "{model}"], ("'compres'", "compress")),
     Case("no such option", compress("--sample", "4"), ("--sample", "--samples")),
@@ -361,6 +371,17 @@ TEXTS = [
 ]
 
 MODELS = [
+    Case("weights of whole numbers", compress(), (f"{LINEAR}.weight", "whole numbers", "int8"), edit_weights(whole_numbers)),
+    Case("no such activation", compress(), ("config.json", "LlamaForCausalLM", "'swish9'"), edit_config(hidden_act="swish9")),
+    Case(
+        "no such rotary scaling",
+        compress(),
+        ("config.json",),
+        edit_config(rope_parameters={"rope_type": "spiral", "rope_theta": 10000.0}),
+    ),
+    Case("a class of another family", compress(), ("config.json", "BertForMaskedLM"), edit_config(architectures=["BertForMaskedLM"])),
+    Case("a width beyond all memory", compress(), ("config.json",), edit_config(hidden_size=10**12)),
+    Case("a broken generation_config.json", compress(), ("generation_config.json", "JSON"), write("model/generation_config.json", "{")),
     Case("NaN in the weights", compress(), (WEIGHTS, f"{LINEAR}.weight", "NaN"), poison(float("nan"))),
     Case("infinite weights", compress(), (WEIGHTS, f"{LINEAR}.weight", "infinite"), poison(float("inf"))),
     Case("already quantized", compress(model="{result}"), ("result", "already quantized", "compressed-tensors", "original")),
@@ -425,6 +446,13 @@ COMMANDS = [
         ["evaluate", "{model}", "--against", "{other}", "--text", "{text}"],
         ("vocabular", "96", "90"),
     ),
+    Case("evaluate: another kind", ["evaluate", "{vision}", "--against", "{model}"], ("kind vision", "kind causal_lm", "compared")),
+    Case("evaluate: images for a reader", ["evaluate", "{model}", "--images", "{here}"], ("reads text", "--text")),
+    Case("evaluate: text for one that sees", ["evaluate", "{vision}", "--text", "{text}"], ("sees images", "--images")),
+    Case("evaluate: seed beyond 64 bits", ["evaluate", "{model}", "--seed", str(2**70)], ("seed", "2^63")),
+    Case("evaluate: seed -1", ["evaluate", "{model}", "--seed", "-1"], ("seed", "2^63")),
+    Case("try: a prompt that leaves no room", ["try", "{result}", "x" * 256], ("256 tokens", "256 positions", "shorter")),
+    Case("export: repeated", ["repeat", "{result}", "--out", "{result}"], ("is the result itself", "--out")),
     Case("evaluate: no such original", ["evaluate", "{model}", "--against", "{here}/gone", "--text", "{text}"], ("no folder", "gone")),
     Case("export: no such format", ["export", "{result}", "--to", "ggfu"], ("'ggfu'", "did you mean 'gguf'")),
     Case("export: no format", ["export", "{result}"], ("--to", "thrifty export --help")),

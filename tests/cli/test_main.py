@@ -95,7 +95,7 @@ def test_plan_shows_the_price_and_what_it_is_made_of(api: types.ModuleType, caps
 
 def test_try_puts_the_answers_side_by_side(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["try", "small", "def"]) == 0
-    assert api.calls["try_out"] == ((Path("small"),), {"prompt": "def"})
+    assert api.calls["try_out"] == ((Path("small"),), {"prompt": "def", "allow_pickle": False, "trust_remote_code": False})
     assert any("the original text" in line and "the result text" in line for line in capsys.readouterr().out.splitlines())
 
 
@@ -119,7 +119,7 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
             "device": "cpu",
             "force": True,
             "verify": "full",
-            "max_perplexity_increase": 0.05,
+            "max_perplexity_increase": "5%",
             "allow_pickle": True,
             "trust_remote_code": True,
         },
@@ -151,9 +151,6 @@ def test_the_commands_fit_the_functions(api: types.ModuleType, monkeypatch: pyte
         (["compress", "--samples", "0"], "--samples must be at least 1"),
         (["compress", "--tokens", "-5"], "--tokens must be at least 2"),
         (["plan", "--seed", "-1"], "--seed must be at least 0"),
-        (["compress", "--max-perplexity-increase", "5"], "5% or 0.05; got '5'"),
-        (["compress", "--max-perplexity-increase", "much"], "got 'much'"),
-        (["compress", "--max-perplexity-increase", "nan"], "got 'nan'"),
         (["recipes", "w4-asymetric"], "'w4-asymmetric'"),
     ],
 )
@@ -253,13 +250,17 @@ def test_what_a_library_prints_does_not_reach_standard_output(api: types.ModuleT
     assert "hello from a library" in printed.err
 
 
-def test_a_defect_of_ours_is_not_hidden(api: types.ModuleType) -> None:
+def test_a_defect_of_ours_is_not_hidden(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
     api.doctor = fail  # type: ignore[attr-defined]
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+    assert main(["doctor", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["exit_code"] == 1
+    assert printed.err.startswith("error: ZeroDivisionError") and "defect of thrifty" in printed.err and "Traceback" not in printed.err
+    assert main(["doctor", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_numbers_that_json_cannot_say_are_null(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_layers_of_unknown_error_are_not_called_the_worst() -> None:
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_gate_is_told(passed: bool) -> None:
-    verdict = {"metric": "perplexity", "limit": 0.05, "relative": True, "passed": passed, "reason": "it rose by 7 %"}
+    verdict = {"metric": "perplexity", "limit": 0.05, "passed": passed, "reason": "it rose by 7 %"}
     text = shown(render_certificate(certificate(gate=verdict)))
     assert ("within the limit: it rose by 7 %" in text) == passed
     assert ("limit not met: it rose by 7 %" in text) == (not passed)
@@ -77,7 +77,7 @@ def test_what_is_put_in_is_text() -> None:
     rows = layers(1)
     rows[0] |= {"name": ODD, "method": ODD, "relative_error": 0.5}
     model = {"name": ODD, "digest": "d"}
-    gate = {"metric": ODD, "limit": 0.1, "relative": True, "passed": False, "reason": ODD}
+    gate = {"metric": ODD, "limit": 0.1, "passed": False, "reason": ODD}
     quality = [{"metric": ODD, "before": 1.0, "after": 2.0, "difference": 1.0}]
     one = certificate(layers=rows, model=model, warnings=[ODD], gate=gate, quality=quality, recipe=ODD)
     text = shown(render_certificate(one, ODD), 400)

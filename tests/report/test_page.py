@@ -133,7 +133,7 @@ def test_whatever_is_put_in_is_text() -> None:
         speed={EVIL: EVIL},
         quality=[{"metric": EVIL, "before": 1.0, "after": 2.0, "difference": 1.0}],
         data={"calibration": {"source": EVIL, "digest": EVIL, "rows": 1, "samples": [EVIL]}},
-        gate={"metric": EVIL, "limit": 0.1, "relative": True, "passed": False, "reason": EVIL},
+        gate={"metric": EVIL, "limit": 0.1, "passed": False, "reason": EVIL},
     )
     html, found = render_report(one), page(one)
     assert found.count("script") == 1, "only the page's own"
@@ -153,7 +153,7 @@ def test_warnings_are_counted_and_told() -> None:
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_gate_is_told_at_the_top(passed: bool) -> None:
     reason = "perplexity rose by 7 %, more than the 5 % that was allowed"
-    found = page(certificate(gate={"metric": "perplexity", "limit": 0.05, "relative": True, "passed": passed, "reason": reason}))
+    found = page(certificate(gate={"metric": "perplexity", "limit": 0.05, "passed": passed, "reason": reason}))
     word, style = ("Within the limit", "passed") if passed else ("Limit not met", "failed")
     assert f"{word} : {reason}" in found.text.replace(f"{word}:", f"{word} :")
     assert found.text.index(reason) < found.text.index("weight files")

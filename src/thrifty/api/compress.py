@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,18 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from thrifty.api.pages import write_pages
 from thrifty.api.request import Request, load_of, prepare
-from thrifty.base.errors import InputError, RunError
-from thrifty.base.store import write_text
-from thrifty.export.card import classes_of, license_of, model_card
-from thrifty.measure.certificate import Certificate
+from thrifty.base.errors import GateError, InputError, RunError
+from thrifty.base.store import file_digest
+from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import Job, run
-from thrifty.report.headline import markdown
-from thrifty.report.page import write_report
 
 DEFAULT_OUT = "thrifty-result"
 
@@ -58,7 +54,7 @@ def compress(
     device: Literal["cpu", "cuda"] | None = None,
     force: bool = False,
     verify: Literal["exact", "full"] = "exact",
-    max_perplexity_increase: float | None = None,
+    max_perplexity_increase: str | float | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     speed: bool = True,
@@ -70,7 +66,8 @@ def compress(
     images, data set names, or tensors by argument name, each [rows, ...]; `evaluation` as tensors goes with them. samples, tokens: number
     and length of the calibration windows. out: the result folder, `thrifty-result` by default; an unfinished run is resumed, a finished one
     returned. verify: `exact` reads every tensor back, `full` also loads the result in transformers and compares logits.
-    max_perplexity_increase: the share of the original's perplexity that may be lost at most. speed: whether both models are timed at the
+    max_perplexity_increase: by how much perplexity may rise at most, as a share of
+    the original's: `5%` or 0.05. speed: whether both models are timed at the
     end, where they fit into the memory that the run took.
 
     Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
@@ -93,7 +90,7 @@ def compress(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
-    certificate = run(job, place, force=force, finish=partial(_finish, place.absolute().name, job.source.folder), full=verify == "full")
+    certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=verify == "full")
     return certificate.result(place)
 
 
@@ -111,7 +108,7 @@ def plan(
     device: Literal["cpu", "cuda"] | None = None,
     force: bool = False,
     verify: Literal["exact", "full"] = "exact",
-    max_perplexity_increase: float | None = None,
+    max_perplexity_increase: str | float | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Plan:
@@ -165,37 +162,6 @@ def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:
     return found
 
 
-def _finish(name: str, source: Path, folder: Path, certificate: Certificate) -> None:
-    """The files that people read, of the result called `name` made from `source`: the report, and the model card with the certificate's
-    table."""
-    write_report(certificate, folder)
-    original = certificate.request.get("model")
-    card = model_card(
-        name=name,
-        base_model=original or "pycode, the model inside the package",
-        license=license_of(source),
-        classes=classes_of(folder),
-        table=markdown(certificate),
-        recipe_yaml=certificate.recipe,
-        command=_command(certificate),
-        library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
-    )
-    write_text(folder / "README.md", card)
-
-
-def _command(certificate: Certificate) -> str:
-    """The command line that makes a result again; tensors that a program gave stand in it as a name to fill in."""
-    request = certificate.request
-    words = ["thrifty", "compress", *([str(request["model"])] if request.get("model") else []), "--recipe", "recipe.yaml"]
-    calibration = request.get("calibration") or []
-    for source in ["YOUR-TEXT"] if isinstance(calibration, str) else calibration:
-        words += ["--calibration", str(source)]
-    for key in ("samples", "tokens"):
-        if request.get(key):
-            words += [f"--{key}", str(request[key])]
-    return shlex.join([*words, "--seed", str(certificate.seed)])
-
-
 def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     """Repeat the run that made a result, and compare the bytes of every weight file and of config.json.
 
@@ -204,26 +170,28 @@ def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     """
     folder = Path(folder)
     certificate = Certificate.read(folder)
+    if not certificate.run_key:
+        raise InputError(f"{folder} was written by thrifty export; repeat the run of the result that it was exported from")
     words = dict(certificate.request)
     if words.get("calibration") == "given tensors":
         raise InputError(f"{folder} was calibrated on tensors given by a program, which no file remembers; run that program again")
     place = Path(out) if out is not None else folder.absolute().with_name(folder.absolute().name + ".repeat")
-    again = compress(words.pop("model"), certificate.recipe, words.pop("calibration"), out=place, seed=certificate.seed, **words)
-    if again["bytes"] != certificate.to_json()["bytes"] or again["run_key"] != certificate.run_key:
-        changed = [name for name in ("versions", "hardware") if again[name] != certificate.to_json()[name]]
-        raise RunError(
-            f"the repetition in {place} is not the same run; look at {', '.join(changed) or 'the model and the data'} in both certificates"
-        )
-    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json")
-    files = [{"file": name, "equal": _digest(folder / name) == _digest(place / name)} for name in names]
+    if place.absolute() == folder.absolute():
+        raise InputError(f"{folder} is the result itself; choose another --out for its repetition")
+    try:
+        again = compress(words.pop("model"), certificate.recipe, words.pop("calibration"), out=place, seed=certificate.seed, **words)
+    except GateError as error:  # as the first time, then: its result is kept beside
+        again = error.result or {}
+        place = Path(again["out"])
+    names = sorted(path.name for path in folder.iterdir() if made_of_bytes(path))
+    files = [{"file": name, "equal": file_digest(folder / name) == file_digest(place / name)} for name in names]
     different = [str(entry["file"]) for entry in files if not entry["equal"]]
     if different:
-        raise RunError(
-            f"{', '.join(different)} in {place} differ from {folder}; another processor or another number of threads can do that"
+        changed = [name for name in ("run_key", "versions", "hardware") if again[name] != certificate.to_json()[name]]
+        advice = (
+            "the model, the data or the settings are not those of the first run"
+            if "run_key" in changed
+            else f"look at {', '.join(changed) or 'the number of threads'} in both certificates"
         )
+        raise RunError(f"{', '.join(different)} in {place} differ from {folder}; {advice}")
     return {"folder": str(folder), "out": str(place), "equal": True, "files": files}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.data import Rows, default_model, load_rows
 from thrifty.data.load import SAMPLES
+from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
@@ -53,7 +54,7 @@ class Request:
     tokens: int | None = None
     seed: int = 0
     device: str | None = None
-    max_perplexity_increase: float | None = None
+    max_perplexity_increase: str | float | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     speed: bool = True
@@ -66,7 +67,7 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """What `thrifty repeat` needs besides the recipe."""
         return {
-            "model": str(Path(self.model).expanduser().resolve()) if self.model is not None and Path(self.model).exists() else self.model,
+            "model": None if self.model is None else _whole(str(self.model)),
             "calibration": _remembered(self.calibration),
             "evaluation": _remembered(self.evaluation),
             "samples": self.samples,
@@ -81,27 +82,33 @@ class Request:
 def prepare(request: Request) -> Job:
     """Open the model, resolve the recipe, load the rows. Raises InputError for whatever cannot be right."""
     device = _device(request.device)
-    if not 0 <= request.seed < 1 << 63:
-        raise InputError(f"the seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
-    gate = None if request.max_perplexity_increase is None else Gate(request.max_perplexity_increase)
+    _check_numbers(request)
+    gate = None if request.max_perplexity_increase is None else Gate.parse(request.max_perplexity_increase)
     source = open_model(
         default_model() if request.model is None else request.model,
         allow_pickle=request.allow_pickle,
         trust_remote_code=request.trust_remote_code,
     )
+    if gate is not None and source.anatomy.kind not in LANGUAGE:
+        raise InputError(
+            f"a largest increase of perplexity was asked for, but a model of kind {source.anatomy.kind} has none; leave it out"
+        )
     recipe = _recipe(request, source)
     work = Work.of(resolve(recipe, source.anatomy))
     calibration = _calibration(request, recipe, source) if work.needs_calibration else None
     evaluation = _evaluation(request, recipe, source, calibration)
+    if gate is not None and evaluation is None:
+        raise InputError("a largest increase of perplexity was asked for, but there are no rows to judge on; give evaluation rows, too")
     _say(calibration, evaluation)
     setting = _setting(source, device, calibration, request.seed)
     name = "the model inside the package" if request.model is None else str(request.model)
     return Job(
         name,
         source,
-        recipe.to_yaml(),
+        recipe.with_places(_whole).to_yaml(),
+        recipe.plain()["steps"],
         work,
-        packing(source.anatomy, work, source.dtype),
+        packing(source.anatomy, work, source.dtype, frozenset(source.linear_modules)),
         setting,
         calibration,
         evaluation,
@@ -135,7 +142,19 @@ def load_of(job: Job) -> Load:
     )
 
 
+def _check_numbers(request: Request) -> None:
+    """Raise InputError for numbers that the command line would not have let through."""
+    for name, least, most in (("seed", 0, (1 << 63) - 1), ("samples", 1, 1_000_000), ("tokens", 2, 1_000_000)):
+        value = getattr(request, name)
+        if value is None and name != "seed":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise InputError(f"{name} must be a whole number from {least} to {most}; got {value!r}")
+
+
 def _device(word: str | None) -> str:
+    if word not in (None, "cpu", "cuda"):
+        raise InputError(f"device must be cpu or cuda; got {word!r}")
     if word == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the processor")
     return word or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -158,10 +177,16 @@ def _words(value: Any) -> tuple[str, ...]:
 
 
 def _remembered(value: Any) -> list[str] | str | None:
-    """The words of a text or folder for a repetition, which may start elsewhere: files by their whole path."""
+    """The words of a text or folder for a repetition, which may start elsewhere."""
     if isinstance(value, Mapping | Rows):
         return "given tensors"
-    return [str(Path(word).resolve()) if Path(word).exists() else word for word in _words(value)] or None
+    return [_whole(word) for word in _words(value)] or None
+
+
+def _whole(word: str) -> str:
+    """A file or folder by its whole path; any other word as it is."""
+    path = Path(word).expanduser()
+    return str(path.resolve()) if path.exists() else word
 
 
 def _sources(words: tuple[str, ...], wanted: Calibration | Evaluation, source: Source, option: str) -> tuple[tuple[str, ...], str | None]:

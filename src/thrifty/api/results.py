@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -10,16 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from thrifty.api.pages import write_pages
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
+from thrifty.base.store import file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.formats import export_result
-from thrifty.measure.certificate import Certificate
+from thrifty.measure.certificate import FILE as CERTIFICATE
+from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.evaluate import evaluate as measure
+from thrifty.measure.size import weight_bytes
 from thrifty.measure.task_scores import summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
 from thrifty.models import open_model
+from thrifty.models.folder import find_folder
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
 from thrifty.runtime import load
@@ -39,6 +46,8 @@ def evaluate(
     tokens: int | None = None,
     stride: int | None = None,
     seed: int = 0,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Measure a model or a result folder: perplexity, and against an original also KL divergence, agreement and flips on the same tokens.
 
@@ -46,18 +55,24 @@ def evaluate(
     its sub-folders name the classes where there are some. tasks: measure on these instead: tasks of lm-eval, by name, as YAML files or as
     folders of these. samples: windows of text, images, or documents of each task. tokens: length of a window. stride: windows begin so many
     tokens apart, and each scores what the one before it did not hold; side by side where it is left out.
-    Raises InputError when the two models do not have one vocabulary, the model has no tokenizer, or a task cannot be run.
+    Raises InputError when the two models are of different kinds or vocabularies, the model has no tokenizer, or a task cannot be run.
     """
-    folder = Path(model) if model is not None else default_model()
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+        raise InputError(f"the seed must be a whole number from 0 to 2^63 - 1; got {seed!r}")
+    folder = default_model() if model is None else find_folder(model)
+    original = None if against is None else find_folder(against)
+    allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if tasks:
         if any(given is not None for given in (text, images, tokens, stride)):
             raise InputError("tasks bring their own text; give either tasks, or a text or images to measure on")
         named = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-        original = None if against is None else Path(against)
-        return {**_names(model, against), **_on_tasks(folder, original, named, samples, seed)}
-    kind = kind_of(folder)
+        return {**_names(model, against), **_on_tasks(folder, original, named, samples, seed, allowed)}
+    kind = kind_of(folder, **allowed)
     words = () if text is None else (text,) if isinstance(text, str) else tuple(text)
-    measured = load(folder, dtype=torch.float32)
+    _check_data(kind, words, images)
+    if original is not None and (other := kind_of(original, **allowed)) != kind:
+        raise InputError(f"{model or folder} is a model of kind {kind} and {against} one of kind {other}; they cannot be compared")
+    measured = load(folder, dtype=torch.float32, **allowed)
     rows = load_rows(
         folder=folder,
         config=measured.config,
@@ -70,8 +85,10 @@ def evaluate(
         stride=stride,
         seed=seed,
     )
-    original = None if against is None else load(Path(against), dtype=torch.float32)
-    found = measure(measured, rows.inputs, against=original, kind=kind, targets=rows.targets, labels=rows.labels, seed=seed)
+    beside = None if original is None else load(original, dtype=torch.float32, **allowed)
+    if beside is not None:
+        _check_vocabulary(measured.config, beside.config)
+    found = measure(measured, rows.inputs, against=beside, kind=kind, targets=rows.targets, labels=rows.labels, seed=seed)
     return {**_names(model, against), "images" if "input_ids" not in rows.inputs else "text": rows.source, **found}
 
 
@@ -79,28 +96,45 @@ def _names(model: str | Path | None, against: str | Path | None) -> dict[str, An
     return {"model": str(model or "the model inside the package"), "against": None if against is None else str(against)}
 
 
-def _on_tasks(folder: Path, original: Path | None, tasks: Sequence[str], samples: int | None, seed: int) -> dict[str, Any]:
+def _check_data(kind: Kind, texts: Sequence[str], images: str | Path | None) -> None:
+    """Raise InputError for what a model of this kind does not look at."""
+    if images is not None and kind in ("causal_lm", "masked_lm"):
+        raise InputError(f"a model of kind {kind} reads text, not images; give --text FILE, or nothing")
+    if texts and kind == "vision":
+        raise InputError("this model sees images and reads no text; give --images FOLDER")
+
+
+def _check_vocabulary(config: Any, other: Any) -> None:
+    """Raise InputError when the tokens of one model mean nothing to the other."""
+    sizes = [getattr(one.get_text_config(), "vocab_size", None) for one in (config, other)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"the models have vocabularies of {sizes[0]} and {sizes[1]} tokens; they cannot be compared on the same tokens")
+
+
+def _on_tasks(
+    folder: Path, original: Path | None, tasks: Sequence[str], samples: int | None, seed: int, allowed: dict[str, bool]
+) -> dict[str, Any]:
     """What the model scores on the tasks, and the original on the same prompts; one of them is in memory at a time."""
-    tokenizers = {place: _checked_tokenizer(place) for place in (folder, original) if place is not None}
+    tokenizers = {place: _checked_tokenizer(place, allowed) for place in (folder, original) if place is not None}
     opened = open_tasks(tasks, seed=seed, samples=samples)
-    scores = {place: run_tasks(opened, load(place, dtype=torch.float32), tokenizer) for place, tokenizer in tokenizers.items()}
+    scores = {place: run_tasks(opened, load(place, dtype=torch.float32, **allowed), tokenizer) for place, tokenizer in tokenizers.items()}
     return summarise_tasks(scores[folder], None if original is None else scores[original], seed=seed)
 
 
-def _checked_tokenizer(folder: Path) -> Any:
+def _checked_tokenizer(folder: Path, allowed: dict[str, bool]) -> Any:
     """The tokenizer of a model that continues text; nothing else can answer."""
-    kind = kind_of(folder)
+    kind = kind_of(folder, **allowed)
     if kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text ({kind}), so it cannot answer tasks")
     return load_tokenizer(folder)
 
 
-def kind_of(folder: Path) -> Kind:
+def kind_of(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Kind:
     """What sort of model a folder holds; a result says so in its certificate."""
     try:
         return Certificate.read(folder).model.kind  # type: ignore[return-value]
     except InputError:
-        return open_model(folder).anatomy.kind
+        return open_model(folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code).anatomy.kind
 
 
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
@@ -121,12 +155,41 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Com
 def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[str, Any]:
     """Write a result in another format (`gguf`, `dense`) and read it back; returns {folder, format, out, bytes}.
 
-    Raises InputError for a format or an architecture that cannot be written, RunError when it reads back otherwise.
+    A folder gets a certificate of its own: the quality is that of the result, size and speed are not. Raises InputError for a format or an
+    architecture that cannot be written, RunError when it reads back otherwise.
     """
-    return export_result(Path(folder), to, None if out is None else Path(out))
+    written = export_result(Path(folder), to, None if out is None else Path(out))
+    place = Path(written["out"])
+    if place.is_dir() and (Path(folder) / CERTIFICATE).exists():
+        certificate = _of_dense(Certificate.read(folder), Path(folder), place, written)
+        write_pages(place.name, Path(folder), place, certificate)
+        certificate.write(place)
+    return written
 
 
-def try_out(folder: str | Path, prompt: str | None = None, *, new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
+def _of_dense(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:
+    """What a certificate says of the same values stored as plain ones."""
+    said = f"exported from {folder} as {written['dtype']}: quality is that of the result, the speed of this folder was not measured"
+    bits = 8.0 * getattr(torch, written["dtype"]).itemsize
+    changed = {
+        "run_key": "",
+        "bytes": None if certificate.bytes is None else certificate.bytes.model_copy(update={"after": weight_bytes(place)}),
+        "bits_per_weight": None if certificate.bits_per_weight is None else bits,
+        "files": {path.name: file_digest(path) for path in sorted(place.iterdir()) if made_of_bytes(path)},
+        "speed": None,
+        "warnings": [*certificate.warnings, said],
+    }
+    return certificate.model_copy(update=changed)
+
+
+def try_out(
+    folder: str | Path,
+    prompt: str | None = None,
+    *,
+    new_tokens: int = NEW_TOKENS,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """Let original and result complete a prompt, greedily, with the tokens a second of each.
 
     prompt: text to complete; the first lines of the held-out text where none is given. The first completion of each is repeated once for
@@ -137,16 +200,17 @@ def try_out(folder: str | Path, prompt: str | None = None, *, new_tokens: int = 
     if certificate.model.kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text; `thrifty evaluate` measures it")
     named = certificate.request.get("model")
-    original = default_model() if named is None else Path(named)
+    original = default_model() if named is None else find_folder(named)
     tokenizer = load_tokenizer(folder)
     text = prompt if prompt is not None else _default_prompt(tokenizer)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])
     if inputs.numel() == 0:
         raise InputError("the prompt holds no token; give some text to complete")
+    new_tokens = min(new_tokens, _room(folder, inputs.shape[1]))
     found: dict[str, Any] = {"prompt": text}
     answers = {}
     for name, place in (("original", original), ("result", folder)):
-        model = load(place)
+        model = load(place, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         answers[name] = _complete(model, inputs, new_tokens)
         seconds, tokens = answers[name]
         found[name] = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
@@ -156,6 +220,16 @@ def try_out(folder: str | Path, prompt: str | None = None, *, new_tokens: int = 
         (place for place, (left, right) in enumerate(zip(first, second, strict=False)) if left != right), min(len(first), len(second))
     )
     return {**found, "same_tokens": same, "speedup": found["result"]["tokens_per_second"] / found["original"]["tokens_per_second"]}
+
+
+def _room(folder: Path, prompt: int) -> int:
+    """Tokens that the model has positions for after the prompt; InputError where none is left."""
+    positions = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    if not isinstance(positions, int):
+        return sys.maxsize
+    if prompt >= positions:
+        raise InputError(f"the prompt holds {prompt} tokens, but the model has {positions} positions; give a shorter one")
+    return positions - prompt
 
 
 def _default_prompt(tokenizer: Any) -> str:

@@ -28,6 +28,15 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` on a temporary path, then move the finished file to `path`; on any failure the temporary file is removed.
 

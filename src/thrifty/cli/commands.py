@@ -18,6 +18,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A result folder.")]
 RecipeWord = Annotated[str | None, typer.Option("--recipe", metavar="FILE|NAME|INLINE", help="What to do, as in 'gptq: {bits: 4}'.")]
 Bits = Annotated[int | None, typer.Option("--bits", metavar="N", help="Take the recipe that suits this many bits (2 to 8).")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the result goes; an unfinished one is resumed.")]
+NewOut = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where it is written; nothing may be there yet.")]
 CalibrationText = Annotated[
     list[str] | None, typer.Option("--calibration", metavar="FILE", help="Calibration text, jsonl chats or image folder; may be repeated.")
 ]
@@ -28,7 +29,7 @@ Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Cal
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a calibration window.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything that is drawn.")]
 Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help="Where to compute; CUDA if there is one.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an --out folder that holds something else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace another result of thrifty in --out.")]
 Verify = Annotated[Literal["exact", "full"], typer.Option("--verify", help="Read every tensor back; `full` also compares logits.")]
 Gate = Annotated[str | None, typer.Option("--max-perplexity-increase", metavar="5%", help="Exit with code 3 when more is lost.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code on this machine.")]
@@ -100,15 +101,18 @@ def plan(
 def try_out(
     folder: Folder,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to complete.")] = None,
+    allow_pickle: Pickle = False,
+    trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Let original and result answer side by side, with the tokens per second of each."""
-    _run("try", lambda api: api.try_out(folder, prompt=prompt), json)
+    allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    _run("try", lambda api: api.try_out(folder, prompt=prompt, **allowed), json)
 
 
-def describe(model: Model = None, json: Json = False) -> None:
+def describe(model: Model = None, allow_pickle: Pickle = False, trust_remote_code: RemoteCode = False, json: Json = False) -> None:
     """Show what a model is made of, and what was inferred or is missing."""
-    _run("describe", lambda api: api.describe(model), json)
+    _run("describe", lambda api: api.describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), json)
 
 
 def evaluate(
@@ -127,11 +131,14 @@ def evaluate(
     tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a window.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", metavar="N", help="Let windows overlap, N tokens from one to the next.")] = None,
     seed: Seed = 0,
+    allow_pickle: Pickle = False,
+    trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure a model, alone or against its original."""
     rows = {"text": _one_or_many(text), "images": images, "tasks": tasks or None, "samples": samples, "tokens": tokens, "stride": stride}
-    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, seed=seed), json)
+    allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, seed=seed, **allowed), json)
 
 
 def compare(
@@ -146,7 +153,7 @@ def compare(
 def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="dense or gguf.")],
-    out: Out = None,
+    out: NewOut = None,
     json: Json = False,
 ) -> None:
     """Write a result in another format, and read it back."""
@@ -218,19 +225,8 @@ def _request(
         "tokens": tokens,
         "seed": seed,
         "device": device,
-        "max_perplexity_increase": None if gate is None else _share(gate),
+        "max_perplexity_increase": gate,
     }
-
-
-def _share(word: str) -> float:
-    """`5%` or `0.05` as 0.05."""
-    try:
-        value = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 10 or (value >= 1 and not word.endswith("%")):
-        raise InputError(f"--max-perplexity-increase must be a share, as in 5% or 0.05; got {word!r}")
-    return value
 
 
 def _one_or_many(words: list[str] | None) -> str | list[str] | None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.base.errors import GateError, InputError, ThriftyError
+from thrifty.base.errors import GateError, InputError, RunError, ThriftyError
 from thrifty.cli import commands
 
 # Libraries leave progress and advice to this program. Threads that wait spin so briefly that another busy program costs a share of the
@@ -65,10 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        known = _foreseen(error)
-        if known is None:
-            raise
-        return _report(known, as_json="--json" in given)
+        return _report(_foreseen(error), as_json="--json" in given)
     finally:
         _restore_debug(debug_before)
     if code == INTERRUPTED:
@@ -76,13 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _foreseen(error: Exception) -> ThriftyError | None:
-    """The error as one of ours: those of the option parser are known by having a message for the user."""
+def _foreseen(error: Exception) -> ThriftyError:
+    """The error as one of ours: those of the option parser are known by having a message for the user, any other is a defect of ours."""
     if isinstance(error, ThriftyError):
         return error
     message = getattr(error, "format_message", None)
     if message is None:
-        return None
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        advice = "this is a defect of thrifty; please report it with what --debug shows"
+        return RunError(f"{said}; {advice}").with_traceback(error.__traceback__)
     context = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
     return InputError(str(message()).rstrip(".?") + hint).with_traceback(error.__traceback__)

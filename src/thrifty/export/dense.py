@@ -16,12 +16,16 @@ from thrifty.base.store import write_bytes, write_json, writing
 from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.export.shards import INDEX, Made, Piece, check_shards, stored_in, write_shards
 
+OUTDATED = ("certificate.json", "report.html", "README.md")
+"""Files of a result that say how large and how fast it is."""
+
 
 def write(folder: Path, out: Path) -> dict[str, Any]:
     """Write the folder `out`, one matrix in memory at a time; returns {bytes, tensors, dtype}.
 
-    Raises InputError for weights that are quantized in another format, RunError when a tensor reads back otherwise than it was decoded or
-    the disk is full. A folder appears whole or not at all.
+    What tells of the weights as they were stored (certificate, report, card) is left behind. Raises InputError for weights that are
+    quantized in another format, RunError when a tensor reads back otherwise than it was decoded or the disk is full. A folder appears whole
+    or not at all.
     """
     config = json.loads((folder / "config.json").read_text())
     quantized = config.pop("quantization_config", None)
@@ -37,7 +41,7 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
             check_shards(staging, write_shards(staging, pieces))
             write_json(staging / "config.json", config)
             for path in sorted(folder.iterdir()):
-                if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json"):
+                if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json", *OUTDATED):
                     write_bytes(staging / path.name, path.read_bytes())
             staging.rename(out)
     finally:

@@ -128,16 +128,20 @@ class Verdict(_Part):
 
     metric: str
     limit: float
-    relative: bool
     passed: bool
     reason: str
+
+
+Verified = Literal["exact", "full"]
 
 
 class Certificate(_Part):
     """Everything about one result. Figures that were not measured are absent (None).
 
-    recipe: the full text. request: the other settings of the run. run_key: names the run. seconds: wall time; phases: by what it was spent
-    on. peak_rss_bytes: peak resident memory of the run. scored: windows and tokens, or rows, that the quality rests on.
+    recipe: the full text. request: the other settings of the run. run_key: names the run. files: SHA-256 of each weight file and of
+    config.json. verified: `exact` where every tensor was read back, `full` where transformers also loaded the result. seconds: wall time,
+    that of earlier attempts included; phases: by what it was spent on. peak_rss_bytes: peak resident memory of the run. scored: windows and
+    tokens, or rows, that the quality rests on.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -160,6 +164,8 @@ class Certificate(_Part):
     accuracy: Pair | None = None
     relative_error: Value | None = None
     bytes: Bytes | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    verified: Verified = "exact"
     bits_per_weight: float | None = None
     speed: dict[str, Any] | None = None
     seconds: float = 0.0
@@ -235,6 +241,11 @@ class Certificate(_Part):
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"])) or "content"
             raise InputError(f"{where}: {place} is wrong, {problem['msg'].lower()}") from None
+
+
+def made_of_bytes(path: Path) -> bool:
+    """Whether a file of a result must be the same in every repetition: weights and config."""
+    return path.suffix == ".safetensors" or path.name == "config.json"
 
 
 def weights_digest(tensors: Mapping[str, str]) -> str:

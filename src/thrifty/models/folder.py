@@ -73,6 +73,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise InputError(f"{file} names no model_type; it is not the config of a transformers model.")
     _refuse_quantized(folder, raw)
+    _check_generation(folder / "generation_config.json")
     if raw.get("auto_map") and not trust_remote_code:
         raise InputError(f"{folder} brings its own Python code (auto_map in config.json); read it, then allow it with --trust-remote-code.")
     try:
@@ -85,6 +86,15 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:
         # Config classes check their fields with errors of their own; whatever they say, it is the file that is wrong.
         raise InputError(f"{file} is not a valid {raw['model_type']} config: {' '.join(str(error).split())}; download it again.") from None
+
+
+def _check_generation(file: Path) -> None:
+    try:
+        fine = not file.exists() or isinstance(json.loads(file.read_text()), dict)
+    except (OSError, ValueError):
+        fine = False
+    if not fine:
+        raise InputError(f"{file} is not valid JSON; download it again, or remove it.")
 
 
 def _refuse_quantized(folder: Path, raw: Mapping[str, Any]) -> None:

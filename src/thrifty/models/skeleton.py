@@ -36,13 +36,17 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32,
     """The model that `config` describes, in evaluation mode, without weights and without a key-value cache.
 
     remote_code: folder whose own modeling file is trusted, or None.
-    Raises InputError when no class of transformers is meant.
+    Raises InputError when no class of transformers is meant, or the class cannot be built from the config.
     """
     config = copy.deepcopy(config)
     _switch_off_cache(config)
-    model_class = _model_class(config, remote_code)
-    with _default_dtype(dtype), _Hollow():
-        model = model_class(config)
+    meant = model_class(config, remote_code)
+    try:
+        with _default_dtype(dtype), _Hollow():
+            model = meant(config)
+    except Exception as error:  # the constructors check nothing, so whatever they stumble over is the config's
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{config._name_or_path}: config.json describes no {meant.__name__} that can be built ({said}).") from error
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type != "meta":
@@ -54,7 +58,8 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32,
     return model.eval()
 
 
-def _model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:
+def model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:
+    """The class that `config` means, of transformers or of the trusted folder `remote_code`; InputError where there is none."""
     names = config.architectures or []
     for name in names:
         reference = next((value for value in (getattr(config, "auto_map", None) or {}).values() if _class_name(value) == name), None)

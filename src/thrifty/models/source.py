@@ -64,6 +64,11 @@ class Source:
         self.anatomy: Anatomy = describe_model(model, self.names)
 
     @property
+    def revision(self) -> str | None:
+        """The commit of a model that came from the hub, by the cache's layout `.../snapshots/<commit>`; None for other folders."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    @property
     def pickled(self) -> bool:
         """Whether the weights came out of pickles, so that their bytes do not lie in files one after the other."""
         return bool(self._pickled)
@@ -278,6 +283,8 @@ def _check_complete(folder: Path, model: Any, names: NameMap, tensors: Mapping[s
                     f"{folder}: tensor {key} has shape {list(tensors[key].shape)}, but config.json asks for {list(value.shape)}; "
                     "the weights and the config belong to different models."
                 )
+            if value.is_floating_point() and not tensors[key].dtype.is_floating_point:
+                raise InputError(f"{folder}: tensor {key} holds whole numbers ({tensors[key].dtype}); give the original model's weights.")
         elif not names.complete(name, value.shape[0] if value.ndim else 1) and value.is_meta:
             absent.append(name)
     if absent:

@@ -283,7 +283,7 @@ class BlockRun:
             self.reports[linear.path] = LayerReport(
                 name=linear.path,
                 method=self.work.names[linear.path],
-                bits=encoded.bits,
+                bits=encoded.bits if linear.path in self.view.packed or encoded.simulated else self.view.dense_bits(linear),
                 sparsity=float((kept == 0).float().mean()),
                 error=error,
                 relative_error=error / energy if energy > 0 else 0.0,

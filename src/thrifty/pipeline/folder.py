@@ -62,10 +62,16 @@ class RunFolder:
                 advice = f"it was not made by thrifty, so --force does not remove it either; {advice}"
             raise InputError(f"{self.out} exists and is not a run of thrifty; {advice}")
 
-    def free_rejected(self) -> None:
-        """Raise InputError when a rejected result would have to replace something that thrifty did not make."""
-        if self.rejected.exists() and RunFolder(self.rejected)._recorded_key() is None:
+    def free_rejected(self, key: str, force: bool) -> None:
+        """Raise InputError when a rejected result would have to replace something else: what thrifty did not make, or another request's
+        result, unless `force` gives that up."""
+        if not self.rejected.exists():
+            return
+        recorded = RunFolder(self.rejected)._recorded_key()
+        if recorded is None:
             raise InputError(f"{self.rejected}, where a rejected result would go, is not a run of thrifty; move it or choose another --out")
+        if recorded != key and not force:
+            raise InputError(f"{self.rejected} holds a result of another request; choose another --out, or --force to replace it")
 
     def claim(self, key: str, request: dict[str, Any], *, force: bool = False) -> bool:
         """Take the folder for this request; True when an earlier attempt of the same request is continued.

@@ -11,6 +11,7 @@ file
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -54,14 +55,14 @@ class Packing:
         return values.to(self.dtype).to(torch.float32) if linear.expert is not None else values
 
 
-def packing(anatomy: Anatomy, work: Work, dtype: torch.dtype) -> Packing:
-    """Decide it for a whole model whose weights have type `dtype`.
+def packing(anatomy: Anatomy, work: Work, dtype: torch.dtype, plain: Container[str]) -> Packing:
+    """Decide it for a whole model whose weights have type `dtype`; plain: paths that transformers builds as plain linear layers.
 
     Raises InputError when no reader would read the file: several schemes together with zero points.
     """
     experts = {linear.path for linear in anatomy.linears if linear.expert is not None}
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := _outline(linear, work)) is not None}
-    reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline)) is not None}
+    reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
     schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
     if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
         reasons |= dict.fromkeys(schemes, "transformers reads packed files of this architecture only where all experts are packed alike")
@@ -86,7 +87,7 @@ def _outline(linear: Linear, work: Work) -> Encoded | None:
     return outlines[-1]
 
 
-def _reason(linear: Linear, outline: Encoded) -> str | None:
+def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | None:
     """Why a quantized linear cannot be stored as codes; None when it can."""
     if outline.layout != "int":
         return "no public format holds inputs with codes of different widths"
@@ -94,6 +95,8 @@ def _reason(linear: Linear, outline: Encoded) -> str | None:
         return "the format has no form for Conv1D"
     if linear.part is not None:
         return "its experts lie in one tensor on disk, for which the format has no form"
+    if linear.expert is None and linear.path not in plain:
+        return "transformers builds it as a layer of its own kind, into which it reads no codes"
     if linear.expert is not None and "zero_point" in outline.tensors:
         return "transformers reads no packed experts with zero points"
     return None

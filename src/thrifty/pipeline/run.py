@@ -17,9 +17,9 @@ from typing import Any
 from thrifty.base import events
 from thrifty.base.errors import GateError
 from thrifty.base.events import Event
-from thrifty.base.store import content_key, writing
+from thrifty.base.store import content_key, file_digest, writing
 from thrifty.data import Rows
-from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, weights_digest
+from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, Verified, made_of_bytes, weights_digest
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.models import Source
@@ -41,14 +41,15 @@ Finish = Callable[[Path, Certificate], None]
 class Job:
     """Everything that decides a result.
 
-    name: the model as the user named it. recipe: canonical text. calibration, evaluation: the rows; None where there are none. request:
-    what else the user asked for, as plain JSON values. gate: the loss that the user allows. speed: whether both models are timed at the
-    end, which is no part of the result.
+    name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. calibration, evaluation:
+    the rows; None where there are none. request: what else the user asked for, as plain JSON values. gate: the loss that the user allows.
+    speed: whether both models are timed at the end, which is no part of the result.
     """
 
     name: str
     source: Source
     recipe: str
+    steps: list[dict[str, Any]]
     work: Work
     packing: Packing
     setting: Setting
@@ -59,12 +60,12 @@ class Job:
     speed: bool = True
 
     def key(self, digest: dict[str, str]) -> str:
-        """What names the run: two jobs with one key make the same bytes."""
+        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
         return content_key(
             {
                 "thrifty": versions().get("thrifty", ""),
-                "model": [weights_digest(digest), self.source.config.to_dict()],
-                "recipe": self.recipe,
+                "model": [weights_digest(digest), _placeless(self.source.config.to_dict())],
+                "steps": self.steps,
                 "setting": self.setting.to_json(),
                 "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
                 "gate": None if self.gate is None else str(self.gate),
@@ -85,13 +86,13 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     said: list[str] = []
     with PeakMemory() as memory, events.listening(lambda event: _note(event, said)):
         folder.free(force)
-        if job.gate is not None:
-            folder.free_rejected()
         digest = job.source.digest()
         key = job.key(digest)
-        done = _already(folder, key, force)
+        done = None if force else _already(folder, key, full)
         if done is not None:
             return done
+        if job.gate is not None:
+            folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
         for warning in job.packing.warnings:
             events.warn(warning)
@@ -106,12 +107,15 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if full and job.evaluation is not None:
             with watch.during("verify"):
                 verify_runtime(staging, job.source, job.evaluation, streams)
+        peak = memory.read()
         if job.speed and job.evaluation is not None and job.setting.device == "cpu":
             with watch.during("speed"):
-                timed = speed(job.source, staging, job.evaluation, memory.read() - rss_bytes())
+                timed = speed(job.source, staging, job.evaluation, peak - rss_bytes())
         spent = {**_seconds_of(records), **watch.seconds}
-        costs = {"phases": spent, "seconds": time.perf_counter() - began, "peak_rss_bytes": memory.read()}
-        certificate = _certificate(job, key, digest, records, staging, measured, said, speed=timed, **costs)
+        seconds = time.perf_counter() - began + sum(_seconds_of(records[: walk.resumed]).values())
+        costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read())}
+        verified: Verified = "full" if full else "exact"
+        certificate = _certificate(job, key, digest, records, staging, measured, said, speed=timed, verified=verified, **costs)
     job.source.check_unchanged()
     certificate.write(staging)
     finish(staging, certificate)
@@ -123,15 +127,28 @@ def _note(event: Event, said: list[str]) -> None:
         said.append(event.message)
 
 
-def _already(folder: RunFolder, key: str, force: bool) -> Certificate | None:
-    """The certificate of the same job's finished result, in place or rejected."""
-    if force:
-        return None
+def _placeless(config: Any) -> Any:
+    """A configuration without the folder that it was read from."""
+    if not isinstance(config, dict):
+        return config
+    return {name: _placeless(value) for name, value in config.items() if name != "_name_or_path"}
+
+
+def _already(folder: RunFolder, key: str, full: bool) -> Certificate | None:
+    """The certificate of the same job's finished result, in place or rejected, whose files are still those that were written."""
     for place in (folder.out, folder.rejected):
-        certificate = RunFolder(place).finished()
-        if certificate is not None and certificate.get("run_key") == key:
+        found = RunFolder(place).finished()
+        if found is None or found.get("run_key") != key:
+            continue
+        certificate = Certificate.from_json(found, str(place / CERTIFICATE))
+        changed = next((name for name, digest in certificate.files.items() if file_digest(place / name) != digest), None)
+        if changed is not None:
+            events.note(f"{place / changed} is not as it was written; the result is made again")
+        elif full and certificate.verified != "full":
+            events.note(f"{place} holds this result, but was not loaded in transformers; it is made again")
+        else:
             events.note(f"{place} already holds this result")
-            return _judged(Certificate.from_json(certificate, str(place / CERTIFICATE)), place)
+            return _judged(certificate, place)
     return None
 
 
@@ -211,6 +228,7 @@ def _certificate(
             digest=weights_digest(digest),
             architecture=anatomy.architecture,
             kind=anatomy.kind,
+            revision=job.source.revision,
             parameters=anatomy.parameters,
             compressed_parameters=sum(layer.weights for layer in layers),
         ),
@@ -222,6 +240,7 @@ def _certificate(
         hardware=hardware(),
         layers=layers,
         bytes=bytes_,
+        files={path.name: file_digest(path) for path in sorted(staging.iterdir()) if made_of_bytes(path)},
         bits_per_weight=bits,
         gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
         **costs,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
 from thrifty.base.errors import RunError
 from thrifty.data import Rows
 from thrifty.models import Source
 from thrifty.models.shell import main_output
+from thrifty.models.skeleton import model_class
 from thrifty.pipeline.streams import Streams
 
 TOLERANCE = 1e-4
@@ -26,8 +26,11 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
     inputs = {name: tensor[:ROWS] for name, tensor in rows.inputs.items()}
     expected = source.shell(torch.float32).finish(inputs, streams.outputs("after", 0, ROWS))
     model = _load(folder, source)
-    with torch.inference_mode():
-        found = main_output(model(**inputs)).to(torch.float32)
+    try:
+        with torch.inference_mode():
+            found = main_output(model(**inputs)).to(torch.float32)
+    except Exception as error:
+        raise RunError(f"transformers cannot run {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error
     difference = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
     if not difference <= TOLERANCE:
         raise RunError(
@@ -37,7 +40,9 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
 
 
 def _load(folder: Path, source: Source) -> nn.Module:
-    names = source.config.architectures or []
-    found = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), transformers.AutoModel)
-    # Packed experts are decoded in the type of their scales whatever is asked for.
-    return found.from_pretrained(folder, dtype=torch.float32).to(torch.float32).eval()
+    found = model_class(source.config, None if source.remote_code is None else str(folder))
+    try:
+        # Packed experts are decoded in the type of their scales whatever is asked for.
+        return found.from_pretrained(folder, dtype=torch.float32).to(torch.float32).eval()
+    except Exception as error:  # whatever it is, the result cannot be read by those it was made for
+        raise RunError(f"transformers cannot load {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error

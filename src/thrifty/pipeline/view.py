@@ -55,6 +55,10 @@ class BlockView:
             self.weights[path] = self._rounded(self.linears[path].source, values)
         return self.weights[path]
 
+    def dense_bits(self, linear: Linear) -> float:
+        """Bits of a value of a matrix that is stored as it is."""
+        return 8.0 * self.source.tensors[linear.source].dtype.itemsize
+
     def apply(self, rewrite: Rewrite) -> Rewrite:
         """Fold a rewrite into its producers and consumers; returns the scale that was really applied.
 

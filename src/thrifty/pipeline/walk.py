@@ -14,6 +14,7 @@ import torch
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
+from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Shell, Source, run_block
@@ -43,6 +44,8 @@ class Walk:
     digest: dict[str, str]
     packing: Packing
     write_block: WriteBlock
+    resumed: int = 0
+    """Blocks that an earlier attempt had finished."""
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
         """Walk all blocks; those that an earlier attempt finished are skipped."""
@@ -50,6 +53,7 @@ class Walk:
         order = [(chain, block) for chain in self.source.anatomy.chains for block in self._blocks(chain)]
         keys = self._keys(key, [block for _, block in order])
         start, streams = self._resume(keys)
+        self.resumed = start
         records = [self.folder.block(block_key) for block_key in keys[:start]]
         with events.task("blocks", len(order)) as advance:
             advance(start, "")
@@ -134,6 +138,7 @@ class Walk:
             if self.evaluation is not None:
                 self._evaluate(view, calls["evaluation"], streams)
                 return_free_memory()
+            _check_finite(block, streams)
         with local.during("write"):
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
             packed = self.write_block(self.folder.tensors_path(key), self.source, view)
@@ -183,3 +188,12 @@ class Walk:
             for start, stop, rows in batches({"hidden": hidden}, self.setting.batch):
                 hidden[start:stop] = run_block(module, rows["hidden"].to(device), exact).cpu()
             del module
+
+
+def _check_finite(block: Block, streams: Streams) -> None:
+    """Raise RunError when rows leave a block as infinite or as no numbers: nothing that follows would mean anything."""
+    which = {"calibration": "calibration rows", "before": "the original's evaluation rows", "after": "the result's evaluation rows"}
+    for name, words in which.items():
+        rows = streams.now.get(name)
+        if rows is not None and not bool(torch.isfinite(rows).all()):
+            raise RunError(f"{block.path}: {words} leave it with values that are not finite; are its weights, or the recipe, sound?")

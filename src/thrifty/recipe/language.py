@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -88,6 +89,15 @@ class Recipe(_Part):
     def to_yaml(self) -> str:
         """Canonical text: parsing it gives an equal recipe."""
         return write(self.plain())
+
+    def with_places(self, place: Callable[[str], str]) -> Recipe:
+        """The same recipe with every text and folder of images put through `place`."""
+
+        def moved(part: Any) -> Any:
+            images = None if part.images is None else place(part.images)
+            return part.model_copy(update={"text": tuple(place(word) for word in part.text), "images": images})
+
+        return self.model_copy(update={"calibration": moved(self.calibration), "evaluation": moved(self.evaluation)})
 
     def key(self) -> str:
         """A 64-digit key: equal for equal recipes, whatever text they came from. The order of overrides counts."""

@@ -63,7 +63,8 @@ def parse_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         return _Parser("recipe", {}).recipe(source)
     text, label = _find(source)
     value, lines = read(text, label)
-    return _Parser(label, lines if "\n" in text.strip() else {}).recipe(value)
+    recipe = _Parser(label, lines if "\n" in text.strip() else {}).recipe(value)
+    return recipe.with_places(lambda word: _beside(word, Path(label).expanduser().parent)) if _is_file(label) else recipe
 
 
 def complete(recipe: Recipe) -> Recipe:
@@ -97,6 +98,14 @@ def _find(source: str | Path) -> tuple[str, str]:
         hint = nearest(str(source), [*library, *load_methods()])
         raise InputError(f"there is no recipe called {str(source)!r}{hint}; `thrifty recipes` lists them, a file is named by its path")
     return _read_file(path), str(path)
+
+
+def _beside(word: str, folder: Path) -> str:
+    """A text that is not found from here but beside the recipe's file, by its path from here."""
+    try:
+        return str(folder / word) if not Path(word).exists() and (folder / word).exists() else word
+    except OSError:
+        return word
 
 
 def _is_file(path: str | Path) -> bool:
@@ -212,9 +221,10 @@ class _Parser:
             hint = nearest(name, [*standing, *RESERVED, *(() if path else TOP)])
             raise self.fail((*path, name), f"{at}: unknown method {name!r}{hint}; `thrifty methods` lists them all")
         if name not in standing:
-            message = (
-                f"{at}: {name} is a part of a step ({known[name].family}), not a step; write solve: {{by: obs, into: {{int: {{bits: 4}}}}}}"
-            )
+            example = "solve: {by: obs, into: {int: {bits: 4}}}"
+            if known[name].family == "weights.allocate":
+                example = f"solve: {{by: obs, into: {{int: {{group_size: 0, symmetric: false}}}}, share: {name}}}"
+            message = f"{at}: {name} is a part of a step ({known[name].family}), not a step; write {example}"
             raise self.fail((*path, name), message)
         return name
 

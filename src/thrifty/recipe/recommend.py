@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from thrifty.base.anatomy import Anatomy, Linear
@@ -17,7 +19,8 @@ def recommend(anatomy: Anatomy, bits: int = 4) -> tuple[Recipe, str]:
     """The shipped recipe for `bits` (2 to 8), fitted to the anatomy, and a sentence that says what it is.
 
     Where the group size of the recipe does not divide a width, the largest smaller power of two that does and is at least 8 is taken,
-    else one scale a row. Transforms are left out where no space can be rewritten.
+    else one scale a row: for that width, or for all where readers take only one group size in a file. Transforms are left out where no
+    space can be rewritten.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
         raise InputError(f"--bits must be a whole number from 2 to 8; got {bits!r}")
@@ -44,10 +47,25 @@ def fitting_group(width: int, group_size: int) -> int:
 
 def _fitted(step: Step, anatomy: Anatomy, bits: int) -> Step:
     wanted = step.settings.get("group_size", 0)
+    if _one_for_all(step, anatomy):
+        wanted = common_group((linear.in_features for linear in anatomy.linears), wanted)
     settings: dict[str, Any] = {**step.settings, "bits": bits}
+    if "group_size" in settings:
+        settings["group_size"] = wanted
     exceptions = _exceptions(anatomy, wanted)
     override = tuple((path, {"group_size": group}) for group, linears in exceptions.items() for path in _patterns(linears, anatomy))
     return step.model_copy(update={"settings": settings, "override": (*step.override, *override)})
+
+
+def common_group(widths: Iterable[int], group_size: int) -> int:
+    """The largest power-of-two fraction of `group_size` that divides every width and is at least 8; 0 where none does."""
+    return fitting_group(math.gcd(*widths), group_size)
+
+
+def _one_for_all(step: Step, anatomy: Anatomy) -> bool:
+    """Whether a file of this model may hold one group size only (see `pipeline.packing`): with zero points, state-space blocks, experts."""
+    asymmetric = not step.settings.get("symmetric", True)
+    return asymmetric or any(block.state_space or block.experts for block in anatomy.blocks)
 
 
 def _exceptions(anatomy: Anatomy, wanted: int) -> dict[int, list[Linear]]:

@@ -16,22 +16,24 @@ from thrifty.base.records import Encoded
 from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
-from thrifty.models.folder import scan_folder
+from thrifty.models.folder import find_folder, scan_folder
 from thrifty.models.skeleton import build_skeleton, restore_cache
 from thrifty.runtime.linear import PackedLinear
 
 
-def load(folder: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model folder or a result, ready to run, in evaluation mode.
+def load(
+    folder: str | Path, dtype: torch.dtype | None = None, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model folder, a hub id or a result, ready to run, in evaluation mode.
 
     dtype: what the model computes in; by default bfloat16 where weights are packed, else what the checkpoint has. A model whose weights
     are packed runs but is not saved: `state_dict` and `save_pretrained` raise RunError, for they would leave the packed matrices out.
     Raises InputError for whatever is not a model folder, or is quantized in a format that is not read here.
     """
-    path = Path(folder).expanduser()
+    path = find_folder(folder)
     quantized = _quantization(path)
     if quantized is None:
-        return load_source(open_model(folder, trust_remote_code=trust_remote_code), dtype)
+        return load_source(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), dtype)
     check_format(quantized, path)
     packed = PackedFolder(path, trust_remote_code)
     dtype = dtype or torch.bfloat16
@@ -107,7 +109,7 @@ class PackedFolder:
         """The packed layers by module path, their biases still to be filled."""
         found: dict[str, nn.Module] = {}
         stems = set(packed_stems(self._tensors))
-        for path, module in build_skeleton(self.source.config).named_modules():
+        for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
             stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
             if type(module) is nn.Linear and stem in stems:
                 found[path] = PackedLinear(self.encoded(stem), bias=module.bias is not None, dtype=dtype)
