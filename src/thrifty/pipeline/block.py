@@ -10,6 +10,7 @@ of its block instead: its gate and up read them as they are, its down reads what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.base.anatomy import Block, Linear, Space, Stage
+from thrifty.base.errors import RunError
 from thrifty.base.events import warn
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import row_forms
@@ -277,6 +279,11 @@ class BlockRun:
             else:
                 error = float(row_forms(weight[start:stop] - kept, gram).sum().clamp_min(0))
             energy = float(energies[start:stop].sum())
+            if not (math.isfinite(error) and math.isfinite(energy)):
+                largest = f"{float(weight[start:stop].abs().max()):.3g}"
+                raise RunError(
+                    f"{linear.path}: its error is no finite number (its largest weight is {largest}); skip it, or mend the model"
+                )
             details = dict(solution.details)
             if encoded.simulated:
                 details["fixed_width_bits"] = encoded.fixed_width_bits

@@ -52,6 +52,8 @@ def _fitted(step: Step, anatomy: Anatomy, bits: int) -> Step:
     settings: dict[str, Any] = {**step.settings, "bits": bits}
     if "group_size" in settings:
         settings["group_size"] = wanted
+    if any(block.experts for block in anatomy.blocks):
+        settings["symmetric"] = True  # transformers reads no packed experts with zero points
     exceptions = _exceptions(anatomy, wanted)
     override = tuple((path, {"group_size": group}) for group, linears in exceptions.items() for path in _patterns(linears, anatomy))
     return step.model_copy(update={"settings": settings, "override": (*step.override, *override)})
@@ -64,8 +66,7 @@ def common_group(widths: Iterable[int], group_size: int) -> int:
 
 def _one_for_all(step: Step, anatomy: Anatomy) -> bool:
     """Whether a file of this model may hold one group size only (see `pipeline.packing`): with zero points, state-space blocks, experts."""
-    asymmetric = not step.settings.get("symmetric", True)
-    return asymmetric or any(block.state_space or block.experts for block in anatomy.blocks)
+    return not step.settings.get("symmetric", True) or any(block.state_space or block.experts for block in anatomy.blocks)
 
 
 def _exceptions(anatomy: Anatomy, wanted: int) -> dict[int, list[Linear]]:
