@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.data import embedded_text, parses, parsing_share
+from thrifty.data import embedded_text, parses
 
 FUNCTION = "def add(a, b):\n"
 
@@ -62,8 +62,3 @@ def test_real_code_cut_anywhere_parses_once_it_has_a_whole_statement(data: st.Da
     cut = data.draw(st.integers(min(beginning + 1, len(source)), len(source)))
     assert parses("", source[:cut])
     assert parses("", textwrap.indent(source[:beginning], "    ")) == parses("", source[:beginning])
-
-
-def test_share() -> None:
-    assert parsing_share([FUNCTION, FUNCTION], ["    return a\n", "return a\n"]) == 0.5
-    assert parsing_share([], []) == 0

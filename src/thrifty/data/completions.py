@@ -38,12 +38,6 @@ def parses(prompt: str, completion: str) -> bool:
     return any(_is_code(line) for line in lines[written:])
 
 
-def parsing_share(prompts: Sequence[str], completions: Sequence[str]) -> float:
-    """The share (0 to 1) of completions that parse after their prompts; of none, 0."""
-    pairs = list(zip(prompts, completions, strict=True))
-    return sum(parses(prompt, completion) for prompt, completion in pairs) / max(1, len(pairs))
-
-
 def _headers(text: str) -> list[str]:
     """Block headers above a text whose first line is indented, one for each smaller indentation in it, so that it stands in a block."""
     indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in text.split("\n") if _is_code(line)]

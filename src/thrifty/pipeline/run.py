@@ -28,7 +28,7 @@ from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.score import score
-from thrifty.pipeline.speed import speed
+from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stored import write_block
 from thrifty.pipeline.verify import verify_runtime
@@ -98,7 +98,8 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             events.warn(warning)
         walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
         records, streams, watch = walk.run(key)
-        measured, timed = {}, None
+        measured: dict[str, Any] = {}
+        beside: dict[str, Any] = {}
         with watch.during("score"):
             if job.evaluation is not None:
                 measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed)
@@ -110,12 +111,13 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         peak = memory.read()
         if job.speed and job.evaluation is not None and job.setting.device == "cpu":
             with watch.during("speed"):
-                timed = speed(job.source, staging, job.evaluation, peak - rss_bytes())
+                beside = side_by_side(job.source, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
+            measured = {**measured, "quality": [*measured.get("quality", ()), *beside.get("quality", ())]}
         spent = {**_seconds_of(records), **watch.seconds}
         seconds = time.perf_counter() - began + sum(_seconds_of(records[: walk.resumed]).values())
-        costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read())}
+        costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read()), "speed": beside.get("speed")}
         verified: Verified = "full" if full else "exact"
-        certificate = _certificate(job, key, digest, records, staging, measured, said, speed=timed, verified=verified, **costs)
+        certificate = _certificate(job, key, digest, records, staging, measured, said, verified=verified, **costs)
     job.source.check_unchanged()
     certificate.write(staging)
     finish(staging, certificate)

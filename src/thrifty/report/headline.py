@@ -18,7 +18,12 @@ _SPEEDS = {
     "decode_tokens_per_second": "decode, tokens/s",
     "rows_per_second": "rows/s",
 }
-_METRICS = {"output_relative_error": "relative error of the output", "accuracy": "accuracy", "next_token_accuracy": "next-token accuracy"}
+_METRICS = {
+    "output_relative_error": "relative error of the output",
+    "accuracy": "accuracy",
+    "next_token_accuracy": "next-token accuracy",
+    "same_continuation": "same continuation, share of tokens",
+}
 # Families whose settings say what is stored.
 _OUTCOMES = ("weights.preset", "weights.target")
 
