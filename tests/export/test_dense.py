@@ -113,6 +113,13 @@ def test_every_file_beside_the_weights_is_copied(packed: Path, tmp_path: Path) -
     assert snapshot(packed) == before
 
 
+def test_what_says_how_large_a_result_is_is_left_behind(packed: Path, tmp_path: Path) -> None:
+    for name in dense.OUTDATED:
+        (packed / name).write_text("4 bit")
+    dense.write(packed, tmp_path / "plain")
+    assert not set(dense.OUTDATED) & snapshot(tmp_path / "plain").keys()
+
+
 def test_a_model_that_is_plain_already_is_copied(tmp_path: Path) -> None:
     folder = tiny("llama", tmp_path / "model")
     dense.write(folder, tmp_path / "plain")

@@ -33,6 +33,7 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
         check_format(quantized, folder)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     pieces = _pieces(folder, dtype)
+    left = {INDEX, "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with writing(out):
@@ -41,7 +42,7 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
             check_shards(staging, write_shards(staging, pieces))
             write_json(staging / "config.json", config)
             for path in sorted(folder.iterdir()):
-                if path.is_file() and path.suffix != ".safetensors" and path.name not in (INDEX, "config.json", *OUTDATED):
+                if path.is_file() and path.suffix != ".safetensors" and path.name not in left:
                     write_bytes(staging / path.name, path.read_bytes())
             staging.rename(out)
     finally:
