@@ -237,7 +237,9 @@ def test_a_plan_writes_nothing_and_knows_the_size(bench: Bench, tmp_path: Path, 
     assert json.loads(json.dumps(found.to_json())) == found.to_json() | {"refusals": [], "warnings": []}
 
 
-def test_a_plan_that_does_not_fit_says_the_number_and_the_setting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import importlib
 
     module = importlib.import_module("thrifty.api.compress")
@@ -246,6 +248,9 @@ def test_a_plan_that_does_not_fit_says_the_number_and_the_setting(bench: Bench, 
     memory, disk = thrifty.plan(**bench.request).refusals
     assert "memory" in memory and "0.0 GB" in memory and "use " in memory
     assert "disk" in disk and "--out" in disk
+    with pytest.raises(InputError, match=r"does not fit here: it needs .* of memory .*; it needs .* of disk"):
+        thrifty.compress(**bench.request, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_ways_to_say_what_to_do_are_refused(bench: Bench, tmp_path: Path) -> None:

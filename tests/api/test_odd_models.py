@@ -15,7 +15,7 @@ import thrifty
 from tests.tiny import inputs, randomise, tiny
 from thrifty import api
 from thrifty.api.request import Request, prepare
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 
 
 def written(model: Any, folder: Path) -> Path:
@@ -127,3 +127,38 @@ def test_values_that_overflow_are_told_with_the_block(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=words):
             thrifty.compress(folder, recipe, inputs("llama", 8, 16), evaluation=inputs("llama", 2, 16), out=tmp_path / "out", force=True)
         assert not (tmp_path / "out" / "certificate.json").exists()
+
+
+def test_blocks_that_cannot_be_run_one_by_one_are_told(tmp_path: Path) -> None:
+    small = {"vocab_size": 96, "num_layers": 2, "attention_heads": 4, "d_model": 64, "ffn_dim": 96, "max_position_embeddings": 64}
+    albert = {"vocab_size": 96, "embedding_size": 32, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    models = {
+        "xglm": transformers.XGLMForCausalLM(transformers.XGLMConfig(**small)),
+        "albert": transformers.AlbertModel(transformers.AlbertConfig(**albert, intermediate_size=96)),
+    }
+    rows = {"calibration": inputs("llama", 4, 16), "evaluation": inputs("llama", 2, 16, seed=1)}
+    for name, model in models.items():
+        folder = written(model, tmp_path / name)
+        with pytest.raises((RunError, InputError), match=r"not supported yet|can be compressed"):
+            thrifty.compress(folder, "gptq: {bits: 4}", out=tmp_path / f"{name}-out", speed=False, **rows)
+
+
+def test_rows_with_masks_of_their_own_are_refused(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    rows = inputs("llama", 4, 16)
+    mask = torch.ones_like(rows["input_ids"])
+    thrifty.compress(folder, "gptq: {bits: 4}", {**rows, "attention_mask": mask}, out=tmp_path / "fine", speed=False)
+    mask[2, :5] = 0
+    with pytest.raises(InputError, match="attention_mask differs from row to row"):
+        thrifty.compress(folder, "gptq: {bits: 4}", {**rows, "attention_mask": mask}, out=tmp_path / "out")
+
+
+def test_an_architecture_that_was_worked_out_says_what_was_not_tried(tmp_path: Path) -> None:
+    config = transformers.GPTNeoXConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    )
+    folder = written(transformers.GPTNeoXForCausalLM(config), tmp_path / "model")
+    rows = {"calibration": inputs("llama", 8, 16), "evaluation": inputs("llama", 2, 16, seed=1)}
+    for verify, said in (("exact", True), ("full", False)):
+        found = thrifty.compress(folder, "rtn: {bits: 4}", out=tmp_path / verify, verify=verify, speed=False, **rows)
+        assert any("worked out, not declared" in warning for warning in found["warnings"]) is said

@@ -26,7 +26,7 @@ from thrifty.models import Source, open_model
 from thrifty.models.shell import main_output
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.pipeline.steps import Work
-from thrifty.pipeline.view import as_matrix
+from thrifty.pipeline.view import read_matrix
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.resolve import resolve
 from thrifty.weights.base import Allocator, Preset, Solver, Target, Transform
@@ -126,7 +126,7 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
     ratios, calibrated = [], False
     for layer in certificate.layers:
         linear, treatment = linears[layer.name], work.treatments[layer.name][-1]
-        weight = as_matrix(source.read(linear.source), linear).to(torch.float32)
+        weight = read_matrix(source, linear).to(torch.float32)
         if layer.sparsity > 0.4:
             plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
         else:

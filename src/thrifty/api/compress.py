@@ -17,7 +17,7 @@ from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price
-from thrifty.pipeline.probe import probe
+from thrifty.pipeline.probe import Rates, probe
 from thrifty.pipeline.run import Job, run
 
 DEFAULT_OUT = "thrifty-result"
@@ -90,6 +90,10 @@ def compress(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
+    resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
+    refusals = _refusals(job, _cost(job, rates=None), place, disk=not resumed)
+    if refusals:
+        raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
     certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=verify == "full")
     return certificate.result(place)
 
@@ -132,24 +136,27 @@ def plan(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
-    resident = rss_bytes()
     treatments = tuple(dict.fromkeys(treatment for chosen in job.work.treatments.values() for treatment in chosen))
     rates = probe(treatments, job.setting.device, place.absolute())
-    cost = price(job.source, job.work, job.setting, load_of(job), resident, rates, output_bytes(job.source, job.packing))
+    cost = _cost(job, rates)
     return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), job.packing.warnings)
 
 
-def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:
-    """Why the run does not fit, with the setting to change."""
+def _cost(job: Job, rates: Rates | None) -> Cost:
+    return price(job.source, job.work, job.setting, load_of(job), rss_bytes(), rates, output_bytes(job.source, job.packing))
+
+
+def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]:
+    """Why the run does not fit, with the setting to change. disk: whether the disk is looked at, too."""
     found = []
     ram = hardware()["ram_bytes"]
     if job.setting.device == "cpu" and ram and cost.memory > ram:
         largest = max((name for name in cost.parts if name not in ("resident", "rows")), key=lambda name: cost.parts[name])
-        advice = (
-            "fewer --samples or shorter --tokens"
-            if largest in ("solving", "passing") or cost.parts["rows"] > ram // 4
-            else "a smaller model"
-        )
+        advice = "a smaller model"
+        if largest in ("solving", "passing") or cost.parts["rows"] > ram // 4:
+            advice = "fewer --samples or shorter --tokens"
+        elif largest in ("evaluating", "scoring"):
+            advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
         found.append(
             f"it needs {cost.memory / 1e9:.1f} GB of memory ({largest} takes most) and this machine has {ram / 1e9:.1f} GB; use {advice}"
         )
@@ -157,7 +164,7 @@ def _refusals(job: Job, cost: Cost, place: Path) -> list[str]:
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
-    if cost.disk > free:
+    if disk and cost.disk > free:
         found.append(f"it needs {cost.disk / 1e9:.1f} GB of disk and {parent} has {free / 1e9:.1f} GB free; choose another --out")
     return found
 

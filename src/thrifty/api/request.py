@@ -108,7 +108,7 @@ def prepare(request: Request) -> Job:
         recipe.with_places(_whole).to_yaml(),
         recipe.plain()["steps"],
         work,
-        packing(source.anatomy, work, source.dtype, frozenset(source.linear_modules)),
+        packing(source.anatomy, work, source.dtype, source.plain_linears),
         setting,
         calibration,
         evaluation,

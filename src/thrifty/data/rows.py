@@ -38,7 +38,7 @@ class Rows:
     def of(cls, inputs: Mapping[str, Tensor], source: str = "given tensors") -> Rows:
         """Rows made of tensors that the caller has, each [rows, ...]; their ids are 0, 1, ...
 
-        Raises InputError where there is no tensor or no row, or where first dimensions differ.
+        Raises InputError where there is no tensor or no row, where first dimensions differ, or where rows have masks of their own.
         """
         if not inputs:
             raise InputError(f"{source}: no tensors were given; give at least one, such as input_ids.")
@@ -52,6 +52,9 @@ class Rows:
         rows = next(iter(counts.values()))
         if rows == 0:
             raise InputError(f"{source}: the tensors have no rows; give at least one.")
+        mask = inputs.get("attention_mask")
+        if mask is not None and not bool((mask == mask[:1]).all()):
+            raise InputError(f"{source}: attention_mask differs from row to row; give rows of one length, cut instead of padded.")
         return cls(dict(inputs), tuple(range(rows)), source)
 
     @property

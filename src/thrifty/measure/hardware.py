@@ -17,6 +17,7 @@ import torch
 LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy")
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_GROUP = Path("/sys/fs/cgroup")
 
 
 def hardware() -> dict[str, Any]:
@@ -124,14 +125,16 @@ def free_bytes() -> int:
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no such group, or "max": no limit
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with suppress(OSError, ValueError):
+        found.append(int((_GROUP / "memory.max").read_text()) - int((_GROUP / "memory.current").read_text()))
     return max(0, min(found))
 
 
 def _ram() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        return 0
+    """Memory of the machine, or as much of it as the process's group may have; 0 where neither is known."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # no such group, or "max": no limit
+        found.append(int((_GROUP / "memory.max").read_text()))
+    return min(found, default=0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from thrifty.base.anatomy import Block
+from thrifty.base.errors import RunError, ThriftyError
 from thrifty.models.experts import is_fused, unfused
 
 
@@ -51,14 +52,35 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def run_block(module: nn.Module, hidden: Float[Tensor, "rows *length width"], call: Call) -> Float[Tensor, "rows *length width"]:
-    """The hidden states that leave a block. The call's tensors are moved to where, and into the type that, the hidden states are."""
+    """The hidden states that leave a block. The call's tensors are moved to where, and into the type that, the hidden states are.
+
+    Raises RunError where the block does not take them: what one row was called with does not fit every row of this architecture.
+    """
     call = call.to(hidden.device, hidden.dtype)
-    with torch.no_grad():
-        if call.hidden is None:
-            out = module(hidden, *call.args, **call.kwargs)
-        else:
-            out = module(*call.args, **{call.hidden: hidden}, **call.kwargs)
+    try:
+        with torch.no_grad():
+            if call.hidden is None:
+                out = module(hidden, *call.args, **call.kwargs)
+            else:
+                out = module(*call.args, **{call.hidden: hidden}, **call.kwargs)
+    except (ThriftyError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RunError(f"a {type(module).__name__} cannot be run on its own ({said}); this architecture is not supported yet") from error
     return out[0] if isinstance(out, tuple | list) else out
+
+
+def tensors_of(call: Call) -> list[Tensor]:
+    """Every tensor that a call hands over, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    call.map(keep)
+    return found
 
 
 def hollow_block(module: nn.Module) -> nn.Module:

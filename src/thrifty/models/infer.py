@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.base.anatomy import Anatomy, Block
-from thrifty.models.blocks import Call, get_weight
+from thrifty.models.blocks import Call, get_weight, tensors_of
 from thrifty.models.experts import Experts
 from thrifty.models.probes import Probe
 from thrifty.models.shell import Shell
@@ -151,14 +151,7 @@ def _check_broadcast(inner: Any, path: str, count: int, calls: dict[str, tuple[C
 
 
 def _shapes(call: Call) -> list[tuple[int, ...]]:
-    shapes: list[tuple[int, ...]] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        shapes.append(tuple(tensor.shape))
-        return tensor
-
-    call.map(note)
-    return shapes
+    return [tuple(tensor.shape) for tensor in tensors_of(call)]
 
 
 def _inputs(model: Any, rows: int) -> dict[str, Tensor]:

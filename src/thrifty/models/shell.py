@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.base.anatomy import Anatomy, Block
+from thrifty.base.errors import RunError
 from thrifty.models.blocks import Call, hollow_block
 
 _HEADS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")
@@ -40,6 +42,7 @@ class Shell:
         self._real_block = real_block
         self._tuples: dict[str, bool] = {}
         self._noted: dict[str, Call] = {}
+        self._times: Counter[str] = Counter()
         self._entering: str | None = None
         self._entered: Tensor | None = None
         self._done: Mapping[str, Tensor] = {}
@@ -67,12 +70,16 @@ class Shell:
         """What each block gets besides the hidden states, by block path.
 
         Only the first row of the inputs is used (or the first `rows`): rows must be alike (equal length, no padding), as calibration
-        windows are.
+        windows are. Raises RunError for a block that a pass reaches more or less than once.
         """
         with self._passing({chain: hidden[:rows] for chain, hidden in done.items()}, None):
-            self._noted = {}
+            self._noted, self._times = {}, Counter()
             self._forward({name: tensor[:rows] for name, tensor in inputs.items()})
             noted, self._noted = self._noted, {}
+        for block in self.anatomy.blocks:
+            if self._times[block.path] != 1:
+                times = f"{block.path} is passed {self._times[block.path]} times, not once"
+                raise RunError(f"{times}; models whose layers share weights or are left out are not supported yet")
         return noted
 
     @torch.no_grad()
@@ -107,6 +114,7 @@ class Shell:
                 shell._entered = hidden
                 raise _Reached
             shell._noted[block.path] = call
+            shell._times[block.path] += 1
             if block.chain not in shell._tuples:
                 shell._tuples[block.chain] = shell._returns_tuple(block, hidden, call)
             if last and block.chain in shell._done:

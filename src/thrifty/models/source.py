@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.base import events
-from thrifty.base.anatomy import Anatomy, Block
+from thrifty.base.anatomy import Anatomy, Block, Part
 from thrifty.base.errors import InputError, RunError
 from thrifty.models.anatomy import describe_model
 from thrifty.models.blocks import hollow_block
@@ -83,14 +83,30 @@ class Source:
 
     @cached_property
     def linear_modules(self) -> tuple[str, ...]:
-        """Paths of every module that transformers builds as a plain linear layer, the head included."""
-        return tuple(path for path, module in self._skeleton(torch.float32).named_modules() if type(module) is nn.Linear)
+        """Paths of every linear layer that transformers builds, of whatever kind, the head included."""
+        return tuple(path for path, module in self._skeleton(torch.float32).named_modules() if isinstance(module, nn.Linear))
+
+    @cached_property
+    def plain_linears(self) -> frozenset[str]:
+        """Paths of those that are plain linear layers and nothing more: in their place it reads packed ones."""
+        return frozenset(path for path, module in self._skeleton(torch.float32).named_modules() if type(module) is nn.Linear)
 
     def read(self, key: str) -> Tensor:
         """One tensor by its disk key, on the CPU, in the type it has on disk."""
         if key in self._pickled:
             return self._pickled[key]
         return read_tensor(key, self.tensors[key])
+
+    def read_part(self, key: str, part: Part) -> Tensor:
+        """The rows of one expert out of a tensor [experts, rows, width] that holds all."""
+        info = self.tensors[key]
+        if key in self._pickled:
+            return self._pickled[key][part.expert, part.start : part.stop].clone()
+        _, rows, width = info.shape
+        row = width * info.dtype.itemsize
+        count = part.stop - part.start
+        start = info.start + (part.expert * rows + part.start) * row
+        return read_tensor(key, TensorInfo(info.file, info.dtype, (count, width), start, count * row))
 
     def disk_name(self, memory_name: str) -> str | None:
         """The disk key of a parameter or buffer of the model; None when it does not lie on disk as one tensor of its own."""
@@ -186,6 +202,11 @@ class Source:
         experts = self._expert_weights(module, block, dtype, device, replace or {})
         names = {name: f"{block.path}.{name}" for name in _names(module) if name not in experts}
         self._materialise(module, names, dtype, device, replace or {})
+        hollow = next((name for name, parameter in module.named_parameters() if parameter.is_meta), None)
+        if hollow is not None:
+            raise InputError(
+                f"{self.folder}: {block.path}.{hollow} is not found on disk as {self.anatomy.architecture} names it; not supported yet"
+            )
         return module
 
     def _expert_weights(

@@ -1,7 +1,8 @@
 """The run folder: what is finished, recognised by content.
 
 A result folder holds `.run/` while it is being made: the request, a file a finished block (its stored tensors and its report), and the
-rows at the last block boundary. Every file is whole or absent. The folder disappears when the result is complete.
+rows at the last block boundary. Every file is whole or absent. A block's report is written last, with the digests of the other two: only
+what still has them counts as finished. The folder disappears when the result is complete.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.base.errors import InputError
-from thrifty.base.store import content_key, write_json, writing
+from thrifty.base.events import note
+from thrifty.base.store import content_key, file_digest, write_json, writing
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.streams import Streams
 
@@ -110,40 +112,58 @@ class RunFolder:
         return self.path / "blocks" / f"{key[:32]}.safetensors"
 
     def block(self, key: str) -> BlockRecord | None:
-        """The finished block with this key, or None."""
-        report = self.tensors_path(key).with_suffix(".json")
+        """The finished block with this key; None, and a note where it was one, when its files are not as they were written."""
+        tensors = self.tensors_path(key)
+        report = tensors.with_suffix(".json")
         if not report.exists():
             return None
-        data = json.loads(report.read_text())
-        layers = tuple(LayerReport(**layer) for layer in data["layers"])
-        return BlockRecord(key, self.tensors_path(key), layers, tuple(data["warnings"]), data["seconds"], data["packed"])
+        try:
+            data = json.loads(report.read_text())
+            record = BlockRecord(
+                key,
+                tensors,
+                tuple(LayerReport(**layer) for layer in data["layers"]),
+                tuple(data["warnings"]),
+                data["seconds"],
+                data["packed"],
+            )
+            whole = data["tensors"] == file_digest(tensors)
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            note(f"{tensors} is not as it was written; the block is done again")
+            return None
+        return record
 
     def finish(self, record: BlockRecord) -> None:
-        """Mark a block finished; its tensors must be in place."""
+        """Mark a block finished: its tensors and the rows that leave it must be in place. Rows of earlier blocks are removed."""
+        rows = self._streams_path(record.key)
         write_json(
             record.tensors.with_suffix(".json"),
             {
+                "tensors": file_digest(record.tensors),
+                "rows": file_digest(rows),
                 "layers": [asdict(layer) for layer in record.layers],
                 "warnings": list(record.warnings),
                 "seconds": record.seconds,
                 "packed": record.packed,
             },
         )
+        for other in rows.parent.glob("*.safetensors"):
+            if other != rows:
+                other.unlink()
 
     # -- rows at the last boundary -------------------------------------------------------------------------------------
 
     def save_streams(self, key: str, streams: Streams) -> None:
-        """Keep the rows that leave the block with this key; earlier ones are removed afterwards."""
-        path = self._streams_path(key)
-        streams.save(path)
-        for other in path.parent.glob("*.safetensors"):
-            if other != path:
-                other.unlink()
+        """Keep the rows that leave the block with this key, beside those of the block before it until it is finished."""
+        streams.save(self._streams_path(key))
 
     def load_streams(self, key: str) -> Streams | None:
-        """The rows that left the block with this key, if they are the last ones kept."""
+        """The rows that left the finished block with this key, if they are still there and as they were written."""
         path = self._streams_path(key)
-        return Streams.load(path) if path.exists() else None
+        written = json.loads(self.tensors_path(key).with_suffix(".json").read_text())["rows"]
+        return Streams.load(path) if path.exists() and file_digest(path) == written else None
 
     def _streams_path(self, key: str) -> Path:
         return self.path / "streams" / f"{key[:32]}.safetensors"

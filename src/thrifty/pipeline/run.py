@@ -96,6 +96,9 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
         for warning in job.packing.warnings:
             events.warn(warning)
+        if job.packing.schemes and job.source.anatomy.inferred and not full:
+            name = job.source.anatomy.architecture
+            events.warn(f"{name} was worked out, not declared: whether transformers reads its packed weights is told by --verify full only")
         walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
         records, streams, watch = walk.run(key)
         measured: dict[str, Any] = {}

@@ -41,8 +41,7 @@ class BlockView:
     def read(self, path: str) -> Tensor:
         """The matrix of a linear as it stands now, [out, in] float32."""
         if path not in self.weights:
-            linear = self.linears[path]
-            self.weights[path] = as_matrix(self.source.read(linear.source), linear).to(torch.float32)
+            self.weights[path] = read_matrix(self.source, self.linears[path]).to(torch.float32)
         return self.weights[path]
 
     def write(self, path: str, values: Tensor, encoded: Encoded) -> Tensor:
@@ -122,10 +121,11 @@ class BlockView:
         return changed
 
 
-def as_matrix(stored: Tensor, linear: Linear) -> Tensor:
-    """[out, in] view of a stored tensor."""
+def read_matrix(source: Source, linear: Linear) -> Tensor:
+    """The matrix of a linear as it lies on disk, [out, in]; of a tensor that holds many, no more is read."""
     if linear.part is not None:
-        return stored[linear.part.expert, linear.part.start : linear.part.stop]
+        return source.read_part(linear.source, linear.part)
+    stored = source.read(linear.source)
     return stored.T if linear.storage == "conv1d" else stored
 
 

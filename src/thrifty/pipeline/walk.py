@@ -18,13 +18,14 @@ from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Shell, Source, run_block
+from thrifty.models.blocks import tensors_of
 from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
-from thrifty.pipeline.streams import Streams, batches, enter
+from thrifty.pipeline.streams import Streams, enter
 from thrifty.pipeline.view import BlockView
 
 WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
@@ -52,9 +53,8 @@ class Walk:
         watch = Stopwatch()
         order = [(chain, block) for chain in self.source.anatomy.chains for block in self._blocks(chain)]
         keys = self._keys(key, [block for _, block in order])
-        start, streams = self._resume(keys)
-        self.resumed = start
-        records = [self.folder.block(block_key) for block_key in keys[:start]]
+        records, streams = self._resume(keys)
+        self.resumed = start = len(records)
         with events.task("blocks", len(order)) as advance:
             advance(start, "")
             for position in range(start, len(order)):
@@ -67,10 +67,12 @@ class Walk:
                     calls = self._calls(streams)
                 advance(position, block.path)
                 here = {kind: by_path[block.path] for kind, by_path in calls.items()}
-                records.append(self._block(block, keys[position], here, streams))
+                record = self._block(block, keys[position], here, streams)
                 if position + 1 == len(order) or order[position + 1][0] != chain:
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
+                self.folder.finish(record)
+                records.append(record)
                 return_free_memory()
                 advance(position + 1, block.path)
         return records, streams, watch
@@ -86,18 +88,21 @@ class Walk:
             keys.append(key)
         return keys
 
-    def _resume(self, keys: list[str]) -> tuple[int, Streams]:
-        """How many blocks need no more work, and the rows that leave the last of them."""
-        finished = 0
-        while finished < len(keys) and self.folder.block(keys[finished]) is not None:
-            finished += 1
-        while finished > 0:
-            streams = self.folder.load_streams(keys[finished - 1])
+    def _resume(self, keys: list[str]) -> tuple[list[BlockRecord], Streams]:
+        """The blocks that need no more work, and the rows that leave the last of them."""
+        records: list[BlockRecord] = []
+        for key in keys:
+            record = self.folder.block(key)
+            if record is None:
+                break
+            records.append(record)
+        while records:
+            streams = self.folder.load_streams(records[-1].key)
             if streams is not None:
-                events.note(f"{finished} of {len(keys)} blocks were already finished")
-                return finished, streams
-            finished -= 1
-        return 0, Streams()
+                events.note(f"{len(records)} of {len(keys)} blocks were already finished")
+                return records, streams
+            records.pop()
+        return [], Streams()
 
     # -- entering ------------------------------------------------------------------------------------------------------
 
@@ -111,8 +116,14 @@ class Walk:
         found = {}
         for kind, stream, rows in (("calibration", "calibration", self.calibration), ("evaluation", "before", self.evaluation)):
             if rows is not None:
-                first = {name: tensor[:1] for name, tensor in rows.inputs.items()}
-                found[kind] = shell.calls(first, streams.outputs(stream, 0, 1))
+                first, last = (
+                    shell.calls(
+                        {name: tensor[row : row + 1] for name, tensor in rows.inputs.items()}, streams.outputs(stream, row, row + 1)
+                    )
+                    for row in (0, rows.rows - 1)
+                )
+                _check_alike(first, last)
+                found[kind] = first
         return found
 
     def _enter(self, chain: str, streams: Streams) -> dict[str, dict[str, Call]]:
@@ -143,9 +154,7 @@ class Walk:
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
             packed = self.write_block(self.folder.tensors_path(key), self.source, view)
             layers = tuple(reports[linear.path] for linear in block.linears if linear.path in reports)
-            record = BlockRecord(key, self.folder.tensors_path(key), layers, warnings, local.seconds, packed)
-            self.folder.finish(record)
-        return record
+        return BlockRecord(key, self.folder.tensors_path(key), layers, warnings, local.seconds, packed)
 
     def _compress(self, block: Block, call: Call | None, streams: Streams, watch: Stopwatch) -> BlockRun:
         """Compress one block; when the device runs out of memory, go on in batches of half the size, and say so."""
@@ -153,31 +162,29 @@ class Walk:
         while True:
             setting = self.setting
             device = torch.device(setting.device)
-            call = None if call is None else call.to(device, setting.dtype)
-            run = BlockRun(
-                BlockView(self.source, block, self.packing),
-                call,
-                self.work,
-                setting.dtype,
-                setting.batch,
-                setting.order,
-                device,
-                setting.seed,
-                watch,
-            )
+            run = None
             try:
+                call = None if call is None else call.to(device, setting.dtype)
+                run = BlockRun(
+                    BlockView(self.source, block, self.packing),
+                    call,
+                    self.work,
+                    setting.dtype,
+                    setting.batch,
+                    setting.order,
+                    device,
+                    setting.seed,
+                    watch,
+                )
                 if rows is None:
                     run.compress_without_rows()
                 else:
                     streams.now["calibration"] = run.compress(rows)
                 return run
             except torch.OutOfMemoryError:
-                if setting.order == "block" and setting.batch == 1:
-                    raise
-                torch.cuda.empty_cache()
-                batch = max(1, setting.batch // 2) if setting.order == "block" else setting.batch
-                events.warn(f"{block.path}: out of memory on {device}; going on in block order with {batch} rows at a time")
-                self.setting = replace(setting, batch=batch, order="block")
+                pass  # what is held while an exception is handled is free only behind the clause
+            del run
+            self._halve(block, device)
 
     def _evaluate(self, view: BlockView, call: Call, streams: Streams) -> None:
         device = torch.device(self.setting.device)
@@ -185,9 +192,26 @@ class Walk:
         for stream, replacements in (("before", {}), ("after", view.replacements())):
             module = self.source.block(view.block, torch.float32, device, replacements)
             hidden = streams.now[stream]
-            for start, stop, rows in batches({"hidden": hidden}, self.setting.batch):
-                hidden[start:stop] = run_block(module, rows["hidden"].to(device), exact).cpu()
+            start = 0
+            while start < len(hidden):
+                stop = start + self.setting.batch
+                try:
+                    hidden[start:stop] = run_block(module, hidden[start:stop].to(device), exact).cpu()
+                    start = stop
+                    continue
+                except torch.OutOfMemoryError:
+                    pass  # what is held while an exception is handled is free only behind the clause
+                self._halve(view.block, device)
             del module
+
+    def _halve(self, block: Block, device: torch.device) -> None:
+        """Go on with half as many rows at a time in block order, and say so."""
+        if self.setting.order == "block" and self.setting.batch == 1:
+            raise RunError(f"{block.path}: out of memory on {device} even with one row at a time; use shorter --tokens")
+        torch.cuda.empty_cache()
+        batch = max(1, self.setting.batch // 2)
+        events.warn(f"{block.path}: out of memory on {device}; going on in block order with {batch} rows at a time")
+        self.setting = replace(self.setting, batch=batch, order="block")
 
 
 def _check_finite(block: Block, streams: Streams) -> None:
@@ -197,3 +221,11 @@ def _check_finite(block: Block, streams: Streams) -> None:
         rows = streams.now.get(name)
         if rows is not None and not bool(torch.isfinite(rows).all()):
             raise RunError(f"{block.path}: {words} leave it with values that are not finite; are its weights, or the recipe, sound?")
+
+
+def _check_alike(first: dict[str, Call], last: dict[str, Call]) -> None:
+    """Raise RunError when blocks are called with other things for other rows: one call has to do for all."""
+    for path, call in first.items():
+        pairs = zip(tensors_of(call), tensors_of(last[path]), strict=True)
+        if any(one.shape != other.shape or not torch.equal(one, other) for one, other in pairs):
+            raise RunError(f"{path}: what this block is called with differs from row to row; such models or inputs are not supported yet")
