@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import thrifty
@@ -53,7 +54,12 @@ def test_every_number_of_bits_suits_widths_that_32_does_not_divide(name: str, tm
     assert api.plan(folder, bits=3, calibration=inputs("llama", 2, 16)).warnings == ()
 
 
-@pytest.mark.parametrize("name", ["llama", "mamba"])
+OLD = Version(transformers.__version__) < Version("5.23")
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", pytest.param("mamba", marks=pytest.mark.skipif(OLD, reason="transformers 5.18 reads no packed Mamba"))]
+)
 def test_and_transformers_reads_what_comes_out(name: str, tmp_path: Path) -> None:
     folder = written(ODD[name](), tmp_path / "model")
     rows = {"calibration": inputs("llama", 8, 16), "evaluation": inputs("llama", 2, 16, seed=1)}

@@ -15,6 +15,7 @@ from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
+from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price
 from thrifty.pipeline.probe import Rates, probe
@@ -90,6 +91,7 @@ def compress(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
+    RunFolder(place).free(force)
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
     refusals = _refusals(job, _cost(job, rates=None), place, disk=not resumed)
     if refusals:
