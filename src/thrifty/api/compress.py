@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thrifty.api.pages import write_pages
-from thrifty.api.request import Request, load_of, prepare
+from thrifty.api.request import Request, prepare
 from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
@@ -145,7 +145,7 @@ def plan(
 
 
 def _cost(job: Job, rates: Rates | None) -> Cost:
-    return price(job.source, job.work, job.setting, load_of(job), rss_bytes(), rates, output_bytes(job.source, job.packing))
+    return price(job.source, job.work, job.setting, job.load, rss_bytes(), rates, output_bytes(job.source, job.packing))
 
 
 def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]:

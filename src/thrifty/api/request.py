@@ -18,9 +18,10 @@ from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
+from thrifty.pipeline.footprint import footprints_of
 from thrifty.pipeline.packing import packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
-from thrifty.pipeline.price import Load, activations
+from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
 from thrifty.pipeline.steps import Work
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
@@ -100,7 +101,9 @@ def prepare(request: Request) -> Job:
     if gate is not None and evaluation is None:
         raise InputError("a largest increase of perplexity was asked for, but there are no rows to judge on; give evaluation rows, too")
     _say(calibration, evaluation)
-    setting = _setting(source, device, calibration, request.seed)
+    dtype = calibration_dtype(source.dtype, device)
+    load = _load(source, calibration, evaluation, dtype)
+    setting = _setting(source, device, load, dtype, request.seed)
     name = "the model inside the package" if request.model is None else str(request.model)
     return Job(
         name,
@@ -110,6 +113,7 @@ def prepare(request: Request) -> Job:
         work,
         packing(source.anatomy, work, source.dtype, source.plain_linears),
         setting,
+        load,
         calibration,
         evaluation,
         gate,
@@ -130,15 +134,16 @@ def _amount(rows: Rows) -> str:
     return f"{rows.rows} rows of {length} tokens" if "input_ids" in rows.inputs else f"{rows.rows} images"
 
 
-def load_of(job: Job) -> Load:
-    """How much data a job carries, for the price."""
-    rows, scored = job.calibration, job.evaluation
+def _load(source: Source, rows: Rows | None, scored: Rows | None, dtype: torch.dtype) -> Load:
+    """How much data a job carries, for its price; dtype: of the calibration pass."""
     return Load(
         rows=rows.rows if rows else 0,
         tokens=rows.tokens // rows.rows if rows else 0,
         evaluation_rows=scored.rows if scored else 0,
         evaluation_tokens=scored.tokens // scored.rows if scored else 0,
-        vocabulary=job.source.vocabulary,
+        vocabulary=source.vocabulary,
+        calibration=footprints_of(source, rows, dtype, BATCH),
+        evaluation=footprints_of(source, scored, torch.float32, BATCH),
     )
 
 
@@ -256,19 +261,9 @@ def _evaluation(request: Request, recipe: Recipe, source: Source, calibration: R
     )
 
 
-def _setting(source: Source, device: str, calibration: Rows | None, seed: int) -> Setting:
+def _setting(source: Source, device: str, load: Load, dtype: torch.dtype, seed: int) -> Setting:
     """Stage order where the hidden states of one block fit well, block order in small batches otherwise."""
-    dtype = calibration_dtype(source.dtype, device)
-    order = "stage"
-    if calibration is not None:
-        room = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else hardware()["ram_bytes"]
-        needed = max(
-            (
-                activations(block, stage, calibration.tokens, source.anatomy.hidden_size, dtype.itemsize)
-                for block in source.anatomy.blocks
-                for stage in block.stages
-            ),
-            default=0,
-        )
-        order = "stage" if needed <= min(STAGE_BYTES, STAGE_SHARE * room if room else STAGE_BYTES) else "block"
+    room = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else hardware()["ram_bytes"]
+    needed = max((inside_block(source, block, load, load.rows, dtype) for block in source.anatomy.blocks), default=0)
+    order = "stage" if needed <= min(STAGE_BYTES, STAGE_SHARE * room if room else STAGE_BYTES) else "block"
     return Setting(device=device, dtype=dtype, batch=BATCH, order=order, seed=seed)

@@ -43,7 +43,10 @@ class Experts(nn.ModuleList):
     ) -> Float[Tensor, "tokens hidden"]:
         """The weighted sum of what the chosen experts make of each token. Experts that no token chose are not called."""
         total = torch.zeros_like(hidden_states)
-        if total.is_meta:  # no values, so nobody is chosen
+        if total.is_meta:  # no values to choose by, so that each gets as many tokens as the others
+            share = -(-top_k_index.numel() // len(self))
+            for expert in self:
+                expert(hidden_states.new_empty(share, hidden_states.shape[1]))
             return total
         for index, expert in enumerate(self):
             token, position = torch.where(top_k_index == index)

@@ -43,6 +43,8 @@ class Shell:
         self._tuples: dict[str, bool] = {}
         self._noted: dict[str, Call] = {}
         self._times: Counter[str] = Counter()
+        self._leaving = False
+        self.entering: dict[str, torch.Size] = {}
         self._entering: str | None = None
         self._entered: Tensor | None = None
         self._done: Mapping[str, Tensor] = {}
@@ -66,15 +68,20 @@ class Shell:
         return entered
 
     @torch.no_grad()
-    def calls(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor], rows: int = 1) -> dict[str, Call]:
-        """What each block gets besides the hidden states, by block path.
+    def calls(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor], rows: int = 1, *, to_the_end: bool = True) -> dict[str, Call]:
+        """What each block gets besides the hidden states, by block path; afterwards `entering` has the shapes of these.
 
         Only the first row of the inputs is used (or the first `rows`): rows must be alike (equal length, no padding), as calibration
-        windows are. Raises RunError for a block that a pass reaches more or less than once.
+        windows are. to_the_end: False leaves the pass once every block was reached, before any head. Raises RunError for a block that a
+        pass reaches more or less than once.
         """
         with self._passing({chain: hidden[:rows] for chain, hidden in done.items()}, None):
-            self._noted, self._times = {}, Counter()
-            self._forward({name: tensor[:rows] for name, tensor in inputs.items()})
+            self._noted, self._times, self._leaving = {}, Counter(), not to_the_end
+            try:
+                with suppress(_Reached):
+                    self._forward({name: tensor[:rows] for name, tensor in inputs.items()})
+            finally:
+                self._leaving = False
             noted, self._noted = self._noted, {}
         for block in self.anatomy.blocks:
             if self._times[block.path] != 1:
@@ -115,6 +122,9 @@ class Shell:
                 raise _Reached
             shell._noted[block.path] = call
             shell._times[block.path] += 1
+            shell.entering[block.path] = hidden.shape
+            if shell._leaving and len(shell._noted) == len(shell.anatomy.blocks):
+                raise _Reached
             if block.chain not in shell._tuples:
                 shell._tuples[block.chain] = shell._returns_tuple(block, hidden, call)
             if last and block.chain in shell._done:

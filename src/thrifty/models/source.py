@@ -189,6 +189,23 @@ class Source:
         self._materialise(model, {name: name for name in outside}, dtype, device, {})
         return Shell(model, self.anatomy, lambda block: self.block(block, dtype, device), device)
 
+    def hollow_shell(self) -> Shell:
+        """The model without its blocks and without its weights: memory that nothing was written to stands in their place.
+
+        What blocks are called with (masks, positions) does not depend on weights.
+        """
+        model = build_skeleton(self.config, torch.float32, self.remote_code)
+        blocks = tuple(block.path + "." for block in self.anatomy.blocks)
+        for name in _names(model):
+            if not name.startswith(blocks) and model.get_parameter_or_buffer(name).is_meta:
+                value = model.get_parameter_or_buffer(name)
+                _place(model, name, torch.empty(value.shape, dtype=value.dtype), torch.float32, "cpu")
+        return Shell(model, self.anatomy, lambda block: self.hollow_block(block, torch.float32), "cpu")
+
+    def hollow_block(self, block: Block, dtype: torch.dtype) -> nn.Module:
+        """One block on the meta device."""
+        return hollow_block(self._skeleton(dtype).get_submodule(block.path)).to("meta")
+
     def fill(self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         """Give a whole hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`."""
         self._materialise(model, {name: name for name in _names(model)}, dtype, device, {})

@@ -6,14 +6,16 @@ rates that a two-second probe measures on this machine (`pipeline.probe`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
-from thrifty.base.anatomy import Block, Linear, Stage
+from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
 from thrifty.export.compressed import packed_bytes
 from thrifty.models import Source
 from thrifty.pipeline.block import CHUNK
+from thrifty.pipeline.footprint import Footprint
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
 from thrifty.pipeline.probe import Rates
@@ -26,19 +28,27 @@ FIRST_CALLS = 45 << 20
 SCATTERED = 64 << 20
 """Bytes that lie freed but scattered between others in the allocator's hands, at most; of small phases a quarter."""
 
+LOST = 0.6
+"""The share by which small tensors (`footprint.HEAP`) that come and go batch after batch spread out in the heap, about."""
+
 HEADER = 110
 """Bytes that one tensor takes in a safetensors header, about."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much data a run carries: rows and tokens a row of the calibration and the evaluation, and the vocabulary (0 without a head)."""
+    """How much data a run carries: rows and tokens a row of the calibration and the evaluation, and the vocabulary (0 without a head).
+
+    calibration, evaluation: what blocks hold of one such row (`pipeline.footprint`), by path; empty where that is not known.
+    """
 
     rows: int
     tokens: int
     evaluation_rows: int
     evaluation_tokens: int
     vocabulary: int
+    calibration: Mapping[str, Footprint] = field(default_factory=dict)
+    evaluation: Mapping[str, Footprint] = field(default_factory=dict)
 
     @property
     def calibration_tokens(self) -> int:
@@ -66,7 +76,8 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     """Bytes of what stays (`rows`) and of each phase of the walk."""
     anatomy = source.anatomy
     width, size = anatomy.hidden_size, setting.dtype.itemsize
-    streams = load.calibration_tokens * width * size + 2 * load.scored_tokens * width * 4
+    streams = _streams(anatomy, load.calibration, load.rows) or load.calibration_tokens * width * size
+    streams += 2 * (_streams(anatomy, load.evaluation, load.evaluation_rows) or load.scored_tokens * width * 4)
     shell = source.shell_parameters() * 4
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
     return {
@@ -88,7 +99,11 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     # Gram matrices that are taken before the first stage is solved
     held = sum(stage.reads.width**2 * 4 for stage in block.stages) if setting.order == "block" or work.transforms else 0
     for stage in block.stages:
-        inside = waiting(block, stage, tokens, source.anatomy.hidden_size, size)
+        if block.path in load.calibration:
+            known = load.calibration[block.path]
+            inside = _rows_at_once(setting, load) * known.stages.get(stage.reads.name, known.peak)
+        else:
+            inside = waiting(block, stage, tokens, source.anatomy.hidden_size, size)
         width = stage.reads.width
         gram = 3 * width**2 * 4
         chunk = min(CHUNK, tokens) * width * (4 + 4)
@@ -102,21 +117,47 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
 
 
 def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:
-    size = setting.dtype.itemsize
-    tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
+    """The peak while rows pass through the solved block: its matrices, what the rows are made into, and the rows that leave."""
     values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
-    last = block.stages[-1] if block.stages else None
-    inside = activations(block, last, tokens, source.anatomy.hidden_size, size) if last else 0
-    return source.block_parameters(block) * size + values + inside + load.calibration_tokens * source.anatomy.hidden_size * size
+    at_once = _rows_at_once(setting, load)
+    inside = inside_block(source, block, load, at_once, setting.dtype)
+    known = load.calibration.get(block.path)
+    if known and setting.order == "block":
+        inside += int(LOST * at_once * known.heap)
+    leaving = load.rows * known.row if known else load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
+    return source.block_parameters(block) * setting.dtype.itemsize + values + inside + leaving
 
 
 def _evaluating(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
     if load.scored_tokens == 0:
         return 0
     values = sum(linear.out_features * linear.in_features for linear in block.linears) * 5
-    tokens = setting.batch * load.evaluation_tokens
-    widest = max((stage.reads.width for stage in block.stages), default=0)
-    return source.block_parameters(block) * 4 + values + tokens * (4 * source.anatomy.hidden_size + 3 * widest) * 4
+    if block.path in load.evaluation:
+        known = load.evaluation[block.path]
+        inside = min(setting.batch, load.evaluation_rows) * int(known.peak + LOST * known.heap)
+    else:
+        widest = max((stage.reads.width for stage in block.stages), default=0)
+        inside = setting.batch * load.evaluation_tokens * (4 * source.anatomy.hidden_size + 3 * widest) * 4
+    return source.block_parameters(block) * 4 + values + inside
+
+
+def inside_block(source: Source, block: Block, load: Load, rows: int, dtype: torch.dtype) -> int:
+    """Bytes of what `rows` calibration rows are made into inside a block, at the fullest moment."""
+    if block.path in load.calibration:
+        return rows * load.calibration[block.path].peak
+    tokens, hidden = rows * load.tokens, source.anatomy.hidden_size
+    return max((activations(block, stage, tokens, hidden, dtype.itemsize) for stage in block.stages), default=0)
+
+
+def _rows_at_once(setting: Setting, load: Load) -> int:
+    """Calibration rows that are inside a block together."""
+    return load.rows if setting.order == "stage" else min(setting.batch, load.rows)
+
+
+def _streams(anatomy: Anatomy, known: Mapping[str, Footprint], rows: int) -> int:
+    """Bytes of the rows of all chains, of which the finished ones are kept; 0 where it is not known."""
+    last = {block.chain: block.path for block in anatomy.blocks}
+    return rows * sum(known[path].row for path in last.values() if path in known)
 
 
 def activations(block: Block, stage: Stage, tokens: int, hidden: int, size: int) -> int:

@@ -27,6 +27,7 @@ from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.price import Load
 from thrifty.pipeline.score import score
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
@@ -41,8 +42,9 @@ Finish = Callable[[Path, Certificate], None]
 class Job:
     """Everything that decides a result.
 
-    name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. calibration, evaluation:
-    the rows; None where there are none. request: what else the user asked for, as plain JSON values. gate: the loss that the user allows.
+    name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
+    there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
+    JSON values. gate: the loss that the user allows.
     speed: whether both models are timed at the end, which is no part of the result.
     """
 
@@ -53,6 +55,7 @@ class Job:
     work: Work
     packing: Packing
     setting: Setting
+    load: Load
     calibration: Rows | None
     evaluation: Rows | None
     gate: Gate | None = None
