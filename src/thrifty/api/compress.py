@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,11 @@ from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
+from thrifty.pipeline.duration import estimate_seconds
 from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price
-from thrifty.pipeline.probe import Rates, probe
+from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import Job, run
 
 DEFAULT_OUT = "thrifty-result"
@@ -93,7 +94,7 @@ def compress(
     job = prepare(request)
     RunFolder(place).free(force)
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
-    refusals = _refusals(job, _cost(job, rates=None), place, disk=not resumed)
+    refusals = _refusals(job, _cost(job), place, disk=not resumed)
     if refusals:
         raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
     certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=verify == "full")
@@ -118,7 +119,7 @@ def plan(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Plan:
-    """Say what `compress` with the same words would do and need, without reading weights. Takes about two seconds to time this machine.
+    """Say what `compress` with the same words would do and need, without reading weights. Takes a few seconds to time this machine.
 
     Raises InputError as `compress` does.
     """
@@ -138,14 +139,15 @@ def plan(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
-    treatments = tuple(dict.fromkeys(treatment for chosen in job.work.treatments.values() for treatment in chosen))
-    rates = probe(treatments, job.setting.device, place.absolute())
-    cost = _cost(job, rates)
+    cost = _cost(job)  # before the probe takes memory of its own
+    rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
+    cost = replace(cost, seconds=estimate_seconds(job.source, job.work, job.setting, job.load, rates))
     return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), job.packing.warnings)
 
 
-def _cost(job: Job, rates: Rates | None) -> Cost:
-    return price(job.source, job.work, job.setting, job.load, rss_bytes(), rates, output_bytes(job.source, job.packing))
+def _cost(job: Job) -> Cost:
+    """All but the time."""
+    return price(job.source, job.work, job.setting, job.load, rss_bytes(), output_bytes(job.source, job.packing))
 
 
 def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]:

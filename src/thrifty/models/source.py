@@ -206,6 +206,14 @@ class Source:
         """One block on the meta device."""
         return hollow_block(self._skeleton(dtype).get_submodule(block.path)).to("meta")
 
+    def random_block(self, block: Block, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
+        """One block with small random weights, to see how long it takes."""
+        module = hollow_block(self._skeleton(dtype).get_submodule(block.path))
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            if value.is_meta:
+                _place(module, name, torch.randn(value.shape) / max(1, value.shape[-1]) ** 0.5, dtype, device)
+        return module.to(device)
+
     def fill(self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         """Give a whole hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`."""
         self._materialise(model, {name: name for name in _names(model)}, dtype, device, {})

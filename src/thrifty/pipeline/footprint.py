@@ -54,21 +54,39 @@ def footprints(source: Source, inputs: Mapping[str, Tensor], dtype: torch.dtype,
 
     Raises whatever the model raises where it cannot be run without values.
     """
-    shell = source.hollow_shell()
-    calls = shell.calls(dict(inputs), {}, to_the_end=False)
-    known: dict[Any, Footprint] = {}
     found = {}
-    for block in source.anatomy.blocks:
-        call, shape = calls[block.path], shell.entering[block.path]
-        kind = _kind(source, block, call, shape)
-        if kind not in known:
-            known[kind] = _footprint(source, block, call, torch.empty(2, *shape[1:], dtype=dtype, device="meta"), HEAP // batch)
-        found[block.path] = known[kind]
+    for kind in kinds(source, inputs):
+        hidden = torch.empty(2, *kind.shape, dtype=dtype, device="meta")
+        footprint = _footprint(source, kind.block, kind.call, hidden, HEAP // batch)
+        found.update(dict.fromkeys(kind.paths, footprint))
     return found
 
 
-def _kind(source: Source, block: Block, call: Call, shape: torch.Size) -> Any:
-    """Equal for blocks that hold the same: what they are made of, and what they are called with."""
+@dataclass(frozen=True)
+class Kind:
+    """Blocks that hold and cost the same. paths: theirs; block: one of them; call: what it is called with; shape: of one row of its
+    hidden states."""
+
+    paths: list[str]
+    block: Block
+    call: Call
+    shape: torch.Size
+
+
+def kinds(source: Source, inputs: Mapping[str, Tensor]) -> list[Kind]:
+    """The kinds of blocks in a model, for rows like `inputs`. No weight is read."""
+    shell = source.hollow_shell()
+    calls = shell.calls(dict(inputs), {}, to_the_end=False)
+    found: dict[str, Kind] = {}
+    for block in source.anatomy.blocks:
+        call, shape = calls[block.path], shell.entering[block.path][1:]
+        kind = found.setdefault(_made_of(source, block, call, shape), Kind([], block, call, shape))
+        kind.paths.append(block.path)
+    return list(found.values())
+
+
+def _made_of(source: Source, block: Block, call: Call, shape: torch.Size) -> str:
+    """Equal for blocks that are made of the same and called with the same."""
     shapes: list[Any] = [block.path.rpartition(".")[0], tuple(shape)]
     call.map(lambda tensor: shapes.append((tuple(tensor.shape), tensor.dtype)) or tensor)
     linears = [(linear.role, linear.out_features, linear.in_features, linear.expert is None) for linear in block.linears]
@@ -86,7 +104,7 @@ def _footprint(source: Source, block: Block, call: Call, hidden: Tensor, small: 
 def _pass(source: Source, block: Block, call: Call, hidden: Tensor, small: int) -> Footprint:
     """The bytes of one pass of some rows."""
     module = source.hollow_block(block, hidden.dtype)
-    ledger = _Ledger([hidden, *module.parameters(), *module.buffers(), *_held(call)], small)
+    ledger = Ledger([hidden, *module.parameters(), *module.buffers(), *_held(call)], small)
     stages: dict[str, int] = {}
     with _noting(module, block, ledger, stages), _FusedAttention(), ledger:
         out = run_block(module, hidden, call.to("meta"))
@@ -100,7 +118,7 @@ def _held(call: Call) -> list[Tensor]:
 
 
 @contextmanager
-def _noting(module: nn.Module, block: Block, ledger: _Ledger, stages: dict[str, int]) -> Iterator[None]:
+def _noting(module: nn.Module, block: Block, ledger: Ledger, stages: dict[str, int]) -> Iterator[None]:
     """Note in `stages` what is alive when the first linear of each stage is reached."""
     linears = linear_modules(module, block)
 
@@ -120,7 +138,7 @@ def _noting(module: nn.Module, block: Block, ledger: _Ledger, stages: dict[str, 
             handle.remove()
 
 
-class _Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):
     """Bytes of the tensors that were made and are still alive (now), the most there were at once (peak), and what of that lay in tensors
     of less than `small` bytes (heap). known: tensors that do not count."""
 

@@ -31,12 +31,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run needs. Bytes and seconds; `parts` names what the memory peak is made of."""
+    """What a run needs. Bytes and seconds (0 where nobody asked); `parts` names what the memory peak is made of."""
 
     memory: int
     disk: int
     output: int
-    seconds: float
+    seconds: float = 0.0
     parts: dict[str, int] = field(default_factory=dict)
 
 

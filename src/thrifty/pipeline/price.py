@@ -1,7 +1,7 @@
-"""What a run costs: memory, disk, output size and time, worked out from shapes alone.
+"""What a run costs: memory, disk and output size, worked out from shapes alone.
 
-Each phase of the walk holds known tensors; the peak is the largest phase on top of what stays throughout. Times are operation counts over
-rates that a two-second probe measures on this machine (`pipeline.probe`).
+Each phase of the walk holds known tensors; the peak is the largest phase on top of what stays throughout. How long it takes is another
+page's (`pipeline.duration`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from thrifty.pipeline.block import CHUNK
 from thrifty.pipeline.footprint import Footprint
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
-from thrifty.pipeline.probe import Rates
 from thrifty.pipeline.score import rows_at_once
 from thrifty.pipeline.steps import Work
 
@@ -26,7 +25,7 @@ FIRST_CALLS = 45 << 20
 """Bytes that the first calls of the numeric libraries take and keep, about: thread pools, scratch, code."""
 
 SCATTERED = 64 << 20
-"""Bytes that lie freed but scattered between others in the allocator's hands, at most; of small phases a quarter."""
+"""Bytes that lie freed but scattered between others in the allocator's hands, at most."""
 
 LOST = 0.6
 """The share by which small tensors (`footprint.HEAP`) that come and go batch after batch spread out in the heap, about."""
@@ -61,15 +60,19 @@ class Load:
         return self.evaluation_rows * self.evaluation_tokens
 
 
-def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, rates: Rates | None, output: int) -> Cost:
-    """The cost of a run. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
+def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, output: int) -> Cost:
+    """The cost of a run, but for its time. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
     parts = memory_parts(source, work, setting, load)
-    phase = max(parts[name] for name in ("entering", "solving", "passing", "evaluating", "scoring"))
-    memory = resident + FIRST_CALLS + parts["rows"] + phase + min(SCATTERED, phase // 4)
+    phase = max(_scattered(name, parts[name]) for name in ("entering", "solving", "passing", "evaluating", "scoring"))
+    memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
-    seconds = estimate_seconds(source, work, setting, load, rates) if rates is not None else 0.0
-    return Cost(memory, disk, output, seconds, {"resident": resident, **parts})
+    return Cost(memory, disk, output, parts={"resident": resident, **parts})
+
+
+def _scattered(name: str, size: int) -> int:
+    """A phase with what its allocations lose; where blocks are passed, most of that is in the footprint."""
+    return size + min(SCATTERED, size // (8 if name in ("passing", "evaluating") else 4))
 
 
 def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> dict[str, int]:
@@ -198,37 +201,8 @@ def output_bytes(source: Source, packing: Packing) -> int:
     return total + HEADER * (len(source.tensors) + 2 * packed)
 
 
-# -- time ----------------------------------------------------------------------------------------------------------------
-
-
-def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
-    """Seconds of the whole run: forward passes, Gram matrices, solving, evaluation, and files."""
-    anatomy = source.anatomy
-    passes = 1 + bool(work.transforms) + (setting.order == "block" and not work.transforms)
-    total = 0.0
-    for block in anatomy.blocks:
-        matmul = sum(2.0 * linear.out_features * linear.in_features * active(block, linear) for linear in block.linears)
-        total += passes * load.calibration_tokens * matmul / rates.forward(setting.dtype)
-        total += 2 * load.scored_tokens * matmul / rates.forward(torch.float32)
-        for stage in block.stages:
-            share = active(block, stage.linears[0])
-            grams = 1 + bool(work.transforms)
-            total += grams * 2.0 * load.calibration_tokens * share * stage.reads.width**2 / rates.gram(setting.dtype)
-            total += sum(solver_seconds(linear, rates) for linear in stage.linears if work.solves(linear))
-            total += rates.column * stage.reads.width
-    logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * anatomy.hidden_size
-    total += logits / rates.forward(torch.float32)
-    stored = sum(info.bytes for info in source.tensors.values())
-    return total + 4 * stored / rates.disk + rates.fixed
-
-
 def active(block: Block, linear: Linear) -> float:
     """The share of tokens that a linear sees."""
     if linear.expert is None or block.experts is None:
         return 1.0
     return block.experts.experts_per_token / block.experts.num_experts
-
-
-def solver_seconds(linear: Linear, rates: Rates) -> float:
-    """Blocked column updates, factorization and the error report: about three products of the matrix with its Gram."""
-    return 3 * 2.0 * linear.out_features * linear.in_features**2 / rates.forward(torch.float32)

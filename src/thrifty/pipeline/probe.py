@@ -1,75 +1,113 @@
-"""A two-second look at this machine: how fast it multiplies, walks columns, and writes files."""
+"""A look of a few seconds at this machine: how fast it takes a model's blocks, Gram matrices and solvers, and how fast it writes files.
+
+What is timed has the shapes of the run: a block of each kind with random weights, the widths that its linears read, the treatments of the
+recipe. Only what would take too long is worked out from a smaller piece.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from thrifty.base.anatomy import Space
 from thrifty.base.records import Problem
 from thrifty.core.statistics import Statistics
-from thrifty.weights.base import Treatment, solve
+from thrifty.data import Rows
+from thrifty.models import Source, run_block
+from thrifty.pipeline.block import gather
+from thrifty.pipeline.footprint import Kind, kinds
+from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.steps import Work
+from thrifty.weights.base import Transform, Treatment, solve
 
 MATRIX = 1024
+GRAM_TOKENS, GRAM_WIDTH = 1024, 2048
+"""Tokens, and the widest input, that a Gram matrix is timed with."""
+
+LARGEST = 1 << 28
+"""Parameters of a block above which matrix products explain its time well enough."""
+
+BRIEF = 0.1
+"""Seconds that one measurement should take, about."""
+
+CALLS = 6
+"""Small tensor operations that come with a linear, about: norms, activations, positions, and the modules around them."""
+
+SIZES = (256, 512)
+"""Widths of the square matrices that solvers are timed with."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Seconds that a method takes for a matrix: so much a column, and so much a multiplication of a product with its Gram matrix."""
+
+    column: float
+    product: float
+
+    def seconds(self, out_features: int, in_features: int) -> float:
+        """For a matrix of this shape."""
+        return self.column * in_features + self.product * out_features * in_features**2
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Floating-point operations a second by type, seconds a column of the solver, bytes a second to disk, seconds that any run takes."""
+    """What was measured.
 
-    multiply: dict[torch.dtype, float]
-    grams: dict[torch.dtype, float]
-    column: float
+    multiply: floating-point operations a second, by type. read: bytes a second of a matrix that meets a single row. call: seconds that one
+    linear takes whatever its size. disk: bytes a second. gram: seconds of GRAM_TOKENS tokens by width, up to GRAM_WIDTH. calibration,
+    evaluation: seconds a row by block path, where that was short enough to measure. treatments, transforms: by what they are and act for.
+    """
+
+    multiply: Mapping[torch.dtype, float]
+    read: float
+    call: float
     disk: float
-    fixed: float = 2.0
-
-    def forward(self, dtype: torch.dtype) -> float:
-        """Rate of matrix products of this type."""
-        return self.multiply[dtype]
-
-    def gram(self, dtype: torch.dtype) -> float:
-        """Rate of Gram matrices taken from inputs of this type."""
-        return self.grams[dtype]
+    gram: Mapping[int, float] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    treatments: Mapping[Treatment, Growth] = field(default_factory=dict)
+    transforms: Mapping[tuple[Transform, Treatment | None], Growth] = field(default_factory=dict)
 
 
-def probe(treatments: tuple[Treatment, ...], device: str, folder: Path) -> Rates:
-    """Measure the rates that the estimate of time uses."""
-    types = (torch.float32, torch.bfloat16, torch.float16)
-    multiply, grams = {}, {}
-    for dtype in types:
-        left = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-        multiply[dtype] = 2 * MATRIX**3 / best(lambda left=left: left @ left.T, device)
-        grams[dtype] = 2 * MATRIX**3 / best(lambda left=left: Statistics.of(left), device)
-    return Rates(multiply, grams, column_seconds(treatments, device), disk_rate(folder))
+def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None, evaluation: Rows | None, folder: Path) -> Rates:
+    """Measure what the estimate of time uses, on the device of the run; `folder` is where it will write."""
+    device = setting.device
+    types = dict.fromkeys((torch.float32, setting.dtype))
+    multiply = {dtype: 2 * MATRIX**3 / best(_product(MATRIX, dtype, device), device) for dtype in types}
+    read = MATRIX**2 * 16 * 2 / best(_product(1, torch.bfloat16, device, 4 * MATRIX), device)
+    return Rates(
+        multiply,
+        read,
+        CALLS * best(_product(1, torch.float32, device, 64), device),
+        disk_rate(folder),
+        _grams(source, calibration, setting),
+        block_seconds(source, calibration, setting.dtype, setting),
+        block_seconds(source, evaluation, torch.float32, setting),
+        {treatment: _growth(lambda problem, treatment=treatment: solve(problem, treatment), device) for treatment in _treatments(work)},
+        {pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), device) for pair in _transforms(source, work)},
+    )
 
 
-def best(call: Callable[[], object], device: str, seconds: float = 0.1) -> float:
-    """The median time of a call, repeated for about `seconds`."""
+def best(call: Callable[[], object], device: str, seconds: float = BRIEF) -> float:
+    """The median time of a call that was made once before, repeated for about `seconds`."""
     call()
     times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
+    while not times or sum(times) < seconds:
         _wait(device)
         start = time.perf_counter()
         call()
         _wait(device)
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
-
-
-def column_seconds(treatments: tuple[Treatment, ...], device: str, width: int = 256) -> float:
-    """Seconds that the slowest treatment takes a column of a small matrix: what no matrix product explains."""
-    weight = torch.randn(width, width, device=device)
-    gram = torch.eye(width, device=device)
-    slowest = 0.0
-    for treatment in treatments:
-        taken = best(lambda treatment=treatment: solve(Problem(weight, gram, width), treatment), device)
-        slowest = max(slowest, taken / width)
-    return slowest
 
 
 def disk_rate(folder: Path, size: int = 32 << 20) -> float:
@@ -87,6 +125,88 @@ def disk_rate(folder: Path, size: int = 32 << 20) -> float:
             return size / (time.perf_counter() - start)
     except OSError:
         return float(100 << 20)
+
+
+# -- the pieces of a run -----------------------------------------------------------------------------------------------
+
+
+def _product(rows: int, dtype: torch.dtype, device: str, width: int = MATRIX) -> Callable[[], Tensor]:
+    left, right = (torch.randn(count, width, device=device).to(dtype) for count in (rows, width))
+    return lambda: torch.nn.functional.linear(left, right)
+
+
+def _grams(source: Source, rows: Rows | None, setting: Setting) -> dict[int, float]:
+    if rows is None:
+        return {}
+    widths = {min(stage.reads.width, GRAM_WIDTH) for block in source.anatomy.blocks for stage in block.stages}
+    found = {}
+    for width in sorted(widths):
+        inputs = torch.randn(GRAM_TOKENS, width, device=setting.device).to(setting.dtype)
+        found[width] = best(lambda inputs=inputs: gather(inputs), setting.device)
+    return found
+
+
+def block_seconds(source: Source, rows: Rows | None, dtype: torch.dtype, setting: Setting) -> dict[str, float]:
+    """Seconds a row of the blocks that a pass can be timed of."""
+    found: dict[str, float] = {}
+    if rows is None:
+        return found
+    with suppress(Exception):  # a model that cannot be run without its values is worked out from its linears
+        for kind in kinds(source, rows.select(0, 1).inputs):
+            if source.block_parameters(kind.block) <= LARGEST:
+                seconds = _pass_seconds(source, kind, min(setting.batch, rows.rows), dtype, setting.device)
+                found.update(dict.fromkeys(kind.paths, seconds))
+    return found
+
+
+@torch.no_grad()
+def _pass_seconds(source: Source, kind: Kind, batch: int, dtype: torch.dtype, device: str) -> float:
+    """Seconds a row, of one row at a time where that alone is long."""
+    module = source.random_block(kind.block, dtype, device)
+    call = kind.call.to(device, dtype)
+    hidden = torch.randn(batch, *kind.shape, device=device).to(dtype)
+    alone = best(lambda: run_block(module, hidden[:1], call), device, 0.0)
+    if alone > BRIEF or batch == 1:
+        return alone
+    return best(lambda: run_block(module, hidden, call), device) / batch
+
+
+def _treatments(work: Work) -> set[Treatment]:
+    return {treatment for chosen in work.treatments.values() for treatment in chosen}
+
+
+def _transforms(source: Source, work: Work) -> set[tuple[Transform, Treatment | None]]:
+    spaces = [space for block in source.anatomy.blocks for space in block.spaces if space.producers]
+    chosen = [
+        (work.transform_for(position, space), work.treatment_for(space)) for space in spaces for position in range(len(work.transforms))
+    ]
+    return {(transform, treatment) for transform, treatment in chosen if transform is not None}
+
+
+def _growth(act: Callable[[Problem], object], device: str) -> Growth:
+    """Time a method on a small and on a larger problem."""
+    small, large = SIZES
+    first, second = (best(partial(act, _problem(width, device)), device) for width in SIZES)
+    # seconds = column * width + product * width^3 at both
+    product = max(0.0, (second / large - first / small) / (large**2 - small**2))
+    return Growth(max(0.0, first / small - product * small**2), product)
+
+
+def _problem(width: int, device: str) -> Problem:
+    """A matrix, and inputs whose channels go together and differ in size, as real ones do."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(2 * width, width // 4, generator=generator) @ torch.randn(width // 4, width, generator=generator)
+    inputs = (mixed / width**0.5 + torch.randn(2 * width, width, generator=generator)) * torch.rand(width, generator=generator).add(0.1)
+    gram = Statistics.of(inputs.to(device)).gram
+    return Problem(torch.randn(width, width, generator=generator).to(device), gram, 2 * width)
+
+
+def _rewrite(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:
+    width = problem.weight.shape[1]
+    ones = torch.ones(width, device=problem.weight.device)
+    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones)
+    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale")
+    return transform.rewrite(space, [problem.weight], seen, treatment)
 
 
 def _wait(device: str) -> None:

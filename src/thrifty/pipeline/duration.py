@@ -1,0 +1,99 @@
+"""How long a run takes: the pieces of the walk, each as often as it is done, at the rates that the probe measured."""
+
+from __future__ import annotations
+
+import torch
+
+from thrifty.base.anatomy import Block, Stage
+from thrifty.models import Source
+from thrifty.pipeline import speed
+from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.price import Load, active
+from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, SIZES, Rates
+from thrifty.pipeline.steps import Work
+
+FIXED = 1.0
+"""Seconds that any run takes: reading the data, opening files, pages of the result."""
+
+
+def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds of the whole run."""
+    blocks = source.anatomy.blocks
+    total = sum(_compressing(block, work, setting, load, rates) + _evaluating(block, load, rates) for block in blocks)
+    logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
+    stored = sum(info.bytes for info in source.tensors.values())
+    return total + 2 * logits + 4 * stored / rates.disk + _speed(source, load, rates) + FIXED
+
+
+def _compressing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    passes = 2 if work.transforms or setting.order == "block" else 1
+    total = passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+    for stage in block.stages:
+        total += _gram(block, stage, load, rates) * (2 if work.transforms and setting.order == "stage" else 1)
+        total += _solving(stage, work, rates)
+    return total + _transforming(block, work, rates)
+
+
+def _evaluating(block: Block, load: Load, rates: Rates) -> float:
+    seconds = _row(block, load.evaluation_tokens, torch.float32, rates.evaluation.get(block.path), rates)
+    return 2 * load.evaluation_rows * seconds
+
+
+def _row(block: Block, tokens: int, dtype: torch.dtype, measured: float | None, rates: Rates) -> float:
+    """Seconds of one row in a block."""
+    if measured is not None:
+        return measured
+    products = sum(2.0 * linear.out_features * linear.in_features * active(block, linear) for linear in block.linears)
+    return tokens * products / rates.multiply[dtype]
+
+
+def _gram(block: Block, stage: Stage, load: Load, rates: Rates) -> float:
+    if not rates.gram:
+        return 0.0
+    width = stage.reads.width
+    timed = min(width, GRAM_WIDTH)
+    tokens = load.calibration_tokens * active(block, stage.linears[0])
+    return rates.gram[timed] * (width / timed) ** 2 * tokens / GRAM_TOKENS
+
+
+def _solving(stage: Stage, work: Work, rates: Rates) -> float:
+    """Linears that are treated alike are one matrix."""
+    stacked: dict[tuple[object, ...], int] = {}
+    for linear in stage.linears:
+        if work.solves(linear):
+            chosen = work.treatments[linear.path]
+            stacked[chosen] = stacked.get(chosen, 0) + linear.out_features
+    width = stage.reads.width
+    return sum(rates.treatments[treatment].seconds(rows, width) for chosen, rows in stacked.items() for treatment in chosen)
+
+
+def _transforming(block: Block, work: Work, rates: Rates) -> float:
+    shapes = {linear.path: linear for linear in block.linears}
+    total = 0.0
+    for position in range(len(work.transforms)):
+        for space in block.spaces:
+            growth = rates.transforms.get((work.transform_for(position, space), work.treatment_for(space)))
+            if growth is not None and space.producers:
+                rows = sum(shapes[path].out_features for path in space.consumers if path in shapes)
+                total += growth.seconds(min(rows, SIZES[-1]), space.width)  # searches look at a sample of rows
+    return total
+
+
+def _speed(source: Source, load: Load, rates: Rates) -> float:
+    """Seconds in which both models are timed side by side."""
+    blocks = source.anatomy.blocks
+    rounds = 2 * (1 + speed.ROUNDS)
+    row = sum(_row(block, load.evaluation_tokens, torch.float32, rates.evaluation.get(block.path), rates) for block in blocks)
+    if source.anatomy.kind != "causal_lm" or not load.evaluation_tokens:
+        return rounds * row
+    half = max(1, load.evaluation_tokens // 2)
+    prompt, new, continued = min(speed.PROMPT, half), min(speed.NEW, half), min(speed.CONTINUED, half)
+    step = sum(_step(block, rates) for block in blocks)
+    prefill = row * prompt / load.evaluation_tokens
+    return rounds * (prefill + new * step) + 2 * (min(speed.PROMPTS, load.evaluation_rows) * prefill + 2 * continued * step)
+
+
+def _step(block: Block, rates: Rates) -> float:
+    """Seconds that a block takes for one token by itself: its matrices are read, in two bytes a weight."""
+    linears = [(linear, active(block, linear)) for linear in block.linears]
+    return sum(share * (rates.call + 2.0 * linear.out_features * linear.in_features / rates.read) for linear, share in linears)
