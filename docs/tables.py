@@ -103,6 +103,26 @@ def memory() -> str:
     return _table(["blocks", "checkpoint", "peak memory", "planned", "result", "planned"], rows)
 
 
+def plan() -> str:
+    """What was planned and what was needed, by kind of model."""
+    rows = []
+    for name, row in _read("plan.json")["models"].items():
+        planned, used, ratio = row["planned"], row["used"], row["planned_to_used"]
+        rows.append(
+            [
+                name,
+                f"{used['memory'] / 1e6:.0f} MB",
+                f"{ratio['memory'] - 1:+.1%}",
+                f"{used['disk'] / 1e6:.1f} MB",
+                f"{ratio['disk'] - 1:+.2%}",
+                f"{ratio['output'] - 1:+.2%}",
+                f"{used['seconds']:.0f} s",
+                f"{planned['seconds']:.0f} s",
+            ]
+        )
+    return _table(["model", "peak memory", "plan", "disk", "plan", "plan of the result's size", "time", "plan"], rows)
+
+
 def inference() -> str:
     """Seconds of a generation, and what the fast path loses."""
     found = _read("inference.json")
@@ -197,6 +217,7 @@ TABLES = {
     "cost": cost,
     "phases": phases,
     "memory": memory,
+    "plan": plan,
     "inference": inference,
     "llama.cpp": llama_cpp,
     "llama.cpp families": llama_cpp_families,

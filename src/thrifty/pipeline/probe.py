@@ -1,4 +1,4 @@
-"""A look of a few seconds at this machine: how fast it takes a model's blocks, Gram matrices and solvers, and how fast it writes files.
+"""A look of some seconds at this machine: how fast it takes a model's blocks, Gram matrices and solvers, and how fast it writes files.
 
 What is timed has the shapes of the run: a block of each kind with random weights, the widths that its linears read, the treatments of the
 recipe. Only what would take too long is worked out from a smaller piece.
@@ -33,7 +33,7 @@ MATRIX = 1024
 GRAM_TOKENS, GRAM_WIDTH = 1024, 2048
 """Tokens, and the widest input, that a Gram matrix is timed with."""
 
-LARGEST = 1 << 28
+LARGEST = 1 << 26
 """Parameters of a block above which matrix products explain its time well enough."""
 
 BRIEF = 0.1
