@@ -12,6 +12,7 @@ from typing import Any, Literal
 from thrifty.api.pages import write_pages
 from thrifty.api.request import Request, prepare
 from thrifty.base.errors import GateError, InputError, RunError
+from thrifty.base.lock import alone
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
@@ -92,12 +93,17 @@ def compress(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
+    with alone(place):
+        return _compress(job, place, force, verify == "full")
+
+
+def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
     RunFolder(place).free(force)
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
     refusals = _refusals(job, _cost(job), place, disk=not resumed)
     if refusals:
         raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
-    certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=verify == "full")
+    certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=full)
     return certificate.result(place)
 
 
