@@ -49,6 +49,13 @@ def test_json_lines(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}
     path = _write(tmp_path / "a.jsonl", json.dumps({"text": "one"}) + "\n\n" + json.dumps(chat) + "\n")
     assert _read(path, tokenizer) == ["one", "[user]hello[assistant]good day"]
+    path = _write(tmp_path / "a.json", json.dumps([{"text": "one"}, chat], indent=1))
+    assert _read(path, tokenizer) == ["one", "[user]hello[assistant]good day"]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", "[]", '[{"a": 1}]', "{broken"])
+def test_other_json_is_a_text(text: str, tmp_path: Path) -> None:
+    assert _read(_write(tmp_path / "a.json", text)) == [text]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
         ("a.jsonl", '{"words": "a"}\n', "line 1: neither"),
         ("a.jsonl", "[1]\n", "line 1: neither"),
+        ("a.json", '[{"text": "a"}, {"words": "a"}]', "entry 2: neither"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}\n', 'lacks "role" or "content"'),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "no chat template"),
     ],

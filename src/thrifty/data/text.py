@@ -30,7 +30,8 @@ def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
     """The documents of one text, none of them empty.
 
     name: `pycode` (the embedded text), a file (`.jsonl`: a document a line, `{"text": ...}` or `{"messages": [{"role", "content"}]}`;
-        anything else: UTF-8 text), `wikitext2`, or a data set `owner/name` or `owner/name:configuration` of the hub.
+        `.json`: a list of the same; anything else: UTF-8 text), `wikitext2`, or a data set `owner/name` or `owner/name:configuration` of
+        the hub.
     tokenizer: renders messages with its chat template.
     Raises InputError, naming file and line, for whatever is missing, empty or not readable.
     """
@@ -45,7 +46,7 @@ def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
         raise InputError(f"{name} is a folder; give a text file (.txt or .jsonl).")
     elif Path(name).is_file():
         path = Path(name)
-        documents = _json_lines(path, tokenizer) if path.suffix in (".jsonl", ".ndjson") else [_plain(path)]
+        documents = _in_file(path, tokenizer)
     elif name in _ALIASES or (_HUB_NAME.fullmatch(name) and Path(name).suffix not in (".txt", ".jsonl", ".json", ".md", ".py", ".csv")):
         documents = _hub(name, purpose, tokenizer)
     else:
@@ -54,6 +55,26 @@ def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
     if not kept:
         raise InputError(f"{name} is empty; give a file with text in it.")
     return kept
+
+
+def _in_file(path: Path, tokenizer: Any) -> Iterable[str]:
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _json_lines(path, tokenizer)
+    text = _plain(path)
+    records = _records(text) if path.suffix == ".json" else None
+    if records is None:
+        return [text]
+    return [_document(record, f"{path}, entry {number}", tokenizer) for number, record in enumerate(records, start=1)]
+
+
+def _records(text: str) -> list[Any] | None:
+    """The entries of a JSON list of documents; None for JSON of any other kind, which is a text like others."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    first = value[0] if isinstance(value, list) and value else None
+    return value if isinstance(first, dict) and first.keys() & {"text", "messages"} else None
 
 
 def _plain(path: Path) -> str:
