@@ -13,6 +13,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from thrifty.base.memory import keep_few_products
+
+keep_few_products()
+
 _PLACES = {
     "compress": "thrifty.api",
     "evaluate": "thrifty.api",

@@ -96,6 +96,28 @@ def test_attention_that_a_model_makes_by_itself_is_in_the_price(tmp_path: Path) 
     assert found["gemma2"][1] - 2 * found["gemma2"][0] >= scores / 2, "grows with their square"
 
 
+def test_products_of_ever_new_shapes_do_not_pile_up() -> None:
+    """oneDNN makes code for every number of tokens that an expert meets; a thousand of them would be half a gigabyte."""
+    script = """
+import thrifty, torch
+from thrifty.base.memory import return_free_memory
+def resident():
+    return_free_memory()
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+weight = torch.randn(512, 512).bfloat16()
+def multiply(start, stop):
+    for tokens in range(start, stop):
+        torch.nn.functional.linear(torch.randn(tokens, 512).bfloat16(), weight)
+multiply(500, 600)
+before = resident()
+multiply(600, 900)
+print((resident() - before) >> 20)
+"""
+    environment = {name: value for name, value in os.environ.items() if "CAPACITY" not in name}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, timeout=120)
+    assert int(done.stdout) < 40
+
+
 MAMBA = {"vocab_size": 96, "hidden_size": 256, "state_size": 16, "num_hidden_layers": 3}
 
 

@@ -1,9 +1,12 @@
-"""What the allocator keeps: memory that is free but not given back."""
+"""What the libraries below keep: memory that is free but not given back, and the code of products that were done once."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
+
+KEPT_PRODUCTS = 32
 
 
 @cache
@@ -12,6 +15,16 @@ def _malloc_trim() -> object | None:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # not the GNU C library
         return None
+
+
+def keep_few_products() -> None:
+    """Let oneDNN keep the code of few matrix products, unless the environment says how many.
+
+    It makes code for every shape it meets, half a megabyte each in bfloat16, and keeps that of 1024. Experts meet a new number of tokens
+    every time. Must be called before the first product.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_PRODUCTS))
 
 
 def return_free_memory() -> None:
