@@ -93,12 +93,12 @@ def compress(
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
+    RunFolder(place).free(force)
     with alone(place):
         return _compress(job, place, force, verify == "full")
 
 
 def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
-    RunFolder(place).free(force)
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
     refusals = _refusals(job, _cost(job), place, disk=not resumed)
     if refusals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     Raises InputError when another run on this machine holds it.
     """
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    name = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]
     try:
         file = (Path(tempfile.gettempdir()) / f"thrifty-{name}.lock").open("w")
     except OSError:  # another user's, or no place for it: then nothing is known of others
