@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
+
+from thrifty.data import default_model
 
 
 def main() -> None:
@@ -39,6 +42,8 @@ def main() -> None:
     )
     arguments.folder.mkdir(parents=True, exist_ok=True)
     (arguments.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+    for file in default_model().glob("tokenizer*.json"):  # not used, but some tools open no model without one
+        shutil.copy(file, arguments.folder)
     torch.manual_seed(0)
     files: dict[str, str] = {}
     total = 0
