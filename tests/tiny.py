@@ -116,10 +116,21 @@ def _clip() -> Any:
     return hub.CLIPModel(hub.CLIPConfig(text_config=text, vision_config=dict(_PICTURE), projection_dim=32))
 
 
+def _siglip() -> Any:
+    text = {**_ENCODER, "vocab_size": VOCABULARY, "max_position_embeddings": 64, "hidden_size": 64, **_TOKENS}
+    return hub.SiglipModel(hub.SiglipConfig(text_config=text, vision_config=dict(_PICTURE)))
+
+
 def _llava() -> Any:
     vision = hub.CLIPVisionConfig(**{**_PICTURE, "num_hidden_layers": 3})
     config = hub.LlavaConfig(vision_config=vision, text_config=hub.LlamaConfig(**_TEXT), image_token_index=IMAGE_TOKEN)
     return hub.LlavaForConditionalGeneration(config)
+
+
+def _gemma3_vision() -> Any:
+    text = {**_TEXT, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+    tokens = {"mm_tokens_per_image": IMAGE_TOKENS, "image_token_index": IMAGE_TOKEN}
+    return hub.Gemma3ForConditionalGeneration(hub.Gemma3Config(text_config=text, vision_config=dict(_PICTURE), **tokens))
 
 
 def _mamba() -> Any:
@@ -149,7 +160,9 @@ _BUILD: dict[str, Callable[[], Any]] = {
     "bert": _bert,
     "vit": _vit,
     "clip": _clip,
+    "siglip": _siglip,
     "llava": _llava,
+    "gemma3_vision": _gemma3_vision,
     "mamba": _mamba,
     "mamba2": _mamba2,
 }
@@ -216,10 +229,10 @@ def inputs(name: str, rows: int, length: int, seed: int = 0) -> dict[str, Tensor
     tokens = torch.randint(3, IMAGE_TOKEN, (rows, length), generator=generator)
     if name == "vit":
         return {"pixel_values": pixels}
-    if name == "clip":
+    if name in ("clip", "siglip"):
         tokens[:, -1] = _TOKENS["eos_token_id"]
         return {"input_ids": tokens, "pixel_values": pixels}
-    if name == "llava":
+    if name in ("llava", "gemma3_vision"):
         image = torch.full((rows, IMAGE_TOKENS), IMAGE_TOKEN)
         return {"input_ids": torch.cat([tokens[:, :2], image, tokens[:, 2:]], dim=1), "pixel_values": pixels}
     return {"input_ids": tokens}

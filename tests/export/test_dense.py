@@ -31,6 +31,7 @@ SIDE = {
     "tokenizer.json": b'{"version": "1.0"}',
     "tokenizer_config.json": b"{}",
     "chat_template.jinja": b"{{ messages }}\n",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}\n",
     "generation_config.json": b'{"max_new_tokens": 3}',
     "LICENSE": b"as you like\n",
     "merges.txt": "\u00e9 \u00e8\n".encode(),
@@ -46,6 +47,7 @@ def small_model(folder: Path) -> Path:
     """A tiny Llama whose matrices are codes, with files beside its weights."""
     packed_model("llama", folder, lambda stem: (32, 4, True))
     for name, content in SIDE.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 

@@ -33,6 +33,7 @@ SIDE = {
     "LICENSE.txt": b"more rights\n",
     "NOTICE": b"",
     "modeling_own.py": b"raise SystemExit\n",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
 }
 LEFT = {
     "README.md": b"# the original\n",
@@ -50,6 +51,7 @@ LEFT = {
 def model(tmp_path: Path) -> Path:
     folder = tiny("llama", tmp_path / "model")
     for name, content in (SIDE | LEFT).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "runs").mkdir()
     (folder / "runs" / "events.txt").write_text("no side file")
@@ -70,7 +72,7 @@ def test_a_result_has_every_file_beside_the_weights(model: Path, tmp_path: Path)
     assert contents(out, LEFT) == {**dict.fromkeys(LEFT), "README.md": (out / "README.md").read_bytes()}
     assert (out / "README.md").read_bytes() != LEFT["README.md"]
     written = {"model.safetensors", "config.json", "certificate.json", "report.html", "README.md"}
-    assert {path.name for path in out.iterdir()} == SIDE.keys() | written
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == SIDE.keys() | written
     assert contents(model, before) == before
 
 
@@ -78,12 +80,14 @@ def test_links_are_followed(model: Path, tmp_path: Path) -> None:
     """As in the cache of the hub, where every file is a link."""
     linked = tmp_path / "linked"
     linked.mkdir()
-    for path in model.iterdir():
-        (linked / path.name).symlink_to(path)
+    for path in (path for path in model.rglob("*") if path.is_file()):
+        (linked / path.relative_to(model)).parent.mkdir(exist_ok=True)
+        (linked / path.relative_to(model)).symlink_to(path)
     out = tmp_path / "out"
-    copy_side_files(open_model(linked).side_files(), out)
+    copy_side_files(open_model(linked).side_files(), linked, out)
     assert contents(out, SIDE) == SIDE
-    assert {path.name for path in out.iterdir()} == SIDE.keys() and not any(path.is_symlink() for path in out.iterdir())
+    copied = [path for path in out.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(out)) for path in copied} == SIDE.keys() and not any(path.is_symlink() for path in copied)
 
 
 def test_an_older_file_is_replaced_and_a_full_disk_leaves_it(tmp_path: Path) -> None:
@@ -92,9 +96,9 @@ def test_an_older_file_is_replaced_and_a_full_disk_leaves_it(tmp_path: Path) -> 
     (tmp_path / "from" / "vocab.txt").write_bytes(b"new" * 100)
     (tmp_path / "to" / "vocab.txt").write_bytes(b"old")
     with disk(tmp_path / "to", free=10), pytest.raises(RunError, match="disk is full"):
-        copy_side_files([tmp_path / "from" / "vocab.txt"], tmp_path / "to")
+        copy_side_files([tmp_path / "from" / "vocab.txt"], tmp_path / "from", tmp_path / "to")
     assert contents(tmp_path / "to", os.listdir(tmp_path / "to")) == {"vocab.txt": b"old"}
-    copy_side_files([tmp_path / "from" / "vocab.txt"], tmp_path / "to")
+    copy_side_files([tmp_path / "from" / "vocab.txt"], tmp_path / "from", tmp_path / "to")
     assert contents(tmp_path / "to", os.listdir(tmp_path / "to")) == {"vocab.txt": b"new" * 100}
 
 

@@ -28,7 +28,7 @@ def block_run(
     *before, block = source.anatomy.blocks[: index + 1]
     for earlier in before:
         hidden = run_block(source.block(earlier, torch.float32), hidden, calls[earlier.path])
-    view = BlockView(source, block, packing(source.anatomy, work, source.dtype, source.plain_linears))
+    view = BlockView(source, block, packing(source, work))
     return BlockRun(view, calls[block.path], work, torch.float32, batch, order, torch.device("cpu"), seed=0), hidden
 
 

@@ -171,8 +171,9 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
             continue
         stem = linear.source.removesuffix(".weight")
         groups = linear.out_features * (linear.in_features // outline.group_size if outline.group_size else 1)
-        wide = linear.expert is not None or bool(source.anatomy.blocks[0].state_space)  # their scales are as wide as the model's weights
-        scale = source.dtype.itemsize if wide and (linear.expert is not None or outline.bits > 4) else 2
+        # Scales of experts are as wide as the model's weights, those that transformers decodes while loading hold every value.
+        decoded = outline.bits > 4 and (source.fills_linears or bool(source.anatomy.blocks[0].state_space))
+        scale = source.dtype.itemsize if linear.expert is not None else 4 if decoded else 2
         codes = linear.out_features * linear.in_features
         expected += int(codes * outline.bits / 8 + groups * (scale + asymmetric * outline.bits / 8)) + 16
         weights += codes

@@ -111,7 +111,7 @@ def prepare(request: Request) -> Job:
         recipe.with_places(_whole).to_yaml(),
         recipe.plain()["steps"],
         work,
-        packing(source.anatomy, work, source.dtype, source.plain_linears),
+        packing(source, work),
         setting,
         load,
         calibration,

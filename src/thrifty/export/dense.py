@@ -41,9 +41,11 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
             staging.mkdir(parents=True)
             check_shards(staging, write_shards(staging, pieces))
             write_json(staging / "config.json", config)
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and path.suffix != ".safetensors" and path.name not in left:
-                    write_bytes(staging / path.name, path.read_bytes())
+            for path in sorted(folder.rglob("*")):
+                place = path.relative_to(folder)
+                hidden = any(name.startswith(".") for name in place.parts[:-1])  # the working files of a run, a repository's own
+                if path.is_file() and not hidden and path.suffix != ".safetensors" and str(place) not in left:
+                    write_bytes(staging / place, path.read_bytes())
             staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

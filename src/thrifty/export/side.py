@@ -12,11 +12,12 @@ REPLACED = ("README.md",)
 """Files that the result writes anew."""
 
 
-def copy_side_files(files: Sequence[Path], out: Path) -> None:
-    """Copy files into a folder; a model card is left behind, for the result gets one of its own."""
+def copy_side_files(files: Sequence[Path], folder: Path, out: Path) -> None:
+    """Copy files of a folder, or of its sub-folders, to the same places in another; a model card is left behind, for the result gets one
+    of its own."""
     for file in files:
         if file.name not in REPLACED:
-            write_bytes(out / file.name, file.read_bytes())
+            write_bytes(out / file.relative_to(folder), file.read_bytes())
 
 
 def write_config(out: Path, config: Mapping[str, Any], quantization_config: Mapping[str, Any] | None) -> None:

@@ -7,7 +7,7 @@ the constructors would only allocate or draw at random is never allocated.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,37 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32,
     # Parameters that a constructor filled with values were replaced above, which undoes the sharing of tied ones.
     model.tie_weights()
     return model.eval()
+
+
+def fills_linears(model: PreTrainedModel, paths: Collection[str]) -> bool:
+    """Whether the model's class gives values to weights inside the linear layers at `paths` whenever it is loaded.
+
+    Some classes start weights from the module around them (SigLIP's attention those of its projections), which is called even where the
+    values come from a file, and fails once such a layer holds codes and no weight. model: a skeleton of its own, of no use afterwards.
+    """
+    for path in paths:
+        del model.get_submodule(path)._parameters["weight"]
+    return any(_fails_to_fill(owner, module) for owner, module in _fillers(model, model).values())
+
+
+def _fillers(module: nn.Module, owner: PreTrainedModel) -> dict[tuple[type, type], tuple[PreTrainedModel, nn.Module]]:
+    """One module of each class, with the model nearest above it: that one gives it its first values."""
+    owner = module if isinstance(module, PreTrainedModel) else owner
+    found = {(type(owner), type(module)): (owner, module)}
+    for child in module.children():
+        found |= _fillers(child, owner)
+    return found
+
+
+def _fails_to_fill(owner: PreTrainedModel, module: nn.Module) -> bool:
+    try:
+        with torch.no_grad():
+            owner._init_weights(module)
+    except AttributeError:
+        return True
+    except (RuntimeError, NotImplementedError):  # it computes with values, of which there are none here
+        return False
+    return False
 
 
 def model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:

@@ -21,9 +21,10 @@ from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, read_config, scan_folder
 from thrifty.models.names import NameMap, map_names
 from thrifty.models.shell import Shell
-from thrifty.models.skeleton import build_skeleton
+from thrifty.models.skeleton import build_skeleton, fills_linears
 
 _CHUNK = 1 << 24
+_SIDE_FOLDERS = ("additional_chat_templates",)
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json", ".ot", ".tflite")
 
 
@@ -90,6 +91,11 @@ class Source:
     def plain_linears(self) -> frozenset[str]:
         """Paths of those that are plain linear layers and nothing more: in their place it reads packed ones."""
         return frozenset(path for path, module in self._skeleton(torch.float32).named_modules() if type(module) is nn.Linear)
+
+    @cached_property
+    def fills_linears(self) -> bool:
+        """Whether transformers, while it loads the model, reaches for weights inside its plain linear layers: see `skeleton`."""
+        return fills_linears(build_skeleton(self.config, torch.float32, self.remote_code), self.plain_linears)
 
     def read(self, key: str) -> Tensor:
         """One tensor by its disk key, on the CPU, in the type it has on disk."""
@@ -174,10 +180,15 @@ class Source:
         return digests
 
     def side_files(self) -> list[Path]:
-        """Everything in the folder that is neither weights nor config.json: tokenizer, templates, processors, license, model card."""
+        """Everything in the folder that is neither weights nor config.json: tokenizer, templates, processors, license, model card.
+
+        Of sub-folders only those that transformers reads with a tokenizer.
+        """
+        folders = [self.folder, *(self.folder / name for name in _SIDE_FOLDERS if (self.folder / name).is_dir())]
         return sorted(
             path
-            for path in self.folder.iterdir()
+            for folder in folders
+            for path in folder.iterdir()
             if path.is_file() and path.name != "config.json" and not path.name.startswith(".") and not path.name.endswith(_NOT_COPIED)
         )
 

@@ -38,7 +38,7 @@ def assemble(source: Source, records: list[BlockRecord], dequantize: bool, folde
     config = quantization_config(schemes, ignored, experts=experts, dequantize=dequantize) if schemes else None
     original = json.loads((source.folder / "config.json").read_text())
     write_config(staging, original, config)
-    copy_side_files(source.side_files(), staging)
+    copy_side_files(source.side_files(), source.folder, staging)
     return staging
 
 

@@ -3,9 +3,9 @@
 The format could hold more than its readers read. What is said here of transformers was found by loading such files in version 5.23:
 
 - experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
-file
-  is packed, plain experts are no longer read at all;
-- zero points, and state-space mixers, need `"dequantize": true`, and then every other matrix must be quantized alike.
+  file is packed, plain experts are no longer read at all;
+- zero points, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`, and then every other
+  matrix must be quantized alike.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thrifty.base.anatomy import Anatomy, Linear
+from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.export.compressed import Scheme, scheme_of
+from thrifty.models import Source
 from thrifty.pipeline.steps import Work
 
 
@@ -55,11 +56,12 @@ class Packing:
         return values.to(self.dtype).to(torch.float32) if linear.expert is not None else values
 
 
-def packing(anatomy: Anatomy, work: Work, dtype: torch.dtype, plain: Container[str]) -> Packing:
-    """Decide it for a whole model whose weights have type `dtype`; plain: paths that transformers builds as plain linear layers.
+def packing(source: Source, work: Work) -> Packing:
+    """Decide it for a whole model.
 
-    Raises InputError when no reader would read the file: several schemes together with zero points.
+    Raises InputError when no reader would read the file: several schemes where transformers must decode while loading.
     """
+    anatomy, plain = source.anatomy, source.plain_linears
     experts = {linear.path for linear in anatomy.linears if linear.expert is not None}
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := _outline(linear, work)) is not None}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
@@ -67,13 +69,26 @@ def packing(anatomy: Anatomy, work: Work, dtype: torch.dtype, plain: Container[s
     if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
         reasons |= dict.fromkeys(schemes, "transformers reads packed files of this architecture only where all experts are packed alike")
         schemes = {}
-    dequantize = not all(scheme.symmetric for scheme in schemes.values()) or any(block.state_space for block in anatomy.blocks)
-    if dequantize and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
+    cause = _decoded_while_loading(source, schemes)
+    if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
-            "transformers reads only one bit width and group size in a file that it must decode while loading (one with zero points, or "
-            "with state-space blocks); use symmetric: true, or the same bits and group_size everywhere"
+            f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "
+            "use the same bits and group_size everywhere"
         )
-    return Packing(schemes, dtype, dequantize and bool(schemes), tuple(_warnings(reasons)))
+    return Packing(schemes, source.dtype, cause is not None, tuple(_warnings(reasons)))
+
+
+def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | None:
+    """Why transformers must decode a file while it loads it; None where it need not."""
+    if not schemes:
+        return None
+    if not all(scheme.symmetric for scheme in schemes.values()):
+        return "it has zero points (symmetric: true would do without)"
+    if any(block.state_space for block in source.anatomy.blocks):
+        return "the model has state-space blocks"
+    if source.fills_linears:
+        return f"{source.anatomy.architecture} fills its linear layers while it is loaded"
+    return None
 
 
 def _outline(linear: Linear, work: Work) -> Encoded | None:
