@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.export.codes import encoded
+from tests.runtime.kernels import needs_kernels
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.runtime.linear import FEW_TOKENS, PackedLinear
@@ -56,6 +57,7 @@ def magnitude(inputs: Tensor, weight: Tensor) -> Tensor:
 # -- few tokens: the 4-bit kernel --------------------------------------------------------------------------------------
 
 
+@needs_kernels
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", KERNEL_SHAPES)
 @pytest.mark.parametrize("count", [1, FEW_TOKENS])
@@ -80,6 +82,7 @@ def test_few_tokens(count: int, shape: tuple[int, int, int], symmetric: bool) ->
 # -- many tokens: 8-bit products ---------------------------------------------------------------------------------------
 
 
+@needs_kernels
 @pytest.mark.parametrize("mean", [0.0, 40.0])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", KERNEL_SHAPES)
@@ -106,6 +109,7 @@ def test_many_tokens(count: int, shape: tuple[int, int, int], symmetric: bool, m
     assert error.norm() < (2.5 if mean else 1.5) * likely
 
 
+@needs_kernels
 @pytest.mark.parametrize("mean", [0.0, 40.0])
 @pytest.mark.parametrize("count", [1, FEW_TOKENS, FEW_TOKENS + 1, 33])
 @pytest.mark.parametrize("shape", [(5, 24), (16, 32), (17, 100), (64, 384)])
@@ -126,6 +130,7 @@ def test_weights_of_8_bits_with_one_scale_a_row(shape: tuple[int, int], count: i
     assert torch.equal(layer(whole), exact(whole, code).to(torch.bfloat16))
 
 
+@needs_kernels
 @pytest.mark.parametrize("tokens_with_outliers", [[0], [3], [1, 2], list(range(9))], ids=len)
 def test_tokens_with_outliers_are_rounded_to_twice_as_many_bits(tokens_with_outliers: list[int]) -> None:
     """Weights of 8 bits, so that nothing else is rounded: a step over the whole range would lose all that is not an outlier."""
@@ -142,6 +147,7 @@ def test_tokens_with_outliers_are_rounded_to_twice_as_many_bits(tokens_with_outl
     assert torch.equal(found[~outliers], plain[~outliers])  # no token changes what another one gives
 
 
+@needs_kernels
 def test_products_of_bytes_have_a_kernel_here() -> None:
     """Where a processor has no kernel for a pair of types, the library computes number by number, thousands of times slower."""
     code = matrix(512, 1024, 32)
@@ -281,6 +287,7 @@ def test_weights_stay_codes(bits: int, symmetric: bool) -> None:
     assert len(pickle.dumps(layer)) < bytes_of(layer) + 8_000
 
 
+@needs_kernels
 def test_the_kernels_hold_a_code_of_4_and_one_of_8_bits() -> None:
     out, width, group_size = 256, 512, 64
     layer = layer_of(matrix(out, width, group_size))
@@ -311,6 +318,7 @@ def test_other_types_asked_of_the_model_change_no_code(dtype: torch.dtype) -> No
     assert all(torch.equal(layer(tokens(count, 64, dtype)), values) for count, values in expected.items())
 
 
+@needs_kernels
 def test_the_kernels_stay_on_the_processor() -> None:
     layer = layer_of(matrix(32, 64, 32))
     with pytest.raises(RunError, match="processor only"):
@@ -332,6 +340,7 @@ def test_copies(dtype: torch.dtype) -> None:
     assert {id(tensor) for tensor in twin.buffers()} == {id(tensor) for tensor in layer.buffers()}
 
 
+@needs_kernels
 def test_pickles() -> None:
     plain = layer_of(matrix(32, 64, 32, 8, symmetric=False), torch.float32, torch.linspace(-1, 1, 32))
     inputs = tokens(4, 64, torch.float32)

@@ -17,6 +17,7 @@ from torch import nn
 
 import thrifty
 from tests.export.codes import change_config, packed_model
+from tests.runtime.kernels import needs_kernels
 from tests.tiny import inputs, tiny
 from thrifty.base.errors import InputError, RunError
 from thrifty.export.compressed import Scheme, library_decode, packed_stems, scheme_of
@@ -127,6 +128,7 @@ def test_decoded_weights_are_those_of_the_library_of_the_format(name: str, resul
 
 
 @torch.inference_mode()
+@needs_kernels
 def test_by_default_it_computes_in_bfloat16_with_the_kernels(result_of: Callable[[str], Path]) -> None:
     folder = result_of("biases and tied head")
     fast, precise = thrifty.load(folder), thrifty.load(folder, torch.float32)
