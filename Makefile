@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 STAMP := $(VENV)/.installed
 DEMO := demo-result
+WORKERS := 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
@@ -20,7 +21,7 @@ export PIP_ROOT_USER_ACTION = ignore
 # The tests and the demo need no network; a library that asks for it anyway should fail at once.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint format docs clean
+.PHONY: help install demo test browser lint format docs clean
 
 help:
 	@sed -n '1,2p' Makefile | sed 's/^# *//'
@@ -39,8 +40,13 @@ demo: $(STAMP)
 	$(OFFLINE) $(BIN)/thrifty compress --out $(DEMO)
 	$(OFFLINE) $(BIN)/thrifty try $(DEMO)
 
-test: lint
-	$(OFFLINE) $(BIN)/python -m pytest -q
+test: lint browser
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+# The page of papers is tested in Debian's Chromium; where that cannot be installed, its tests say that they were not run.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get install -qq -y chromium >/dev/null; } \
+		|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || true
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,7 +12,13 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from thrifty.api import methods
 from thrifty.base.method import Method
+from thrifty.papers.digest import Issue, markdown
+from thrifty.papers.fetch import QUERY
+from thrifty.papers.library import SHIPPED, Library
+from thrifty.papers.relevance import Judge
+from thrifty.papers.status import Statuses
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.parse import shipped, summary
 
@@ -45,6 +51,13 @@ def methods_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def week_page() -> str:
+    """The digest of the newest shipped week; its badges lead to the page of methods."""
+    library = Library(Path("nowhere"), SHIPPED)
+    day, ids = max(library.digests.items())
+    return markdown(Issue.of(day, [library.records[name] for name in ids], Statuses(methods()), Judge(), docs="../"))
+
+
 def library_table() -> str:
     """The shipped recipes: name, what they say of themselves, text."""
     parts = []
@@ -74,14 +87,16 @@ def _cell(value: object) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """mkdocs hook: add the page of methods."""
+    """mkdocs hook: add the page of methods and the digest of the shipped week."""
     files.append(File.generated(config, "methods.md", content=methods_page()))
+    files.append(File.generated(config, "week.md", content=week_page()))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """mkdocs hook: put the shipped recipes and the tables of results where a page asks for them."""
-    return fill(markdown.replace("<!-- shipped recipes -->", library_table()))
+    """mkdocs hook: put the shipped recipes, the query of papers and the tables of results where a page asks for them."""
+    query = f"```yaml\n{QUERY.read_text(encoding='utf-8')}```"
+    return fill(markdown.replace("<!-- shipped recipes -->", library_table()).replace("<!-- query -->", query))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md and of the README, made from the committed results of the scripts under bench/.
+"""The tables of the documentation and of the README, made from the committed results of the scripts under bench/.
 
 `python docs/tables.py` brings the README up to date; a test holds it there.
 """
@@ -209,6 +209,42 @@ def recipes() -> str:
     return _table(head, [original, *rows])
 
 
+def relevance() -> str:
+    """How well core and near papers are told from the rest."""
+    found = _read("relevance.json")
+    ways = {
+        "key and background words as they are": found["literal filter"],
+        f"score of at least {found['score at the default threshold']['threshold']:g}": found["score at the default threshold"],
+        "score, threshold set on the other four of five folds": found["score, five folds"],
+    }
+    rows = [
+        [
+            name,
+            f"{way['kept']} of {found['papers']}",
+            f"{way['precision']:.3f}",
+            f"{way['recall']:.3f}",
+            f"{way['f1']:.3f}",
+            ", ".join(way["core_lost"]) or "none",
+        ]
+        for name, way in ways.items()
+    ]
+    return _table(["kept if", "kept", "precision", "recall", "F1", "core papers lost"], rows)
+
+
+def papers_cost() -> str:
+    """What 10,000 records cost."""
+    found, page = _read("papers.json"), _read("papers_page.json")
+    searches = found["search_seconds"]
+    rows = [
+        ["importing them", f"{found['import_seconds']:.1f} s"],
+        ["opening the library and reading it into the index", f"{found['open_seconds'] + found['index_seconds']:.1f} s"],
+        [f"a search, slowest of {len(searches)} queries (median of {found['repeats']})", f"{max(searches.values()) * 1e3:.0f} ms"],
+        ["a keystroke in the page, median and slowest", f"{page['median_ms']:.0f} ms and {page['max_ms']:.0f} ms"],
+        ["the page", f"{page['bytes'] / 1e6:.0f} MB"],
+    ]
+    return _table([f"{found['records']:,} records", ""], rows)
+
+
 TABLES = {
     "machine": machine,
     "recipes": recipes,
@@ -222,6 +258,8 @@ TABLES = {
     "llama.cpp": llama_cpp,
     "llama.cpp families": llama_cpp_families,
     "versions": versions,
+    "relevance": relevance,
+    "papers": papers_cost,
 }
 
 

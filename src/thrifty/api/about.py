@@ -16,6 +16,7 @@ from thrifty.measure.hardware import hardware, versions
 from thrifty.models import open_model
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.parse import recipes
+from thrifty.runtime.linear import multiplies_bytes
 
 __all__ = ["describe", "doctor", "methods", "recipes"]
 
@@ -29,7 +30,7 @@ def describe(model: str | Path | None = None, *, allow_pickle: bool = False, tru
 
 
 def methods(name: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
-    """Every method: {name, family, paper, summary, parameters}, by name; or the one called `name`, with its `explanation`.
+    """Every method: {name, family, paper, summary, code, parameters}, by name; or the one called `name`, with its `explanation`.
 
     Raises InputError for a name that no method has.
     """
@@ -47,17 +48,18 @@ def _entry(method: type[Method]) -> dict[str, Any]:
         "family": method.family,
         "paper": None if method.paper is None else vars(method.paper),
         "summary": method.summary(),
+        "code": method.__module__,
         "parameters": method.parameters(),
     }
 
 
 def doctor() -> dict[str, Any]:
     """This machine and this installation: {versions, hardware, checks [{check, fine, note}]}."""
-    kernel = hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
+    kernel = multiplies_bytes() and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
     free = shutil.disk_usage(Path.cwd()).free
     checks = [
         {
-            "check": "4-bit kernel of torch for this processor",
+            "check": "kernels of torch for codes on this processor",
             "fine": kernel,
             "note": "" if kernel else "packed weights run decoded: slower",
         },

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,30 @@ def writing(path: Path) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes atomically."""
     write_atomic(path, lambda temporary: temporary.write_bytes(content) and None)
+
+
+def write_files(contents: Mapping[Path, bytes], advance: Callable[[float, str], None] = lambda done, name: None) -> None:
+    """Write many files, each atomically, with one flush for all: a thousand files take seconds less. They appear in their order.
+
+    advance: told how many are there, and the last one's name. Raises RunError as `write_atomic` does; what has appeared by then stays.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary[path].write_bytes(content)
+        os.sync()
+        for done, path in enumerate(contents, 1):
+            with writing(path):
+                os.replace(temporary[path], path)
+            advance(done, path.name)
+        for folder in {path.parent for path in contents}:
+            _flush(folder)
+    finally:
+        for left in temporary.values():
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thrifty.base.errors import InputError
+from thrifty.cli import papers
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; progress goes to standard error.")]
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model folder or hub id; the model inside the package if left out.")]
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
     app.command("try")(try_out)
     for command in (plan, describe, evaluate, compare, export, repeat, recipes, methods, doctor):
         app.command()(command)
+    app.add_typer(papers.app)
 
 
 def compress(

@@ -1,0 +1,52 @@
+"""What each published method does on the model inside the package: the measured figure of its row in the catalogue.
+
+Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import thrifty
+from thrifty.papers.status import MEASURED
+
+BUILD = Path(__file__).parent / "build" / "methods"
+GRID = {"bits": 4, "group_size": 32}
+RUNS: dict[str, tuple[str, Any, str]] = {
+    "awp": ("4 bits, groups of 32", {"solve": {"by": "awp", "into": {"int": GRID}}}, "tests/weights/test_awp.py"),
+    "baq": (
+        "4 bits on average, allocated by column",
+        {"solve": {"by": "obs", "into": {"int": {"bits": 4, "group_size": 0, "symmetric": False}}, "share": "baq"}},
+        "tests/weights/test_baq.py",
+    ),
+    "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
+    "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
+    "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
+}
+"""Of each method: its setting in words, the step of the recipe, and the file that checks it."""
+
+
+def main() -> None:
+    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items()}
+    MEASURED.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def measure(name: str, words: str, step: Any, test: str) -> dict[str, str]:
+    """One method's entry."""
+    out = BUILD / name
+    shutil.rmtree(out, ignore_errors=True)
+    result = thrifty.compress(recipe={"steps": [step]}, out=out, speed=False)
+    before, after, kl = result["perplexity"]["before"]["value"], result["perplexity"]["after"]["value"], result["kl"]
+    figure = (
+        f"{words}, on the model inside the package: perplexity {before:.3f} to {after:.3f}, "
+        f"KL divergence {kl['value']:.4f} (95 % interval {kl['low']:.4f} to {kl['high']:.4f})"
+    )
+    return {"figure": figure, "test": test}
+
+
+if __name__ == "__main__":
+    main()

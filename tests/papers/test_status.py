@@ -1,0 +1,55 @@
+"""What became of a paper follows from the methods that there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.papers.samples import paper
+from thrifty import api
+from thrifty.papers.library import Library
+from thrifty.papers.status import MEASURED, WORDS, Statuses
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def method(name: str, arxiv: str | None) -> dict:
+    return {"name": name, "family": "weights.solve", "paper": {"arxiv": arxiv}, "code": f"thrifty.weights.solve.{name}"}
+
+
+@pytest.mark.parametrize(
+    ("fit", "word"), [("core", "planned"), ("near", "planned"), ("far", "elsewhere"), ("none", "elsewhere"), (None, "unread")]
+)
+def test_without_a_method(fit: str | None, word: str) -> None:
+    status = Statuses([method("other", "2506.99999")], {}).of(paper(fit=fit, reason="because"))
+    assert status.word == word and (status.reason == "because" or fit is None) and not status.methods
+
+
+def test_a_method_that_names_the_paper_makes_it_implemented() -> None:
+    record = paper("2506.00001", fit="far")
+    measured = {"b": {"figure": "half the size", "test": "tests/b.py"}}
+    status = Statuses([method("a", "2506.00001"), method("b", "2506.00001"), {**method("c", None), "paper": None}], measured).of(record)
+    assert status.word == "implemented" and status.methods == ("a", "b") and status.page == "methods/#a"
+    assert (status.code, status.test, status.figure) == ("thrifty.weights.solve.a", "tests/b.py", "half the size")
+
+
+def test_counts_cover_every_paper() -> None:
+    found = [paper("2506.00001", fit="core"), paper("2506.00002", fit="far"), paper("2506.00003"), paper("2506.00004", fit="near")]
+    counts = Statuses([method("a", "2506.00004")], {}).counts(found)
+    assert counts == {"implemented": 1, "planned": 1, "elsewhere": 1, "unread": 1} and tuple(counts) == WORDS
+
+
+def test_the_real_methods(tmp_path: Path) -> None:
+    """Every implemented paper of the catalogue has its code, its test and its measured figure."""
+    statuses = Statuses(api.methods())
+    done = {record.name: statuses.of(record) for record in Library(tmp_path).records.values() if statuses.of(record).word == "implemented"}
+    assert {"AWP", "BAQ"} <= done.keys()
+    for name, status in done.items():
+        assert status.figure and "perplexity" in status.figure, name
+        assert (ROOT / "src" / f"{status.code.replace('.', '/')}.py").is_file() and (ROOT / status.test).is_file()
+
+
+def test_only_methods_are_measured() -> None:
+    known = {entry["name"] for entry in api.methods()}
+    assert MEASURED.exists() and Statuses([]).measured.keys() <= known
