@@ -12,7 +12,6 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from thrifty.api import methods
 from thrifty.base.method import Method
 from thrifty.papers.digest import Issue, markdown
 from thrifty.papers.fetch import QUERY
@@ -55,7 +54,7 @@ def week_page() -> str:
     """The digest of the newest shipped week; its badges lead to the page of methods."""
     library = Library(Path("nowhere"), SHIPPED)
     day, ids = max(library.digests.items())
-    return markdown(Issue.of(day, [library.records[name] for name in ids], Statuses(methods()), Judge(), docs="../"))
+    return markdown(Issue.of(day, [library.records[name] for name in ids], Statuses(method.entry() for method in load_methods().values()), Judge(), docs="../"))
 
 
 def library_table() -> str:

@@ -10,7 +10,7 @@ import torch
 
 from thrifty.base.anatomy import Anatomy
 from thrifty.base.errors import InputError
-from thrifty.base.method import Method, nearest
+from thrifty.base.method import nearest
 from thrifty.data import default_model
 from thrifty.measure.hardware import hardware, versions
 from thrifty.models import open_model
@@ -36,21 +36,10 @@ def methods(name: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
     """
     known = load_methods()
     if name is None:
-        return [_entry(method) for method in known.values()]
+        return [method.entry() for method in known.values()]
     if name not in known:
         raise InputError(f"there is no method called {name!r}{nearest(name, known)}; `thrifty methods` lists them")
-    return {**_entry(known[name]), "explanation": known[name].explanation()}
-
-
-def _entry(method: type[Method]) -> dict[str, Any]:
-    return {
-        "name": method.name,
-        "family": method.family,
-        "paper": None if method.paper is None else vars(method.paper),
-        "summary": method.summary(),
-        "code": method.__module__,
-        "parameters": method.parameters(),
-    }
+    return {**known[name].entry(), "explanation": known[name].explanation()}
 
 
 def doctor() -> dict[str, Any]:

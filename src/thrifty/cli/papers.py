@@ -226,10 +226,11 @@ def _library() -> Library:
 
 
 def _statuses() -> Statuses:
-    from thrifty import api
+    # Not through `thrifty.api`, which imports all that a run needs.
     from thrifty.papers.status import Statuses
+    from thrifty.pipeline.catalogue import load_methods
 
-    return Statuses(api.methods())  # type: ignore[arg-type]
+    return Statuses(method.entry() for method in load_methods().values())
 
 
 def _newest(library: Library) -> date:

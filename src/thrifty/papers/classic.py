@@ -102,19 +102,22 @@ class _Reader:
         entries = self.entries()
         self.empty()
         self.empty()
-        records: list[Record] = []
-        headings: list[str] = []
+        records: dict[str, Record] = {}
+        done = 0  # how many lines of the contents list were met
         while self.at < len(self.lines):
             first = self.at
-            records.append(self.record())
-            headings += _headings(records[-1])
-            if headings != entries[: len(headings)]:
-                self.fail(first, "title", f"it is not what the contents list has there: {_first_difference(headings, entries)}")
-            if records[-1].id in {record.id for record in records[:-1]}:
-                self.fail(first, "address", f"{records[-1].id} stands here a second time")
-        if len(headings) < len(entries):
-            self.fail(len(self.lines) - 1, "contents", f"the file ends before {entries[len(headings)]!r}, which its contents list has")
-        return Digest(day, tuple(records))
+            record = self.record()
+            headings = _headings(record)
+            listed = entries[done : done + len(headings)]
+            if headings != listed:
+                self.fail(first, "title", f"it is not what the contents list has there: {_first_difference(headings, listed)}")
+            if record.id in records:
+                self.fail(first, "address", f"{record.id} stands here a second time")
+            records[record.id] = record
+            done += len(headings)
+        if done < len(entries):
+            self.fail(len(self.lines) - 1, "contents", f"the file ends before {entries[done]!r}, which its contents list has")
+        return Digest(day, tuple(records.values()))
 
     def entries(self) -> list[str]:
         found = []
