@@ -54,7 +54,7 @@ def week_page() -> str:
     """The digest of the newest shipped week; its badges lead to the page of methods."""
     library = Library(Path("nowhere"), SHIPPED)
     day, ids = max(library.digests.items())
-    return markdown(Issue.of(day, [library.records[name] for name in ids], Statuses(method.entry() for method in load_methods().values()), Judge(), docs="../"))
+    return markdown(Issue.of(day, [library.records[name] for name in ids], Statuses(load_methods().values()), Judge(), docs="../"))
 
 
 def library_table() -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from thrifty.base.method import Paper
 from thrifty.papers.record import MODULES, Record
 
 DIGEST = Path(__file__).parent / "2025-06-13.md"
@@ -33,6 +35,12 @@ def paper(identifier: str = "2506.00001", **more: Any) -> Record:
         "abstract": "We prune large language models.",
     }
     return Record(**{"id": identifier, **plain, **more})
+
+
+def method(name: str, arxiv: str | None) -> Any:
+    """A stand-in for the class of a method; it does not join the real ones."""
+    source = None if arxiv is None else Paper("Someone", 2025, "A title", arxiv)
+    return SimpleNamespace(name=name, family="weights.solve", paper=source, __module__=f"thrifty.weights.solve.{name}")
 
 
 def _line(text: str) -> str:

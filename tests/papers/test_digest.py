@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tests.papers.samples import HOSTILE, paper, records
+from tests.papers.samples import HOSTILE, method, paper, records
 from thrifty.papers.digest import FORMS, OTHER, PARTS, Issue, markdown, page, write
 from thrifty.papers.library import Library
 from thrifty.papers.record import MODULES, Record
@@ -21,8 +21,7 @@ from thrifty.papers.status import Statuses
 
 DAY = date(2025, 6, 13)
 JUDGE = Judge()
-METHODS = [{"name": "awp", "family": "weights.solve", "paper": {"arxiv": "2506.10205"}, "code": "thrifty.weights.solve.awp"}]
-STATUSES = Statuses(METHODS, {"awp": {"figure": "4 bits: perplexity 7 to 8", "test": "tests/weights/test_awp.py"}})
+STATUSES = Statuses([method("awp", "2506.10205")], {"awp": {"figure": "4 bits: perplexity 7 to 8", "test": "tests/weights/test_awp.py"}})
 
 
 def issue(found: list[Record], docs: str | None = None) -> Issue:

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.papers.samples import paper
-from thrifty import api
+from tests.papers.samples import method, paper
 from thrifty.papers.library import Library
 from thrifty.papers.status import MEASURED, WORDS, Statuses
+from thrifty.pipeline.catalogue import load_methods
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def method(name: str, arxiv: str | None) -> dict:
-    return {"name": name, "family": "weights.solve", "paper": {"arxiv": arxiv}, "code": f"thrifty.weights.solve.{name}"}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +25,7 @@ def test_without_a_method(fit: str | None, word: str) -> None:
 def test_a_method_that_names_the_paper_makes_it_implemented() -> None:
     record = paper("2506.00001", fit="far")
     measured = {"b": {"figure": "half the size", "test": "tests/b.py"}}
-    status = Statuses([method("a", "2506.00001"), method("b", "2506.00001"), {**method("c", None), "paper": None}], measured).of(record)
+    status = Statuses([method("a", "2506.00001"), method("b", "2506.00001"), method("c", None)], measured).of(record)
     assert status.word == "implemented" and status.methods == ("a", "b") and status.page == "methods/#a"
     assert (status.code, status.test, status.figure) == ("thrifty.weights.solve.a", "tests/b.py", "half the size")
 
@@ -42,7 +38,7 @@ def test_counts_cover_every_paper() -> None:
 
 def test_the_real_methods(tmp_path: Path) -> None:
     """Every implemented paper of the catalogue has its code, its test and its measured figure."""
-    statuses = Statuses(api.methods())
+    statuses = Statuses(load_methods().values())
     done = {record.name: statuses.of(record) for record in Library(tmp_path).records.values() if statuses.of(record).word == "implemented"}
     assert {"AWP", "BAQ"} <= done.keys()
     for name, status in done.items():
@@ -51,5 +47,5 @@ def test_the_real_methods(tmp_path: Path) -> None:
 
 
 def test_only_methods_are_measured() -> None:
-    known = {entry["name"] for entry in api.methods()}
+    known = load_methods().keys()
     assert MEASURED.exists() and Statuses([]).measured.keys() <= known

@@ -10,7 +10,7 @@ import torch
 
 from thrifty.base.anatomy import Anatomy
 from thrifty.base.errors import InputError
-from thrifty.base.method import nearest
+from thrifty.base.method import Method, nearest
 from thrifty.data import default_model
 from thrifty.measure.hardware import hardware, versions
 from thrifty.models import open_model
@@ -30,16 +30,26 @@ def describe(model: str | Path | None = None, *, allow_pickle: bool = False, tru
 
 
 def methods(name: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
-    """Every method: {name, family, paper, summary, code, parameters}, by name; or the one called `name`, with its `explanation`.
+    """Every method: {name, family, paper, summary, parameters}, by name; or the one called `name`, with its `explanation`.
 
     Raises InputError for a name that no method has.
     """
     known = load_methods()
     if name is None:
-        return [method.entry() for method in known.values()]
+        return [_entry(method) for method in known.values()]
     if name not in known:
         raise InputError(f"there is no method called {name!r}{nearest(name, known)}; `thrifty methods` lists them")
-    return {**known[name].entry(), "explanation": known[name].explanation()}
+    return {**_entry(known[name]), "explanation": known[name].explanation()}
+
+
+def _entry(method: type[Method]) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "family": method.family,
+        "paper": None if method.paper is None else vars(method.paper),
+        "summary": method.summary(),
+        "parameters": method.parameters(),
+    }
 
 
 def doctor() -> dict[str, Any]:

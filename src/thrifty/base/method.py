@@ -97,18 +97,6 @@ class Method:
                 properties[field.name]["default"] = _plain(field.default)
         return properties
 
-    @classmethod
-    def entry(cls) -> dict[str, Any]:
-        """What a list of methods says of it: {name, family, paper, summary, code, parameters}; code is its module."""
-        return {
-            "name": cls.name,
-            "family": cls.family,
-            "paper": None if cls.paper is None else vars(cls.paper),
-            "summary": cls.summary(),
-            "code": cls.__module__,
-            "parameters": cls.parameters(),
-        }
-
     def settings(self) -> dict[str, Any]:
         """The hyperparameters as plain JSON values."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}

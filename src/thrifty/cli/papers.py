@@ -230,7 +230,7 @@ def _statuses() -> Statuses:
     from thrifty.papers.status import Statuses
     from thrifty.pipeline.catalogue import load_methods
 
-    return Statuses(method.entry() for method in load_methods().values())
+    return Statuses(load_methods().values())
 
 
 def _newest(library: Library) -> date:

@@ -1,6 +1,6 @@
 """What became of a paper: derived from the methods that there are, never typed by hand.
 
-The methods come as plain entries from whoever calls; this package knows none of them.
+The methods come from whoever calls; this package knows none of them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from thrifty.base.method import Method
 from thrifty.papers.record import Record
 
 Word = Literal["implemented", "planned", "elsewhere", "unread"]
@@ -39,25 +40,24 @@ class Status:
 
 
 class Statuses:
-    """The status of every paper, given the methods as `thrifty.api.methods()` lists them and what was measured of them."""
+    """The status of every paper, given the methods and what was measured of them."""
 
-    def __init__(self, methods: Iterable[Mapping[str, Any]], measured: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def __init__(self, methods: Iterable[type[Method]], measured: Mapping[str, Mapping[str, str]] | None = None) -> None:
         self.measured = json.loads(MEASURED.read_text()) if measured is None and MEASURED.exists() else measured or {}
-        self.by_paper: dict[str, list[Mapping[str, Any]]] = {}
+        self.by_paper: dict[str, list[type[Method]]] = {}
         for method in methods:
-            arxiv = (method.get("paper") or {}).get("arxiv")
-            if arxiv:
-                self.by_paper.setdefault(arxiv, []).append(method)
+            if method.paper is not None and method.paper.arxiv:
+                self.by_paper.setdefault(method.paper.arxiv, []).append(method)
 
     def of(self, record: Record) -> Status:
         """The status of one paper."""
         found = self.by_paper.get(record.id, ())
         if found:
-            names = tuple(method["name"] for method in found)
+            names = tuple(method.name for method in found)
             said = next((self.measured[name] for name in names if name in self.measured), {})
             reason = f"the method {names[0]} names it" if len(names) == 1 else f"the methods {', '.join(names)} name it"
             where = f"methods/#{names[0]}"
-            return Status("implemented", reason, names, where, found[0]["code"], said.get("test"), said.get("figure"))
+            return Status("implemented", reason, names, where, found[0].__module__, said.get("test"), said.get("figure"))
         if record.fit is None:
             return Status("unread", "nobody has judged it yet")
         word: Word = "planned" if record.fit in ("core", "near") else "elsewhere"
