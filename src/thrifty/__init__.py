@@ -10,7 +10,6 @@ Names are loaded when they are used: `import thrifty` imports neither torch nor 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from thrifty.base.memory import keep_few_products
@@ -30,6 +29,8 @@ __all__ = ["__version__", *_PLACES]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # half of the time of `import thrifty`
+
         try:
             return version("thrifty")
         except PackageNotFoundError:

@@ -9,11 +9,11 @@ import json
 import os
 import sys
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
+import thrifty
 from thrifty.base.errors import GateError, InputError, RunError, ThriftyError
 from thrifty.cli import commands
 
@@ -35,10 +35,7 @@ commands.register(app)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"thrifty {version('thrifty')}")
-        except PackageNotFoundError:
-            typer.echo("thrifty (not installed)")
+        typer.echo(f"thrifty {thrifty.__version__}")
         raise typer.Exit
 
 

@@ -84,6 +84,10 @@ def tokens(query: str) -> list[Token]:
     return found
 
 
+DEEPEST = 100
+"""So many parentheses and NOTs may lie inside one another."""
+
+
 class Texts:
     """Many texts made by `searchable`, joined so that one pass finds a word in all of them."""
 
@@ -170,6 +174,7 @@ class _Parser:
 
     def __init__(self, found: list[Token]) -> None:
         self.left = found
+        self.depth = 0
 
     def query(self) -> Expression:
         if not self.left:
@@ -195,13 +200,21 @@ class _Parser:
         if not self.left or self.left[0].kind in ("and", "or", ")"):
             self.fail(self.left[0] if self.left else after, "a word is missing")
         token = self.left.pop(0)
-        if token.kind == "not":
-            return Not(self.one(token))
-        if token.kind != "(":
+        if token.kind in ("word", "phrase"):
             return Words(token.text, whole=token.kind == "phrase")
-        found = self.either() if self.left else self.fail(token, "this parenthesis is not closed")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            self.fail(token, f"this is nested more than {DEEPEST} deep")
+        found = Not(self.one(token)) if token.kind == "not" else self.inside(token)
+        self.depth -= 1
+        return found
+
+    def inside(self, opened: Token) -> Expression:
         if not self.left:
-            self.fail(token, "this parenthesis is not closed")
+            self.fail(opened, "this parenthesis is not closed")
+        found = self.either()
+        if not self.left:
+            self.fail(opened, "this parenthesis is not closed")
         self.left.pop(0)
         return found
 

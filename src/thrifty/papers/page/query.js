@@ -1,11 +1,12 @@
 "use strict";
 // The query language of the library, as `query.py` reads it; both are tested on the same cases (tests/papers/query_cases.py).
 const Query = (() => {
-  // What Python calls a space; JavaScript's \s lacks some of these and has U+FEFF.
-  const SPACE = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
-  const SPACES = new RegExp(`[${SPACE}]+`, "g");
-  const UNTIDY = new RegExp(`^ | $|  |[^\\x21-\\uffff ]|[\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]`);
-  const TOKEN = new RegExp(`[${SPACE}]*(?:"([^"]*)("?)|(-)(?=[^${SPACE}()])|([()])|([^${SPACE}()"]+))`, "uy");
+  // What Python calls a space, besides the plain one; JavaScript's \s lacks some of these and has U+FEFF.
+  const ODD = "\\t-\\r\\x1c-\\x1f\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+  const SPACES = new RegExp(`[ ${ODD}]+`, "g");
+  const UNTIDY = new RegExp(`^ | $|  |[${ODD}]`);
+  const LEADING = new RegExp(`^[ ${ODD}]*`);
+  const TOKEN = new RegExp(`[ ${ODD}]*(?:"([^"]*)("?)|(-)(?=[^ ${ODD}()])|([()])|([^ ${ODD}()"]+))`, "uy");
   const DEEPEST = 100;
 
   class Fault extends Error {}
@@ -35,8 +36,7 @@ const Query = (() => {
     TOKEN.lastIndex = 0;
     for (let piece = TOKEN.exec(query); piece; piece = TOKEN.exec(query)) {
       const [whole, phrase, closed, minus, paren, word] = piece;
-      const start = piece.index + whole.length - whole.replace(new RegExp(`^[${SPACE}]+`), "").length;
-      const at = [...query.slice(0, start)].length + 1;
+      const at = [...query.slice(0, piece.index + LEADING.exec(whole)[0].length)].length + 1;
       const add = (kind, text) => found.push({ kind, text, at });
       if (phrase !== undefined) {
         if (!closed) throw new Fault(`query, place ${at}: the quotation mark is not closed; write "words together"`);
@@ -166,11 +166,11 @@ const Query = (() => {
   // Where the words stand in a text as it is written: [start, end) pairs in their order, none within another.
   function places(text, words) {
     if (!words.length) return [];
-    const [plain, from] = withPlaces(text);
+    const [plain, starts, ends] = withPlaces(text);
     const found = [];
     for (const { text: word, whole } of words) {
       for (let at = place(plain, word, whole); at >= 0; at = place(plain, word, whole, at + word.length)) {
-        found.push([from[at], from[at + word.length - 1] + 1]);
+        found.push([starts[at], ends[at + word.length - 1]]);
       }
     }
     found.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
@@ -182,19 +182,23 @@ const Query = (() => {
     }, []);
   }
 
-  // A text folded letter by letter, and where each folded letter came from.
+  // A text folded letter by letter, and where each folded letter starts and ends in it; an accent belongs to the letter before.
   function withPlaces(text) {
     let plain = "", at = 0;
-    const from = [];
+    const starts = [], ends = [];
     for (const letter of text) {
-      const piece = folded(letter) || (SPACES.test(letter) && plain && !plain.endsWith(" ") ? " " : "");
-      SPACES.lastIndex = 0;
+      const space = UNTIDY.test(letter);
+      const piece = space ? (plain && !plain.endsWith(" ") ? " " : "") : folded(letter);
       plain += piece;
-      for (let i = 0; i < piece.length; i++) from.push(at + letter.length - 1);
+      for (let i = 0; i < piece.length; i++) {
+        starts.push(at);
+        ends.push(at + letter.length);
+      }
       at += letter.length;
+      if (!piece && !space && ends.length) ends[ends.length - 1] = at;
     }
-    return [plain, from];
+    return [plain, starts, ends];
   }
 
-  return { DEEPEST, Fault, Texts, folded, parse, places, searchable, tokens, wantedWords };
+  return { Fault, Texts, folded, parse, places, searchable, tokens, wantedWords };
 })();
