@@ -168,3 +168,11 @@ def test_an_architecture_that_was_worked_out_says_what_was_not_tried(tmp_path: P
     for verify, said in (("exact", True), ("full", False)):
         found = thrifty.compress(folder, "rtn: {bits: 4}", out=tmp_path / verify, verify=verify, speed=False, **rows)
         assert any("worked out, not declared" in warning for warning in found["warnings"]) is said
+
+
+def test_a_file_that_must_be_decoded_while_loading_has_one_scheme(tmp_path: Path) -> None:
+    folder = tiny("siglip", tmp_path / "model")
+    recipe = {"steps": [{"rtn": {"bits": 4, "group_size": 32}, "override": {"*.fc1": {"bits": 8}}}]}
+    with pytest.raises(InputError, match=r"only one bit width and group size .*: SiglipModel fills its linear layers while it is loaded"):
+        thrifty.compress(folder, recipe, inputs("siglip", 2, 16), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

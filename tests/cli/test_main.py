@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -283,12 +283,14 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 
 
 def test_help_answers_in_half_a_second() -> None:
+    """By the time of the processor: a test beside this one may have the other one busy."""
     code = "from thrifty.cli.main import main; main(['--help'])"
     took = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         printed = run(code).stdout
-        took.append(time.perf_counter() - begun)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime)
     assert "compress" in printed
     assert min(took) < 0.5, took
 

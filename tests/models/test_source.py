@@ -254,6 +254,16 @@ def test_disk_names(source_of):
     assert source_of("llama").disk_name("nothing.weight") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("siglip", True), ("gemma3_vision", True), ("llama", False), ("clip", False), ("mixtral", False), ("vit", False)]
+)
+def test_which_classes_fill_their_linears_while_loading(name, expected, source_of):
+    """Those cannot be loaded once their linears hold codes: `test_architectures.py` loads a packed file of every architecture."""
+    source = source_of(name)
+    assert source.fills_linears is expected
+    source.block(source.anatomy.blocks[0], torch.float32)  # its own skeleton is whole
+
+
 def test_side_files(llama):
     (llama / "tokenizer.json").write_text("{}")
     (llama / "chat_template.jinja").write_text("x")

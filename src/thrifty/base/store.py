@@ -81,9 +81,11 @@ def write_files(contents: Mapping[Path, bytes], advance: Callable[[float, str], 
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
+        for folder in {path.parent for path in contents}:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
             with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary[path].write_bytes(content)
         os.sync()
         for done, path in enumerate(contents, 1):

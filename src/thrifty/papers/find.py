@@ -9,7 +9,7 @@ from datetime import date
 
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
-from thrifty.papers.query import Texts, parse, searchable
+from thrifty.papers.query import parse, searchable
 from thrifty.papers.record import DOMAINS, FITS, KINDS, MODULES, Record
 from thrifty.papers.status import WORDS, Statuses
 
@@ -49,11 +49,11 @@ class Index:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = list(records)
-        self.texts = Texts(searchable(record) for record in self.records)
+        self.texts = [searchable(record) for record in self.records]
 
     def search(self, query: str) -> list[Record]:
         """The papers that a query finds, in their order. Raises InputError for a query that cannot be read."""
-        return [self.records[number] for number in sorted(parse(query).among(self.texts))]
+        return [self.records[number] for number in parse(query).among(self.texts, range(len(self.texts)))]
 
 
 def counts(records: Iterable[Record], statuses: Statuses) -> dict[str, dict[str, int]]:

@@ -107,7 +107,7 @@ class Library:
                 (new if before is None else changed).append(record.id)
                 written.append(after)
         with alone(self.own), task("records", len(written)) as advance:
-            write_files({self.path_of(record.id, self.own): _text(record.to_json()) for record in written}, advance)
+            write_files({self.path_of(record.id, self.own): record.to_text() for record in written}, advance)
         if written:
             self.__dict__.pop("records", None)
         return Added(tuple(new), tuple(changed), tuple(known))

@@ -25,6 +25,8 @@ FILE = "index.html"
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("query.js", "forms.js", "page.js")
 _MARK = b'<meta name="generator" content="thrifty">'
+_HEAD = 2048
+"""Bytes of a page that hold its mark."""
 
 
 def write_site(
@@ -59,7 +61,9 @@ def render(records: Sequence[Record], statuses: Statuses, scores: Mapping[str, f
 
 def _policy(style: str, script: str) -> str:
     """What a browser may do for the page: run this one script, take this one style, and ask no server for anything."""
-    return f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
+    taken = {"script-src": f"'{_digest(script)}'", "style-src": f"'{_digest(style)}'", "img-src": "data:"}
+    refused = dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
+    return "; ".join(f"{what} {whence}" for what, whence in {**refused, **taken}.items())
 
 
 def _digest(text: str) -> str:
@@ -74,9 +78,6 @@ def _place(out: Path) -> Path:
     path = out / FILE
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give --out a folder")
-    if path.exists():
-        with path.open("rb") as file:
-            ours = _MARK in file.read(4096)
-        if not ours:
-            raise InputError(f"{path} is not a page that thrifty made; give --out another folder")
+    if path.exists() and not (path.is_file() and _MARK in path.read_bytes()[:_HEAD]):
+        raise InputError(f"{path} is not a page that thrifty made; give --out another folder")
     return path

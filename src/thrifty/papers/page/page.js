@@ -21,7 +21,7 @@
       else if (value === true) made.setAttribute(name, "");
       else if (value !== false && value != null) made.setAttribute(name, value);
     }
-    made.append(...children.filter((child) => child != null));
+    made.append(...children.filter((child) => child !== null));
     return made;
   }
 
@@ -38,14 +38,14 @@
     return { name, all, bits, words: all.filter((_, at) => used & (1 << at)), counts: new Uint32Array(all.length), shown: new Map() };
   }).filter((facet) => facet.words.length);
 
+  const { compare } = new Intl.Collator("en", { numeric: true });
+  const comparisons = {
+    date: (a, b) => a - b, // They come newest first.
+    score: (a, b) => scores[b] - scores[a] || a - b,
+    title: (a, b) => compare(papers[a].title, papers[b].title) || a - b,
+  };
   const orders = {};
-  function orderOf(sort) {
-    const order = Array.from(papers, (_, number) => number); // They come newest first.
-    const collator = new Intl.Collator("en", { numeric: true });
-    if (sort === "score") order.sort((a, b) => scores[b] - scores[a] || a - b);
-    if (sort === "title") order.sort((a, b) => collator.compare(papers[a].title, papers[b].title) || a - b);
-    return (orders[sort] ??= order);
-  }
+  const orderOf = (sort) => (orders[sort] ??= papers.map((_, number) => number).sort(comparisons[sort]));
 
   // ---- the state, and the address that holds it
 
@@ -71,9 +71,9 @@
     };
   }
 
-  function written() {
+  function written(paper = state.paper) {
     const pairs = [["q", state.q], ...facets.flatMap((facet, at) => [...state.chosen[at]].map((word) => [facet.name, word]))];
-    pairs.push(["since", state.since], ["until", state.until], ["sort", state.sort === "date" ? "" : state.sort], ["paper", state.paper]);
+    pairs.push(["since", state.since], ["until", state.until], ["sort", state.sort === "date" ? "" : state.sort], ["paper", paper]);
     return "#" + new URLSearchParams(pairs.filter(([, value]) => value));
   }
 
@@ -88,13 +88,14 @@
 
   function restore() {
     clearTimeout(later); // What was typed and not yet remembered is left behind.
+    const before = written("");
     state = read(location.hash);
     address = written();
+    if (written("") !== before) rows = ROWS;
     $("query").value = state.q;
     $("since").value = state.since;
     $("until").value = state.until;
     $("sort").value = state.sort;
-    rows = ROWS;
     find();
     const number = byId.get(state.paper);
     linked = number === undefined || result.slice(0, rows).includes(number) ? null : number;
@@ -151,7 +152,7 @@
     return found;
   }
 
-  const badge = (kind, text) => text && make("li", { class: kind }, text);
+  const badge = (kind, text) => (text ? make("li", { class: kind }, text) : null);
 
   function row(number) {
     const paper = papers[number];
@@ -162,14 +163,14 @@
     const title = make("button", { type: "button", "aria-expanded": open, onclick: () => toggle(number) }, marked(paper.title));
     const modules = [paper.module, ...(paper.also ?? [])].filter(Boolean);
     const badges = [badge("name", paper.name && marked(paper.name)), badge(word, word), ...modules.map((name) => badge("module", name))];
-    badges.push(badge("kind", paper.kind), badge("kind", paper.domain));
+    badges.push(badge("kind", paper.kind), badge("kind", !modules.includes(paper.domain) && paper.domain));
     const score = scores ? ` · score ${scores[number].toFixed(1)}` : "";
     const body = make(
       "div", {},
       make("h2", {}, title),
       make("p", { class: "meta" }, marked(Forms.shortAuthors(paper)), ` · ${paper.published}${score}`),
-      make("ul", { class: "badges", "aria-label": "What it is" }, ...badges.filter(Boolean)),
-      paper.reason && make("p", { class: "reason" }, marked(paper.reason)),
+      make("ul", { class: "badges", "aria-label": "What it is" }, ...badges),
+      paper.reason ? make("p", { class: "reason" }, marked(paper.reason)) : null,
       open ? details(paper) : null,
     );
     const tag = number === linked ? "div" : "li";
@@ -254,7 +255,7 @@
     $("every").checked = held > 0 && held === result.length;
     $("every").indeterminate = held > 0 && held < result.length;
     $("none").hidden = selected.size === 0;
-    $("exported").textContent = selected.size ? `Export ${selected.size.toLocaleString("en")} selected` : "Export all shown";
+    $("exported").textContent = selected.size ? `Export ${selected.size.toLocaleString("en")} selected as` : "Export all shown as";
     $("download").disabled = $("copy").disabled = $("every").disabled = result.length === 0 && selected.size === 0;
   }
 
@@ -281,6 +282,7 @@
     if (number === linked && !state.paper) {
       linked = null;
       draw();
+      $("results").focus({ preventScroll: true });
     } else {
       for (const changed of new Set([before, number])) redraw(changed);
       // What closed above must not move what was pressed.
