@@ -105,10 +105,10 @@ class Words(Expression):
     def among(self, texts: Sequence[str], within: Sequence[int]) -> Sequence[int]:
         words, length, found = self.text, len(self.text), []
         starts, ends = words[0].isalnum(), self.whole and words[-1].isalnum()
-        after_a_space = f" {words}"
+        single = f" {words}" if length == 1 and not ends else None  # stands inside of most words, so starts are looked for
         for number in within:  # 10,000 times in a hundredth of a second, so no call but `find` stands in the way
             text = texts[number]
-            if not ends and after_a_space in text:
+            if single is not None and single in text:
                 found.append(number)
                 continue
             at = text.find(words)

@@ -1,4 +1,4 @@
-"""Papers in the forms that other programs read: BibTeX, CSV, a Markdown list, JSON. The page exports the same (`page/page.js`)."""
+"""Papers in the forms that other programs read: BibTeX, CSV, JSON. The page exports the same, and a list (`page/forms.js`)."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@
       chosen: facets.map(known),
       since: day("since"),
       until: day("until"),
-      sort: given.get("sort") in SORTS ? given.get("sort") : "date",
+      sort: Object.hasOwn(SORTS, given.get("sort")) ? given.get("sort") : "date",
       paper: (given.get("paper") ?? "").replace(/v\d+$/, ""),
     };
   }
@@ -101,7 +101,9 @@
     linked = number === undefined || result.slice(0, rows).includes(number) ? null : number;
     tell(state.paper && number === undefined ? `There is no paper ${state.paper} in this library.` : "");
     draw();
-    if (number !== undefined) document.querySelector(".paper.open")?.scrollIntoView({ block: "start" });
+    if (number === undefined) return;
+    for (const row of document.querySelectorAll(".paper")) row.classList.add("seen"); // Their true heights say where it is.
+    rowOf(number).scrollIntoView({ block: "start" });
   }
 
   // ---- finding
@@ -160,7 +162,7 @@
     const open = state.paper === paper.id;
     const box = make("input", { type: "checkbox", "aria-label": `Select ${paper.title}`, onchange: () => select([number], box.checked) });
     box.checked = selected.has(number);
-    const title = make("button", { type: "button", "aria-expanded": open, onclick: () => toggle(number) }, marked(paper.title));
+    const title = make("button", { type: "button", "aria-expanded": String(open), onclick: () => toggle(number) }, marked(paper.title));
     const modules = [paper.module, ...(paper.also ?? [])].filter(Boolean);
     const badges = [badge("name", paper.name && marked(paper.name)), badge(word, word), ...modules.map((name) => badge("module", name))];
     badges.push(badge("kind", paper.kind), badge("kind", !modules.includes(paper.domain) && paper.domain));
@@ -168,7 +170,7 @@
     const body = make(
       "div", {},
       make("h2", {}, title),
-      make("p", { class: "meta" }, marked(Forms.shortAuthors(paper)), ` · ${paper.published}${score}`),
+      make("p", { class: "meta" }, marked(Forms.shortAuthors(paper)), " · ", make("time", {}, paper.published), score),
       make("ul", { class: "badges", "aria-label": "What it is" }, ...badges),
       paper.reason ? make("p", { class: "reason" }, marked(paper.reason)) : null,
       open ? details(paper) : null,
@@ -182,7 +184,7 @@
     const listed = (name) => paper[name]?.join(", ");
     const facts = {
       authors: listed("authors"), core: paper.core, result: paper.headline, "builds on": listed("builds_on"), fit: paper.fit,
-      categories: listed("categories"), status: `${status.word}: ${status.reason}`, code: status.code, test: status.test, measured: status.figure,
+      categories: listed("categories"), status: status.reason === paper.reason ? "" : `${status.word}: ${status.reason}`, code: status.code, test: status.test, measured: status.figure,
     };
     const pairs = Object.entries(facts).filter(([, text]) => text);
     return make(
@@ -295,7 +297,9 @@
   const rowOf = (number) => document.querySelector(`.paper[data-id="${CSS.escape(papers[number].id)}"]`);
 
   function redraw(number) {
-    if (number !== undefined) rowOf(number)?.replaceWith(row(number));
+    if (number === undefined) return;
+    rowOf(number)?.replaceWith(row(number));
+    rowOf(number)?.classList.add("seen");
   }
 
   function select(numbers, on) {
@@ -384,7 +388,9 @@
       later = setTimeout(remember, PAUSE);
     });
     $("query").addEventListener("keydown", (event) => {
-      if (event.key === "Enter") document.querySelector(".paper h2 button")?.focus();
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // Else the same key would press what it has led to.
+      document.querySelector(".paper h2 button")?.focus();
     });
     document.addEventListener("keydown", (event) => {
       const typing = event.target.closest("input:not([type=checkbox]), select");
