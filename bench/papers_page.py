@@ -77,6 +77,7 @@ def keystrokes(page: Page, address: str, query: str) -> list[float]:
     """Milliseconds of every letter of a query typed, and of every one taken away again, in a page that keeps nothing of other queries."""
     page.goto("about:blank")
     page.goto(address)
+    page.wait_for_timeout(500)  # as a reader needs before the first letter
     page.evaluate(CLOCK)
     page.focus("#query")
     for typed, key in enumerate([*query, *["Backspace"] * len(query)], 1):

@@ -56,6 +56,9 @@ CASES: list[tuple[str, str, bool | str]] = [
     ("4-bit", KV, True),
     ("3.5b", KV, True),
     ("5b", KV, True),
+    ("b", KV, True),
+    ("b", "a 3.5b_model 2b", False),
+    ("2b", "a 12b c", False),
     # A minus before a word is a NOT.
     ("-video", BAQ, True),
     ("-quant", BAQ, False),

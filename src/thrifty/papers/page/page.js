@@ -1,12 +1,14 @@
 "use strict";
 // The page: what is shown follows from one state, which the address holds after its #.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const { papers, scores, docs, vocabularies } = data;
+  const { papers, scores, docs, vocabularies } = JSON.parse(document.getElementById("data").textContent);
+  document.getElementById("data").remove(); // It would be held in memory twice.
   const byId = new Map(papers.map((paper, number) => [paper.id, number]));
   const texts = new Query.Texts(papers.map(Query.searchable));
+  // Found now, so that the first letter that is typed finds quickly: a search looks only where its first letter was found.
+  for (const letter of "abcdefghijklmnopqrstuvwxyz0123456789") texts.having(letter, false);
 
-  const ROWS = 50;
+  const ROWS = 25;
   const PAUSE = 600; // Typing that stops for so many milliseconds is a step that the back button returns to.
   const FACETS = ["module", "status", "kind", "fit", "domain"];
   const CLOSED = ["domain"]; // Long, and seldom asked for.
@@ -96,6 +98,8 @@
     $("since").value = state.since;
     $("until").value = state.until;
     $("sort").value = state.sort;
+    [wanted, words] = [Query.parse(""), []]; // A link that cannot be read shows everything.
+    understand();
     find();
     const number = byId.get(state.paper);
     linked = number === undefined || result.slice(0, rows).includes(number) ? null : number;
@@ -108,15 +112,21 @@
 
   // ---- finding
 
-  function find() {
+  // Whether the query can be read; what was wanted before stays wanted where it cannot.
+  function understand() {
     try {
       wanted = Query.parse(state.q);
       words = Query.wantedWords(wanted);
       complain("");
+      return true;
     } catch (fault) {
       if (!(fault instanceof Query.Fault)) throw fault;
       complain(fault.message);
+      return false;
     }
+  }
+
+  function find() {
     const held = texts.among(wanted);
     const masks = facets.map((facet, at) => [...state.chosen[at]].reduce((sum, word) => sum | (1 << facet.all.indexOf(word)), 0));
     for (const facet of facets) facet.counts.fill(0);
@@ -275,6 +285,7 @@
     find();
     if (!result.slice(0, rows).includes(byId.get(state.paper))) state.paper = "";
     draw();
+    if ($("results").getBoundingClientRect().top < 0) $("results").scrollIntoView(); // Another list is read from its top.
   }
 
   function toggle(number) {
@@ -383,7 +394,7 @@
   function listen() {
     $("query").addEventListener("input", () => {
       state.q = $("query").value;
-      change();
+      if (understand()) change();
       clearTimeout(later);
       later = setTimeout(remember, PAUSE);
     });

@@ -7,6 +7,7 @@ const Query = (() => {
   const UNTIDY = new RegExp(`^ | $|  |[${ODD}]`);
   const LEADING = new RegExp(`^[ ${ODD}]*`);
   const TOKEN = new RegExp(`[ ${ODD}]*(?:"([^"]*)("?)|(-)(?=[^ ${ODD}()])|([()])|([^ ${ODD}()"]+))`, "uy");
+  const PLAIN = /^[\0-\x7f]*$/;
   const DEEPEST = 100;
 
   class Fault extends Error {}
@@ -17,7 +18,7 @@ const Query = (() => {
 
   // Lower case, without accents, words one space apart.
   function folded(text) {
-    const plain = (/^[\0-\x7f]*$/.test(text) ? text : bare(text)).toLowerCase();
+    const plain = (PLAIN.test(text) ? text : bare(text)).toLowerCase();
     return UNTIDY.test(plain) ? plain.replace(SPACES, " ").replace(/^ | $/g, "") : plain;
   }
 
@@ -105,9 +106,22 @@ const Query = (() => {
   }
   const letterAt = (text, at) => at < text.length && isLetter(text.codePointAt(at));
 
-  // Where these words stand next, from the start of one on; whole: and up to the end of one. -1 where they do not.
+  // A folded text with an upper-case letter where a word starts: whoever looks for a word there meets no place within another.
+  function titled(text) {
+    if (!PLAIN.test(text)) return text.replace(/(?<![\p{L}\p{N}])[a-z]/gu, (letter) => letter.toUpperCase());
+    const bytes = encoder.encode(text);
+    for (let at = 0, inside = 0; at < bytes.length; at++) {
+      const byte = bytes[at];
+      if (!inside && byte >= 0x61 && byte <= 0x7a) bytes[at] = byte - 0x20;
+      inside = ASCII[byte];
+    }
+    return decoder.decode(bytes);
+  }
+  const encoder = new TextEncoder(), decoder = new TextDecoder();
+
+  // Where these words stand next, from the start of one on; whole: and up to the end of one. -1 where they do not. Both are titled.
   function place(text, words, whole, from = 0) {
-    const first = letterAt(words, 0), last = whole && letterBefore(words, words.length);
+    const first = letterAt(words, 0) && !/^[A-Z]/.test(words), last = whole && letterBefore(words, words.length);
     for (let at = text.indexOf(words, from); at >= 0; at = text.indexOf(words, at + 1)) {
       if (!(first && letterBefore(text, at)) && !(last && letterAt(text, at + words.length))) return at;
     }
@@ -117,7 +131,7 @@ const Query = (() => {
   // Many texts made by `searchable`. What was found is kept: the next letter of a word looks only where the word was found before it.
   class Texts {
     constructor(texts) {
-      this.texts = texts;
+      this.texts = texts.map(titled);
       this.known = new Map();
     }
 
@@ -137,9 +151,9 @@ const Query = (() => {
     having(words, whole) {
       const key = (whole ? '"' : "") + words;
       if (this.known.has(key)) return this.known.get(key);
-      const before = this.shorter(words), found = new Uint8Array(this.texts.length);
+      const before = this.shorter(words), wanted = titled(words), found = new Uint8Array(this.texts.length);
       for (let i = 0; i < found.length; i++) {
-        if (!before || before[i]) found[i] = place(this.texts[i], words, whole) >= 0 ? 1 : 0;
+        if (!before || before[i]) found[i] = place(this.texts[i], wanted, whole) >= 0 ? 1 : 0;
       }
       if (this.known.size >= 256) this.known.delete(this.known.keys().next().value);
       this.known.set(key, found);
@@ -166,11 +180,13 @@ const Query = (() => {
   // Where the words stand in a text as it is written: [start, end) pairs in their order, none within another.
   function places(text, words) {
     if (!words.length) return [];
-    const [plain, starts, ends] = withPlaces(text);
-    const found = [];
-    for (const { text: word, whole } of words) {
+    const [folds, starts, ends] = withPlaces(text);
+    const plain = titled(folds), found = [];
+    for (const { text, whole } of words) {
+      const word = titled(text);
       for (let at = place(plain, word, whole); at >= 0; at = place(plain, word, whole, at + word.length)) {
-        found.push([starts[at], ends[at + word.length - 1]]);
+        const end = at + word.length;
+        found.push(starts ? [starts[at], ends[end - 1]] : [at, end]);
       }
     }
     found.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
@@ -184,6 +200,7 @@ const Query = (() => {
 
   // A text folded letter by letter, and where each folded letter starts and ends in it; an accent belongs to the letter before.
   function withPlaces(text) {
+    if (PLAIN.test(text) && !UNTIDY.test(text)) return [text.toLowerCase(), null, null]; // Each where it stands.
     let plain = "", at = 0;
     const starts = [], ends = [];
     for (const letter of text) {
