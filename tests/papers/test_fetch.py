@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from datetime import date, datetime
+import time
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ def starts(server: Server) -> list[int]:
 def test_every_page_is_read(count: int, server: Server, fetcher: Fetcher) -> None:
     server.papers = papers(count)
     found = fetcher()
-    assert found.returned == len(found.added.new) == count
+    assert len(found.ids) == len(found.added.new) == count
     assert starts(server) == list(range(0, max(count, 1), 3)) and found.requests == len(server.asked)
     assert fetcher.library.records.keys() == {record.id for record in server.papers}
 
@@ -118,14 +120,14 @@ def test_it_waits_between_requests(server: Server, fetcher: Fetcher) -> None:
 def test_busy_in_the_middle(server: Server, fetcher: Fetcher) -> None:
     server.papers = papers(9)
     server.fault = lambda asked, plain: (503, {"Retry-After": "20"}, b"busy") if asked in (2, 3) else plain
-    assert fetcher().returned == 9
+    assert len(fetcher().ids) == 9
     assert starts(server) == [0, 3, 3, 3, 6] and fetcher.slept == [0.0, 3.0, 20.0, 20.0, 3.0]
 
 
 def test_back_off_without_a_word_from_the_server(server: Server, fetcher: Fetcher) -> None:
     server.papers = papers(2)
     server.fault = lambda asked, plain: (429, {}, b"") if asked <= 3 else plain
-    assert fetcher().returned == 2 and fetcher.slept == [0.0, 6.0, 12.0, 24.0]
+    assert len(fetcher().ids) == 2 and fetcher.slept == [0.0, 6.0, 12.0, 24.0]
 
 
 FAULTS = {
@@ -148,7 +150,7 @@ FAULTS = {
 def test_a_page_that_is_not_whole_is_asked_for_again(fault: str, server: Server, fetcher: Fetcher) -> None:
     server.papers = papers(9)
     server.fault = once(2, FAULTS[fault])
-    assert fetcher().returned == 9 and starts(server) == [0, 3, 3, 6]
+    assert len(fetcher().ids) == 9 and starts(server) == [0, 3, 3, 6]
     assert len(fetcher.library.records) == 9
 
 
@@ -161,7 +163,7 @@ def test_after_all_retries_it_says_so_and_goes_on_later(fault: str, server: Serv
     assert not (fetcher.folder / "own").exists() and starts(server) == [0, 3, 3, 3, 3, 3]
     server.asked.clear()
     server.fault = lambda asked, plain: plain
-    assert fetcher().returned == 9 and starts(server) == [3, 6]
+    assert len(fetcher().ids) == 9 and starts(server) == [3, 6]
 
 
 def test_a_duplicate_at_the_boundary_is_one_paper(server: Server, fetcher: Fetcher) -> None:
@@ -170,7 +172,7 @@ def test_a_duplicate_at_the_boundary_is_one_paper(server: Server, fetcher: Fetch
     shifted = page([entry(record) for record in server.papers[2:5]], 6, 3, 3)
     server.fault = once(2, lambda plain: (200, {}, shifted))
     found = fetcher()
-    assert found.returned == 6 and starts(server) == [0, 3, 0, 3]
+    assert len(found.ids) == 6 and starts(server) == [0, 3, 0, 3]
     assert sorted(found.added.new) == sorted(record.id for record in server.papers)
 
 
@@ -192,7 +194,7 @@ def test_killed_in_the_middle_it_goes_on(server: Server, fetcher: Fetcher) -> No
     with pytest.raises(KeyboardInterrupt):
         fetch(fetcher.library, QUICK, day(6), day(12), fetcher.folder / "cache", killed)
     server.asked.clear()
-    assert fetcher().returned == 9 and starts(server) == [6]
+    assert len(fetcher().ids) == 9 and starts(server) == [6]
 
 
 def test_no_server_at_all(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,21 +229,66 @@ def test_a_newer_version_keeps_what_readers_said(server: Server, fetcher: Fetche
     assert (after.version, after.title, after.abstract, after.fit, after.name) == (2, "Sparse: one, revised", "New.", "core", "Sparse One")
 
 
-def test_a_finished_fetch_of_days_long_past_is_not_asked_again(server: Server, fetcher: Fetcher) -> None:
+def test_within_half_a_day_nothing_is_asked_again(server: Server, fetcher: Fetcher) -> None:
     server.papers = papers(4)
     fetcher()
+    age(fetcher.folder, hours=11)
     asked = len(server.asked)
-    assert fetcher().returned == 4 and len(server.asked) == asked
+    assert len(fetcher().ids) == 4 and len(server.asked) == asked
 
 
-def test_a_finished_fetch_of_recent_days_is_asked_again(server: Server, fetcher: Fetcher) -> None:
+def test_later_everything_is_asked_again(server: Server, fetcher: Fetcher) -> None:
+    """A paper may be announced long after its day."""
     server.papers = papers(4)
     fetcher()
-    finished = next((fetcher.folder / "cache").rglob("finished.json"))
-    then = datetime(2025, 6, 15).timestamp()
-    os.utime(finished, (then, then))
+    age(fetcher.folder, hours=13)
     server.papers = papers(5)
     assert fetcher().added.new == ("2506.00005",)
+
+
+def test_old_pages_of_a_stopped_fetch_are_not_used(server: Server, fetcher: Fetcher) -> None:
+    server.papers = papers(9)
+    server.fault = lambda asked, plain: (503, {}, b"") if asked > 2 else plain
+    with pytest.raises(RunError):
+        fetcher()
+    age(fetcher.folder, hours=13)
+    server.fault = lambda asked, plain: plain
+    server.papers = [paper("2506.90001"), *papers(8)]  # as many as before, and every one in another place
+    assert set(fetcher().ids) == {record.id for record in server.papers}
+
+
+def test_papers_that_come_in_between_two_tries(server: Server, fetcher: Fetcher) -> None:
+    server.papers = papers(9)
+    server.fault = lambda asked, plain: (503, {}, b"") if asked > 1 else plain
+    with pytest.raises(RunError):
+        fetcher()
+    server.fault = lambda asked, plain: plain
+    server.papers = [paper("2506.90001"), *papers(9)]
+    assert set(fetcher().ids) == {record.id for record in server.papers}
+
+
+def test_a_page_that_knows_of_no_papers_is_no_end(server: Server, fetcher: Fetcher) -> None:
+    """arXiv now and then answers that there are none, in the middle of many."""
+    server.papers = papers(9)
+    server.fault = once(2, lambda plain: (200, {}, page([], 0, 3, 3)))
+    assert len(fetcher().ids) == 9
+
+
+def test_pages_that_go_on_to_disagree_are_an_error(server: Server, fetcher: Fetcher) -> None:
+    server.papers = papers(9)
+    server.fault = lambda asked, plain: (200, {}, page([], 0, 3, 3)) if b"2506.00005v1" in plain[2] else plain
+    with pytest.raises(RunError, match="arXiv has 0 or 9 papers for this query, but its pages hold 6"):
+        fetcher()
+    assert not (fetcher.folder / "own").exists()
+
+
+def age(folder: Path, hours: float) -> None:
+    """Make the pages of the cache so old."""
+    pages = list((folder / "cache").rglob("*.xml"))
+    assert pages
+    for place in pages:
+        then = time.time() - hours * 3600
+        os.utime(place, (then, then))
 
 
 def test_an_entry_that_makes_no_record_is_named(server: Server, fetcher: Fetcher) -> None:
@@ -315,13 +362,13 @@ def command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 def test_the_command_makes_the_digest_of_the_last_day(command, server: Server, tmp_path: Path) -> None:
     server.papers = [paper(f"2506.9000{n}", published=day(13 + n)) for n in range(4)]
     found = command("--until", "2025-06-20")
-    assert found["since"] == "2025-06-13" and found["until"] == "2025-06-20" and len(found["new"]) == 4
-    assert server.asked[0]["search_query"].endswith("submittedDate:[202506130000 TO 202506202359]")
+    assert found["since"] == "2025-05-30" and found["until"] == "2025-06-20" and len(found["new"]) == 4
+    assert server.asked[0]["search_query"].endswith("submittedDate:[202505300000 TO 202506202359]")
     ids = Library(tmp_path / "own").digests[date(2025, 6, 20)]
     assert ids == ("2506.90003", "2506.90002", "2506.90001", "2506.90000")  # newest first
     # A paper that was announced late stands in the next digest, and only there.
     server.papers = [*server.papers, paper("2506.80001", published=day(14)), paper("2506.90009", published=day(25))]
-    command("--since", "2025-06-13", "--until", "2025-06-27")
+    command("--until", "2025-06-27")
     digests = Library(tmp_path / "own").digests
     assert digests[date(2025, 6, 27)] == ("2506.90009", "2506.80001") and digests[date(2025, 6, 20)] == ids
 
@@ -330,8 +377,25 @@ def test_the_same_day_again_adds_to_its_digest(command, server: Server, tmp_path
     server.papers = [paper("2506.90000", published=day(14))]
     command("--until", "2025-06-20")
     server.papers = [*server.papers, paper("2506.90001", published=day(15))]
-    next((tmp_path / "own" / "cache").rglob("finished.json")).unlink()  # as if arXiv were asked on that very day
-    for page_ in (tmp_path / "own" / "cache").rglob("*.xml"):
-        page_.unlink()
-    command("--since", "2025-06-13", "--until", "2025-06-20")
+    age(tmp_path / "own", hours=13)
+    command("--since", "2025-05-30", "--until", "2025-06-20")
     assert Library(tmp_path / "own").digests[date(2025, 6, 20)] == ("2506.90001", "2506.90000")
+
+
+def test_a_digest_that_was_not_written_is_written_by_the_next_run(command, server: Server, tmp_path: Path, monkeypatch) -> None:
+    server.papers = [paper("2506.90000", published=day(14))]
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "add_digest", lambda self, digest: os.kill(os.getpid(), signal.SIGINT))
+        assert main(["papers", "fetch", "--query", str(tmp_path / "query.yaml"), "--until", "2025-06-20"]) == 130
+    library = Library(tmp_path / "own")
+    assert "2506.90000" in library.records and date(2025, 6, 20) not in library.digests
+    command("--until", "2025-06-20")
+    assert Library(tmp_path / "own").digests[date(2025, 6, 20)] == ("2506.90000",)
+
+
+def test_it_goes_on_from_before_the_newest_digest(command, server: Server, tmp_path: Path) -> None:
+    """A paper that was submitted before the day of a digest and announced after it is in the next one."""
+    command("--until", "2025-06-20")
+    server.papers = [paper("2506.90000", published=day(19))]
+    assert command("--until", "2025-06-27")["new"] == ["2506.90000"]
+    assert Library(tmp_path / "own").digests[date(2025, 6, 27)] == ("2506.90000",)

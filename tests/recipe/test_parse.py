@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from thrifty.base.errors import InputError
@@ -240,6 +240,8 @@ def test_a_recipe_survives_its_text(chosen: list[dict[str, object]], calibration
 
 
 @given(texts.filter(str.strip))
+@example("~\0")  # a home whose name no system takes
+@example("~nobody/recipe.yaml")
 def test_any_text_is_a_recipe_or_one_sentence(text: str) -> None:
     try:
         parse_recipe(text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 from thrifty.data import Rows, default_model, load_rows
 from thrifty.data.load import SAMPLES
 from thrifty.measure.evaluate import LANGUAGE
@@ -190,7 +191,7 @@ def _remembered(value: Any) -> list[str] | str | None:
 
 def _whole(word: str) -> str:
     """A file or folder by its whole path; any other word as it is."""
-    path = Path(word).expanduser()
+    path = as_path(word)
     return str(path.resolve()) if path.exists() else word
 
 

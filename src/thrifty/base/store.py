@@ -28,6 +28,14 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+def as_path(word: str | Path) -> Path:
+    """A path as people write it: a leading ~ is a home; where there is no such home it stays as it is."""
+    try:
+        return Path(word).expanduser()
+    except (RuntimeError, ValueError):  # nobody is called so, or nobody can be
+        return Path(word)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file; empty where there is none."""
     try:

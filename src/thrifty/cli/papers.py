@@ -58,24 +58,28 @@ def fetch(
     query: Annotated[Path | None, typer.Option("--query", metavar="FILE", help="Query words and politeness (YAML).")] = None,
     json: Json = False,
 ) -> None:
-    """Ask arXiv for the papers of some days and keep every one. Without --since from the newest digest on, without --until up to today."""
+    """Ask arXiv for the papers of some days, keep every one, and make the digest of those that no digest has yet.
+
+    Without --since from two weeks before the newest digest on, since papers are announced late; without --until up to today.
+    """
     from thrifty.papers.classic import Digest
+    from thrifty.papers.fetch import LATE, read_query
     from thrifty.papers.fetch import fetch as ask
-    from thrifty.papers.fetch import read_query
 
     library = _library()
     last = _day(until, "--until") or date.today()
-    first = _day(since, "--since") or max(library.digests, default=None)
+    newest = max(library.digests, default=None)
+    first = _day(since, "--since") or (newest and newest - LATE)
     if first is None:
         raise InputError("there is no digest to go on from; say the first day with --since YYYY-MM-DD")
     with _drawing():
         found = ask(library, read_query(query), first, last, cache=library.own / "cache")
         # A paper that arXiv announces late stands in the digest of the day when it was first seen.
-        known = library.digests.get(last, ())
-        ids = dict.fromkeys([*found.added.new, *known])
+        elsewhere = {name for day, ids in library.digests.items() if day != last for name in ids}
+        ids = dict.fromkeys([*(name for name in found.ids if name not in elsewhere), *library.digests.get(last, ())])
         digest = Digest(last, tuple(sorted((library.records[name] for name in ids), key=lambda paper: paper.published, reverse=True)))
         library.add_digest(digest)
-    _tell(f"{found.returned} papers from {first} to {last}", {"since": str(first), "until": str(last)}, found.added, json)
+    _tell(f"{len(found.ids)} papers from {first} to {last}", {"since": str(first), "until": str(last)}, found.added, json)
 
 
 @app.command()

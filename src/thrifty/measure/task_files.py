@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 
 SUFFIXES = (".yaml", ".yml")
 LOCAL_FORMATS = ("json", "csv", "text", "parquet", "arrow")
@@ -69,7 +70,7 @@ def read_files(word: str) -> list[TaskFile]:
 
     Raises InputError, naming the file, for one that is missing or is no task.
     """
-    place = Path(word).expanduser()
+    place = as_path(word)
     if place.is_dir():
         paths = sorted(path.resolve() for suffix in SUFFIXES for path in place.rglob(f"*{suffix}") if not _hidden(path, place))
         parsed = (path for path in paths if isinstance(_parse(path, ()), dict))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 from thrifty.models.disk import TensorInfo, scan
 
 _INDEX = "model.safetensors.index.json"
@@ -26,11 +27,11 @@ def find_folder(source: str | Path) -> Path:
     """
     if not str(source).strip():
         raise InputError("the model is named by nothing; give a model folder, or leave it out for the model inside the package.")
+    path = as_path(source)
     try:
-        path = Path(source).expanduser()
         folder, present = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a home that is not known
-        raise InputError(f"there is no folder {source} ({getattr(error, 'strerror', None) or error}); give a model folder.") from None
+    except OSError as error:  # a name too long
+        raise InputError(f"there is no folder {source} ({error.strerror}); give a model folder.") from None
     if folder:
         return path
     if present:

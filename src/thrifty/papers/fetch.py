@@ -1,8 +1,7 @@
 """Papers of some days from the arXiv API, politely, and each of them once.
 
-Pages lie in a cache as they came until their fetch is finished, so one that was stopped goes on where it was. A finished fetch is used
-again only where its last day was long past when it finished (`SETTLED`): until then arXiv may still announce papers of that day. Papers are
-known by their ids, so asking again adds only what is new.
+Pages lie in a cache as they came, so a fetch that was stopped goes on where it was. They are used for half a day (`KEPT`): arXiv's answers
+change once a day, and a paper may be announced weeks after its day. Papers are known by their ids, so asking again adds only what is new.
 
 The `arxiv` package builds the requests and reads the answers. Whether an answer is whole is checked here: that package passes over what a
 page that was cut off, is empty or holds damaged entries has lost.
@@ -14,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.events import note, task
-from thrifty.base.store import content_key, write_bytes, write_json
+from thrifty.base.store import content_key, write_bytes
 from thrifty.papers.library import Added, Library
 from thrifty.papers.record import Record, code_addresses
 
@@ -36,8 +36,10 @@ QUERY = Path(__file__).with_name("fetch.yaml")
 """The query as it is shipped."""
 ADDRESS = "THRIFTY_ARXIV_URL"
 """Environment variable: where the API is, if not at arXiv; `{}` stands for the query."""
-SETTLED = timedelta(days=7)
-"""So long after its day a paper is announced at the latest."""
+KEPT = timedelta(hours=12)
+"""So long a page is used again."""
+LATE = timedelta(days=14)
+"""A fetch that goes on from a digest begins so long before it: papers are announced after their day, now and then by more than a week."""
 
 _ENTRY, _TOTAL = "{http://www.w3.org/2005/Atom}entry", "{http://a9.com/-/spec/opensearch/1.1/}totalResults"
 _TIMEOUT = 60.0
@@ -91,9 +93,9 @@ def read_query(path: Path | None) -> Query:
 
 @dataclass(frozen=True)
 class Fetched:
-    """returned: how many papers arXiv has for the query; requests: how often it was asked; added: what that changed in the library."""
+    """ids: the papers that arXiv has for the query; requests: how often it was asked; added: what that changed in the library."""
 
-    returned: int
+    ids: tuple[str, ...]
     requests: int
     added: Added
 
@@ -101,25 +103,22 @@ class Fetched:
 def fetch(library: Library, query: Query, since: date, until: date, cache: Path, sleep: Callable[[float], None] = time.sleep) -> Fetched:
     """Keep every paper that arXiv has for the query and these days, both included.
 
-    cache: where pages lie until the fetch is finished. Raises InputError for days the wrong way round and where the package `arxiv` is
+    cache: where pages lie. Raises InputError for days the wrong way round and where the package `arxiv` is
     missing, RunError when arXiv does not answer as it should after all retries; what came until then is kept, and the same call goes on.
     """
     if since > until:
         raise InputError(f"the first day, {since}, is after the last, {until}")
     pages = _Pages(query, query.expression(since, until), cache, sleep)
-    if not pages.settled(until):
-        pages.forget_finished()
-    records, total = pages.records()
-    if len(records) < total:  # papers moved from page to page while they were asked for
-        note(f"arXiv has {total} papers for this query, {len(records)} came; asking for all of them again")
+    _forget_old(cache)
+    records, totals = pages.records()
+    if totals != {len(records)}:  # papers came in, or moved from page to page, while they were asked for
+        note(f"arXiv has {_or(totals)} papers for this query, {len(records)} came; asking for all of them again")
         pages.forget()
-        records, total = pages.records()
-    if len(records) < total:
+        records, totals = pages.records()
+    if totals != {len(records)}:
         pages.forget()
-        raise RunError(f"arXiv has {total} papers for this query, but its pages hold {len(records)}; try again later")
-    added = library.add(records.values())
-    pages.finish()
-    return Fetched(len(records), pages.requests, added)
+        raise RunError(f"arXiv has {_or(totals)} papers for this query, but its pages hold {len(records)}; try again later")
+    return Fetched(tuple(records), pages.requests, library.add(records.values()))
 
 
 def to_record(result: arxiv.Result) -> Record:
@@ -135,7 +134,7 @@ def to_record(result: arxiv.Result) -> Record:
             published=result.published.date(),
             updated=result.updated.date(),
             title=" ".join(result.title.split()),
-            authors=tuple(" ".join(author.name.split()) for author in result.authors),
+            authors=tuple(filter(None, (" ".join(author.name.split()) for author in result.authors))),
             categories=tuple(dict.fromkeys(filter(None, (result.primary_category, *result.categories)))),
             abstract=abstract,
             code=code_addresses(abstract),
@@ -159,20 +158,22 @@ class _Pages:
         self.folder = cache / content_key([expression, query.page_size])[:32]
         self.requests = 0
 
-    def records(self) -> tuple[dict[str, Record], int]:
-        """Every paper by id, and how many arXiv says there are."""
+    def records(self) -> tuple[dict[str, Record], set[int]]:
+        """Every paper by id, and how many there are, as each page has it: they may disagree."""
         found: dict[str, Record] = {}
-        start = total = 0
+        totals: set[int] = set()
+        start = 0
         with task("papers") as advance:
-            while start == 0 or start < total:
+            while start == 0 or start < max(totals):
                 content = self.page(start)
                 total, _ = _counts(content)
+                totals.add(total)
                 for result in self.read(content):
                     record = to_record(result)
                     found[record.id] = record
                 start += self.query.page_size
                 advance(len(found), f"of {total}")
-        return found, total
+        return found, totals
 
     def page(self, start: int) -> bytes:
         """The page that begins with this paper: from the cache, or from arXiv."""
@@ -232,23 +233,22 @@ class _Pages:
 
         yield from _feed.parse(content).results
 
-    def settled(self, until: date) -> bool:
-        """Whether a finished fetch of these days was made when no paper of theirs could come any more."""
-        place = self.folder / "finished.json"
-        return place.exists() and until + SETTLED < date.fromtimestamp(place.stat().st_mtime)
-
-    def finish(self) -> None:
-        """Remember that every page is there."""
-        write_json(self.folder / "finished.json", {"query": self.search.query})
-
-    def forget_finished(self) -> None:
-        """Forget the pages of a fetch that was finished, but not those of one that was stopped."""
-        if (self.folder / "finished.json").exists():
-            self.forget()
-
     def forget(self) -> None:
         """Forget every page."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _forget_old(cache: Path) -> None:
+    """Remove pages that are no longer used, of any query."""
+    oldest = time.time() - KEPT.total_seconds()
+    for page in cache.glob("*/*.xml"):
+        with suppress(FileNotFoundError):
+            if page.stat().st_mtime < oldest:
+                page.unlink()
+
+
+def _or(totals: set[int]) -> str:
+    return " or ".join(map(str, sorted(totals)))
 
 
 def _package() -> Any:

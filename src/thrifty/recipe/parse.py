@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
+from thrifty.base.store import as_path
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.language import RESERVED, Calibration, Evaluation, Recipe, Step
 from thrifty.recipe.reader import read
@@ -64,7 +65,7 @@ def parse_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     text, label = _find(source)
     value, lines = read(text, label)
     recipe = _Parser(label, lines if "\n" in text.strip() else {}).recipe(value)
-    return recipe.with_places(lambda word: _beside(word, Path(label).expanduser().parent)) if _is_file(label) else recipe
+    return recipe.with_places(lambda word: _beside(word, as_path(label).parent)) if _is_file(label) else recipe
 
 
 def complete(recipe: Recipe) -> Recipe:
@@ -86,10 +87,7 @@ def _find(source: str | Path) -> tuple[str, str]:
             return source, "recipe"
         if source in load_methods():
             return f"{source}: {{}}", "recipe"
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:  # the home of a user who is not known
-        path = Path(source)
+    path = as_path(source)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a recipe file in it, as in {path / 'recipe.yaml'}")
     if not _is_file(path):
@@ -110,8 +108,8 @@ def _beside(word: str, folder: Path) -> str:
 
 def _is_file(path: str | Path) -> bool:
     try:
-        return Path(path).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # an inline text may be no possible file name
+        return as_path(path).is_file()
+    except (OSError, ValueError):  # an inline text may be no possible file name
         return False
 
 
