@@ -16,6 +16,7 @@ from thrifty.data.load import mask_tokens
 from thrifty.data.tokenizer import Frame, frame, load_tokenizer
 
 MODEL = default_model()
+TOKENIZER = load_tokenizer(MODEL)
 CONFIG = AutoConfig.from_pretrained(MODEL)
 
 
@@ -72,7 +73,7 @@ def test_no_token_is_taken_twice_whatever_the_lengths(length: int, tmp_path: Pat
 
 def numbers(row: torch.Tensor) -> set[str]:
     """The numbers of a row that are whole: windows may cut those at their ends in two."""
-    return {word for word in load_tokenizer(MODEL).decode(row).split() if len(word) == 4}
+    return {word for word in TOKENIZER.decode(row).split() if len(word) == 4}
 
 
 def test_sliding_rows_score_each_token_of_the_text_once(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """The contract of every method of weights: on every architecture it runs, is certified, and reloads in plain transformers.
 
-A new method joins by existing: its `examples()` are run, as a step of its own or as a part of `solve`. What a method may lose, and how many
-bytes its result may take, is worked out here from the weights and the target alone.
+A new method joins by existing: its `examples()` are run, as a step of its own or as a part of `solve`. Methods whose results are stored
+alike share the stages of one model among them, each architecture in another way: one run has room for many. What a method may lose, and how
+many bytes its result may take, is worked out here from the weights and the target alone.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from thrifty.pipeline.steps import Work
 from thrifty.pipeline.view import read_matrix
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.resolve import resolve
+from thrifty.recipe.settings import build_method
 from thrifty.weights.base import Allocator, Preset, Solver, Target, Transform
 from thrifty.weights.target.int import Int
 
@@ -84,10 +87,45 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 RECIPES = tuple(recipes())
 
 
-@pytest.mark.parametrize("steps", [pytest.param(steps, id=name) for name, steps in RECIPES])
+def alike() -> dict[str, list[dict[str, Any]]]:
+    """The first steps of all recipes, by what follows them and how their results are stored."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for _, (first, *rest) in RECIPES:
+        ((name, settings),) = first.items()
+        groups.setdefault("rescaled" if rest else _storage(build_method(name, settings)), []).append(first)
+    return groups
+
+
+def _storage(preset: Method) -> str:
+    """In what form the result of a preset is stored."""
+    assert isinstance(preset, Preset)
+    treatment = preset.expand()
+    if treatment.allocator is not None and treatment.allocator.within_matrix:
+        return "dense"
+    outline = treatment.target.outline(64, 64)
+    return f"{outline.bits:.3g}-{outline.group_size}-{'-'.join(outline.tensors)}" if outline.layout == "int" else "dense"
+
+
+ALIKE = alike()
+
+
+@pytest.mark.parametrize("group", ALIKE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_contract(architecture: str, steps: list[dict[str, Any]], folder_of: Callable[..., Path], tmp_path: Path) -> None:
-    keeps_the_contract(architecture, steps, folder_of(architecture), tmp_path / "out")
+def test_contract(architecture: str, group: str, folder_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = folder_of(architecture)
+    stages = [
+        paths
+        for block in open_model(folder).anatomy.blocks
+        for stage in block.stages
+        if (paths := [linear.path for linear in stage.linears if linear.in_features % 32 == 0])
+    ]
+    random.Random(architecture).shuffle(stages)
+    left = ALIKE[group]
+    while left:
+        now, left = left[: len(stages)], left[len(stages) :]
+        steps = [{**step, "only": list(chain.from_iterable(stages[number :: len(now)]))} for number, step in enumerate(now)]
+        steps += [{"rtn": {}}] if group == "rescaled" else []
+        keeps_the_contract(architecture, steps, folder, tmp_path / f"{len(left)} left")
 
 
 @pytest.mark.parametrize(
@@ -121,9 +159,12 @@ def keeps_the_contract(architecture: str, steps: list[dict[str, Any]], folder: P
 
 
 def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
-    """No layer loses much more than rounding its weights to nearest, or dropping the smallest, would; what calibrates loses less."""
+    """Layers lose no more than rounding their weights to nearest, or dropping the smallest, would; those that calibrate lose less.
+
+    One layer alone may lose more: the inputs of these small models lie in few directions, and an error may happen to lie there too.
+    """
     linears = {linear.path: linear for linear in source.anatomy.linears}
-    ratios, calibrated = [], False
+    ratios, calibrated = [], []
     for layer in certificate.layers:
         linear, treatment = linears[layer.name], work.treatments[layer.name][-1]
         weight = read_matrix(source, linear).to(torch.float32)
@@ -132,10 +173,10 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
         else:
             outline = treatment.target.outline(*weight.shape)
             plain = rounded(weight, outline.bits, outline.group_size)
-        assert 0 < layer.relative_error < 1.4 * plain, (layer, plain)
-        ratios.append(layer.relative_error / plain)
-        calibrated = treatment.calibrated
-    assert not calibrated or sum(ratios) / len(ratios) < 0.95, ratios
+        assert 0 < layer.relative_error < 2 * plain, (layer, plain)
+        (calibrated if treatment.calibrated else ratios).append(layer.relative_error / plain)
+    assert not ratios or sum(ratios) / len(ratios) < 1.2, ratios
+    assert not calibrated or sum(calibrated) / len(calibrated) < 0.95, calibrated
 
 
 def rounded(weight: Tensor, bits: float, group_size: int) -> float:

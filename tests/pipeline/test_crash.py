@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from thrifty.cli.main import main
+
 KILLS = 10
-COMMAND = ["compress", "--samples", "16", "--tokens", "128", "--json"]
+RECIPE = """
+calibration: {samples: 16, tokens: 128}
+evaluation: {samples: 16, tokens: 128}
+steps: [{awq: {}}, {gptq: {}}]
+"""
+COMMAND = ["compress", "--recipe", RECIPE, "--json"]
+SERVER = multiprocessing.get_context("forkserver")
+"""Where processes come from that have imported everything: what is killed is the run, not Python as it starts."""
+SERVER.set_forkserver_preload(["thrifty.cli.main", "thrifty.api"])
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "thrifty", *COMMAND, "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def command(out: Path, printed: Path) -> None:
+    """The command as a process of its own, with what it prints in two files."""
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(printed.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    sys.exit(main([*COMMAND, "--out", str(out)]))
+
+
+def start(out: Path, printed: Path) -> BaseProcess:
+    process = SERVER.Process(target=command, args=(out, printed))
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, printed: Path) -> dict[str, Any]:
+    """What a command prints that comes to its end."""
+    process.join(timeout=300)
+    assert process.exitcode == 0, printed.with_suffix(".err").read_text()
+    return json.loads(printed.with_suffix(".out").read_text())
 
 
 def fingerprint(out: Path) -> dict[str, str]:
@@ -33,10 +58,11 @@ def fingerprint(out: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     out = tmp_path_factory.mktemp("undisturbed") / "result"
+    first = SERVER.Process(target=int)  # waits for the server's imports
+    first.start()
+    first.join()
     began = time.monotonic()
-    process = start(out)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    finish(start(out, out), out)
     return out, time.monotonic() - began
 
 
@@ -46,20 +72,15 @@ def test_killed_at_ten_moments(undisturbed: tuple[Path, float], tmp_path: Path) 
     moments = random.Random(0)
     finished: list[set[str]] = []
     for _ in range(KILLS):
-        process = start(out)
-        try:
-            process.wait(timeout=moments.uniform(0.2, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process = start(out, tmp_path / "printed")
+        process.join(timeout=moments.uniform(0.1, 1.0) * seconds)
+        process.kill()
+        process.join()
         blocks = {path.name: path.stat().st_mtime_ns for path in (out / ".run" / "blocks").glob("*.json")}
         if finished and blocks:
             assert finished[-1] <= set(blocks.items()), "a finished block was solved again"
         finished.append(set(blocks.items()))
-    process = start(out)
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    found = json.loads(printed)
+    found = finish(start(out, tmp_path / "printed"), tmp_path / "printed")
     assert found["out"] == str(out)
     # the seconds of the attempts before count, too
     assert found["seconds"] >= sum(found["phases"].get(name, 0) for name in ("forward", "gram", "transform", "solve", "evaluate"))

@@ -16,6 +16,7 @@ import transformers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from thrifty.base.errors import InputError
 
@@ -42,7 +43,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32,
     _switch_off_cache(config)
     meant = model_class(config, remote_code)
     try:
-        with _default_dtype(dtype), _Hollow():
+        with _default_dtype(dtype), _Hollow(), no_init_weights():
             model = meant(config)
     except Exception as error:  # the constructors check nothing, so whatever they stumble over is the config's
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
