@@ -172,7 +172,7 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
             plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
         else:
             outline = treatment.target.outline(*weight.shape)
-            plain = rounded(weight, outline.bits, outline.group_size)
+            plain = nearest(weight, treatment.target) if outline.layout == "numbers" else rounded(weight, outline.bits, outline.group_size)
         assert 0 < layer.relative_error < 2 * plain, (layer, plain)
         (calibrated if treatment.calibrated else ratios).append(layer.relative_error / plain)
     assert not ratios or sum(ratios) / len(ratios) < 1.2, ratios
@@ -184,6 +184,11 @@ def rounded(weight: Tensor, bits: float, group_size: int) -> float:
     groups = weight.reshape(len(weight), -1, group_size or weight.shape[1])
     step = groups.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 0.5)
     return float((groups - (groups / step).round() * step).square().sum() / groups.square().sum())
+
+
+def nearest(weight: Tensor, target: Target) -> float:
+    """What rounding to the numbers of a format loses, as a share of the sum of squares: they are not evenly spaced."""
+    return float((weight - target.fit(weight).project(weight)).square().sum() / weight.square().sum())
 
 
 def dropped(weight: Tensor, run: int) -> float:
@@ -204,7 +209,7 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
     for layer in certificate.layers:
         linear, outline = linears[layer.name], outlines[layer.name]
         asymmetric = "zero_point" in outline.tensors
-        if outline.layout != "int":
+        if outline.layout == "dense":
             continue
         if layer.simulated or linear.storage != "linear" or whole:
             assert linear.source in stored

@@ -17,8 +17,11 @@ from thrifty.weights.allocate.baq import ColumnGrid
 from thrifty.weights.base import Target, hold
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.target.both import Both
+from thrifty.weights.target.fixed import Fixed
+from thrifty.weights.target.float import SmallFloat
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.n_m import NM, of_pattern
+from thrifty.weights.target.posit import Posit
 from thrifty.weights.target.top_k import TopK
 from thrifty.weights.target.unstructured import Unstructured
 
@@ -34,9 +37,27 @@ GRIDS = (
     Int(group_size=0, levels=11, symmetric=False),
     ColumnGrid(torch.tensor([1, 2, 3, 5, 16, 300, 4000, 32767] * 6, dtype=torch.int16)),
 )
+NUMBERS = (
+    SmallFloat(group_size=16),
+    SmallFloat("e4m3", 0),
+    SmallFloat("e5m2", 0, "real", "mse"),
+    SmallFloat("e2m1", 16, "power_of_two", "mse"),
+    SmallFloat("e3m2", 24, "power_of_two"),
+    SmallFloat("e2m3", 24, "power_of_two"),
+    SmallFloat("e2m1", 16, "e4m3"),
+    SmallFloat("e2m1", 16, "e4m3", "mse"),
+    Fixed(),
+    Fixed(4, 16, "mse"),
+    Fixed(16),
+    Posit(),
+    Posit(4, 0, 16),
+    Posit(16, 2),
+)
 MASKS = (NM(), NM(1, 4), NM(3, 8), TopK(0.5), TopK(0.3), Unstructured(0.5, 16), Unstructured(0.7, 0))
 BOTHS = tuple(Both(mask, grid) for mask, grid in zip(MASKS, (*GRIDS[1:6], GRIDS[1], GRIDS[6]), strict=True))
-ALL = tuple(Int(target.bits, 16, target.symmetric, target.range) if target == Int() else target for target in (*GRIDS, *MASKS, *BOTHS))
+ALL = tuple(
+    Int(target.bits, 16, target.symmetric, target.range) if target == Int() else target for target in (*GRIDS, *NUMBERS, *MASKS, *BOTHS)
+)
 
 
 def check_fixed_point(target: Target, values: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
@@ -245,3 +266,75 @@ def test_impossible_targets_are_refused_in_words():
     with pytest.raises(InputError, match="integer grid"):
         Both(NM(), NM())
     assert of_pattern("4:16") == NM(4, 16)
+
+
+# -- small number formats ------------------------------------------------------------------------------------------------
+
+
+def rms(target: Target, values: torch.Tensor) -> float:
+    return float((target.fit(values).project(values) - values).square().mean().sqrt() / values.square().mean().sqrt())
+
+
+def test_of_formats_with_as_many_bits_those_with_more_significant_bits_are_closer_on_normal_values():
+    values = draw(1, 64, 256, dtype=torch.float32)
+    errors = {name: rms(SmallFloat(name, 0), values) for name in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2")}
+    assert errors["e2m3"] < errors["e3m2"] and errors["e4m3"] < errors["e5m2"] < errors["e2m1"]
+    posit, fixed = rms(Posit(8, 0), values), rms(Fixed(4), values)
+    assert posit < errors["e5m2"] and max(posit, errors["e4m3"], errors["e5m2"], rms(Fixed(8), values)) < fixed
+
+
+def test_integers_with_a_scale_of_their_own_are_closer_than_fixed_point():
+    values = draw(2, 64, 256, dtype=torch.float32)
+    assert rms(Int(4, 0), values) < 0.8 * rms(Fixed(4), values)
+
+
+def test_floats_and_posits_keep_small_values_that_fixed_point_loses():
+    values = (3 * draw(3, 64, 256, dtype=torch.float32)).exp()
+
+    def relative(target: Target) -> float:
+        return float(((target.fit(values).project(values) - values) / values).abs().mean())
+
+    assert max(relative(target) for target in (SmallFloat("e4m3", 0), SmallFloat("e5m2", 0), Posit(8, 2))) < 0.5 * relative(Fixed(8))
+
+
+def test_posits_keep_what_is_not_zero():
+    values = draw(4, 8, 32, dtype=torch.float32) * 2.0 ** torch.arange(-40, -8)[None]
+    projected = Posit(8, 1).fit(values).project(values)
+    assert bool((projected != 0).all()) and bool((torch.sign(projected) == torch.sign(values)).all())
+
+
+@pytest.mark.parametrize("size", [16, 0])
+def test_a_posit_scale_brings_the_usual_value_near_one(size):
+    values = draw(5, 16, 64, dtype=torch.float32) * 0.013
+    scale = Posit(group_size=size).fit(values).scales.local
+    usual = grouped(values, size).square().mean(-1).sqrt() / scale
+    assert bool(((usual >= 2**-0.5 * 0.999) & (usual <= 2**0.5 * 1.001)).all()) and bool((torch.frexp(scale).mantissa == 0.5).all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"format": "e3m3"}, "format"), ({"scale": "e5m3"}, "scale"), ({"group_size": -1}, "group_size")],
+)
+def test_a_float_that_there_is_not_is_refused(settings, said):
+    with pytest.raises(InputError, match=f"float: {said} is wrong"):
+        SmallFloat(**settings)
+
+
+@pytest.mark.parametrize("target", [SmallFloat(group_size=32), Fixed(8, 32), Posit(8, 1, 32)], ids=lambda target: target.name)
+def test_groups_of_numbers_must_divide_the_width(target):
+    with pytest.raises(InputError, match="group_size 32 does not divide the width 48 of layer; 16 does"):
+        target.check(8, 48, "layer")
+
+
+def test_mx_blocks_are_those_of_another_implementation():
+    """compressed-tensors rounds a block to MXFP4 as the specification says."""
+    from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
+
+    values = draw(6, 16, 64, dtype=torch.float32)
+    points = SmallFloat("e2m1", 32, "power_of_two").fit(values)
+    encoded = points.encode(points.project(values))
+    numbers = encoded.tensors["numbers"][encoded.tensors["codes"].long()]
+    assert torch.equal(unpack_fp4_from_uint8(pack_fp4_to_uint8(numbers), 16, 64).float(), numbers)
+    packed = pack_fp4_to_uint8(numbers)
+    codes = encoded.tensors["codes"]
+    assert torch.equal(packed, codes[:, ::2] | (codes[:, 1::2] << 4))

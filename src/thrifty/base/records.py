@@ -35,6 +35,9 @@ class Encoded:
     layout `int`: `codes` int8/int16 [out, in] signed, `scale` float32 [out, groups], optional `zero_point` int8/int16 [out, groups]
         (absent when symmetric); value = (code - zero_point) * scale of its group. Codes lie in [-2^(bits-1), 2^(bits-1) - 1].
     layout `dense`: `values` float [out, in]; used for sparse results (the zeros are in the values).
+    layout `numbers`: `codes` unsigned [out, in], `numbers` float32 [2^bits] what each code stands for, `scale` float32 [out, groups];
+        value = numbers[code] * scale of its group. `whole` float32 [1], where scales are floats of 8 bits over one power of two: times
+        this they are those floats.
     layout `int_columns`: `codes` [out, in] unsigned, `levels` int16 [in], `low` and `high` float32 [out, 1]; columns of
         different widths (BAQ).
     bits: nominal bits of a code (the width of `int` codes; the mean over columns for `int_columns`; of a value for `dense`).
@@ -42,7 +45,7 @@ class Encoded:
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.
     """
 
-    layout: Literal["int", "dense", "int_columns"]
+    layout: Literal["int", "dense", "numbers", "int_columns"]
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
     bits: float
@@ -55,6 +58,8 @@ class Encoded:
             return self.tensors["values"].to(torch.float32)
         if self.layout == "int_columns":
             return _decode_columns(self.tensors)
+        if self.layout == "numbers":
+            return self.tensors["numbers"][self.tensors["codes"].long()] * _spread(self.tensors["scale"], self.shape[1])
         codes = self.tensors["codes"].to(torch.float32)
         scale = _spread(self.tensors["scale"], self.shape[1])
         zero_point = self.tensors.get("zero_point")
@@ -64,7 +69,7 @@ class Encoded:
 
     def rows(self, start: int, stop: int) -> Encoded:
         """The part of the encoding that holds rows start..stop of the matrix."""
-        kept = {name: tensor if name == "levels" else tensor[start:stop] for name, tensor in self.tensors.items()}
+        kept = {name: tensor if name in _OF_ALL_ROWS else tensor[start:stop] for name, tensor in self.tensors.items()}
         return replace(self, tensors=kept, shape=(stop - start, self.shape[1]))
 
     def cpu(self) -> Encoded:
@@ -82,6 +87,9 @@ class Encoded:
     def sparsity(self) -> float:
         """Share of exact zeros, 0 to 1."""
         return float((self.decode() == 0).float().mean())
+
+
+_OF_ALL_ROWS = ("levels", "numbers", "whole")
 
 
 def _spread(per_group: Tensor, width: int) -> Tensor:

@@ -38,9 +38,11 @@ def significant_bits(levels: int, symmetric: bool) -> int:
     return 8 if symmetric or not 8 < levels <= 16 else 7
 
 
-def snap_scale(scale: Float[Tensor, "*shape"], bits: int) -> Float[Tensor, "*shape"]:
-    """`scale` rounded to `bits` significant bits, from 2^-16 to 2^12; 1 where it is 0 (a group of zeros)."""
-    mantissa, exponent = torch.frexp(scale.clamp(SMALLEST_SCALE, LARGEST_SCALE))
+def snap_scale(
+    scale: Float[Tensor, "*shape"], bits: int, smallest: float = SMALLEST_SCALE, largest: float = LARGEST_SCALE
+) -> Float[Tensor, "*shape"]:
+    """`scale` rounded to `bits` significant bits, from `smallest` to `largest`; 1 where it is 0 (a group of zeros)."""
+    mantissa, exponent = torch.frexp(scale.clamp(smallest, largest))
     snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
     return torch.where(scale > 0, snapped, torch.ones_like(snapped))
 

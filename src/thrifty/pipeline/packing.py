@@ -104,6 +104,8 @@ def _outline(linear: Linear, work: Work) -> Encoded | None:
 
 def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | None:
     """Why a quantized linear cannot be stored as codes; None when it can."""
+    if outline.layout == "numbers":
+        return "the format pack-quantized holds integers only"
     if outline.layout != "int":
         return "no public format holds inputs with codes of different widths"
     if linear.storage == "conv1d":

@@ -235,6 +235,15 @@ def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
     return Held(target, mask)
 
 
+def check_groups(group_size: int, in_features: int, name: str) -> None:
+    """Raise InputError, naming the linear and a size that fits, when groups of inputs do not divide its width; 0 is the whole row."""
+    if group_size and in_features % group_size:
+        tried = (128, 64, 32, 16, 8, *range(127, 4, -1))
+        fitting = next((size for size in tried if size < in_features and in_features % size == 0), None)
+        advice = f"{fitting} does" if fitting else "take 0 (one scale a row)"
+        raise InputError(f"group_size {group_size} does not divide the width {in_features} of {name}; {advice}")
+
+
 def dense(values: Float[Tensor, "out in"]) -> Encoded:
     """Values held as they are."""
     return Encoded("dense", {"values": values}, (values.shape[0], values.shape[1]), bits=8.0 * values.element_size())

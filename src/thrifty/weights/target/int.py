@@ -23,7 +23,7 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to
-from thrifty.weights.base import Points, Target
+from thrifty.weights.base import Points, Target, check_groups
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class Int(Target):
         return self.levels or 2**self.bits
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
-        if self.group_size and in_features % self.group_size:
-            tried = (128, 64, 32, 16, 8, *range(127, 4, -1))
-            fitting = next((size for size in tried if size < in_features and in_features % size == 0), None)
-            advice = f"{fitting} does" if fitting else "take 0 (one scale a row)"
-            raise InputError(f"group_size {self.group_size} does not divide the width {in_features} of {name}; {advice}")
+        check_groups(self.group_size, in_features, name)
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
         groups = in_features // self.group_size if self.group_size else 1

@@ -1,0 +1,75 @@
+"""What all small number formats share: every entry is a number of the format times the scale of its group."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from thrifty.base.records import Encoded
+from thrifty.core.formats import Format
+from thrifty.core.grids import grouped
+from thrifty.core.scaled import Scales, round_to
+from thrifty.weights.base import Points, Target, check_groups
+
+GroupSize = Annotated[int, Field(ge=0)]
+"""Inputs that share a scale; 0 for the whole row."""
+
+
+class Scaled(Target):
+    """Numbers of one format with one scale a group of inputs."""
+
+    group_size: GroupSize
+
+    @property
+    @abstractmethod
+    def form(self) -> Format:
+        """The format of the numbers."""
+
+    @abstractmethod
+    def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
+        """The scale of each group."""
+
+    def check(self, out_features: int, in_features: int, name: str) -> None:
+        check_groups(self.group_size, in_features, name)
+
+    def outline(self, out_features: int, in_features: int) -> Encoded:
+        groups = in_features // self.group_size if self.group_size else 1
+        tensors = {
+            "codes": torch.empty(out_features, in_features, device="meta"),
+            "scale": torch.empty(out_features, groups, device="meta"),
+        }
+        return Encoded("numbers", tensors, (out_features, in_features), float(self.form.bits), self.group_size, simulated=True)
+
+    def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> ScaledPoints:
+        groups = grouped(values, self.group_size)
+        weights = None if importance is None else importance.reshape(groups.shape[1:]).to(values.dtype)
+        return ScaledPoints(self.form, self.scales(groups, weights), self.group_size, values.shape[1])
+
+
+class ScaledPoints(Points):
+    """Numbers of a format with their scales."""
+
+    def __init__(self, form: Format, scales: Scales, group_size: int, width: int) -> None:
+        self.form, self.scales, self.group_size = form, scales, group_size
+        self._columns = scales.local.T.contiguous().unbind(0)
+        self._size = group_size or width
+
+    def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        return round_to(grouped(values, self.group_size), self.scales.local, self.form).reshape(values.shape)
+
+    def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
+        scale = self._columns[index // self._size]
+        torch.mul(self.form.nearest(column / scale), scale, out=out)
+
+    def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
+        codes = self.form.encode(grouped(values, self.group_size) / self.scales.local[..., None]).reshape(values.shape)
+        tensors = {"codes": codes, "scale": self.scales.local.to(torch.float32), "numbers": self.form.numbers.to(values.device)}
+        if self.scales.whole is not None:
+            tensors["whole"] = torch.tensor([self.scales.whole], device=values.device)
+        shape = (values.shape[0], values.shape[1])
+        return Encoded("numbers", tensors, shape, float(self.form.bits), self.group_size, simulated=True)
