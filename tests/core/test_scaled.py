@@ -53,8 +53,7 @@ def test_nvfp4_scales_are_floats_of_8_bits_over_one_power_of_two(seed, spread):
     groups[1, 0] = 0
     scales = fit_scales(groups, FLOATS["e2m1"](), "e4m3")
     held = scales.local * scales.whole
-    assert math.log2(scales.whole).is_integer() and scales.local[1, 0] == 1
-    held[1, 0] = 1  # its numbers are zeros, whatever it is
+    assert math.log2(scales.whole).is_integer()
     assert 224 <= float(held.max()) <= 448
     assert torch.equal(held.to(torch.float8_e4m3fn).float(), held) and bool((held > 0).all())
     exact = groups.abs().amax(-1) / 6

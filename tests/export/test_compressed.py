@@ -203,7 +203,7 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     check_format(quantization_config({PREFIX: Scheme(4, 32, True)}, []), tmp_path)
     for config, words in [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "compressed-tensors", "format": "naive-quantized"}, "naive-quantized"),
         ({}, "an unnamed method"),
     ]:
         with pytest.raises(InputError, match=words):

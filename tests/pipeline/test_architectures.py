@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 import thrifty
@@ -22,11 +24,13 @@ from tests.tiny import ARCHITECTURES, add_reader, inputs, tiny
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
+from thrifty.export.compressed import packed_bytes, scheme_of
 from thrifty.measure.certificate import Certificate
 from thrifty.measure.size import tensor_bytes
 from thrifty.models import Source, open_model
 from thrifty.models.shell import main_output
 from thrifty.pipeline.catalogue import load_methods
+from thrifty.pipeline.packing import FLOATS_SINCE
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.view import read_matrix
 from thrifty.recipe.parse import complete, parse_recipe
@@ -103,7 +107,9 @@ def _storage(preset: Method) -> str:
     if treatment.allocator is not None and treatment.allocator.within_matrix:
         return "dense"
     outline = treatment.target.outline(64, 64)
-    return f"{outline.bits:.3g}-{outline.group_size}-{'-'.join(outline.tensors)}" if outline.layout == "int" else "dense"
+    if outline.layout == "int":
+        return f"{outline.bits:.3g}-{outline.group_size}-{'-'.join(outline.tensors)}"
+    return outline.standard or "dense"
 
 
 ALIKE = alike()
@@ -203,15 +209,18 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
     linears = {linear.path: linear for linear in source.anatomy.linears}
     expected = weights = 0
     outlines = {layer.name: work.treatments[layer.name][-1].target.outline(*_shape(linears[layer.name])) for layer in certificate.layers}
-    # Experts are read packed only where none of them has a zero point; if one is not, the whole model is stored dense.
-    whole = any(linears[name].expert is not None and "zero_point" in outline.tensors for name, outline in outlines.items())
+    # Experts are read packed only as integers without zero points; if one is not, the whole model is stored dense.
+    whole = any(
+        linears[name].expert is not None and ("zero_point" in outline.tensors or outline.standard) for name, outline in outlines.items()
+    )
     dense = False
     for layer in certificate.layers:
         linear, outline = linears[layer.name], outlines[layer.name]
         asymmetric = "zero_point" in outline.tensors
         if outline.layout == "dense":
             continue
-        if layer.simulated or linear.storage != "linear" or whole:
+        old = outline.standard not in ("", "fp8") and Version(transformers.__version__) < FLOATS_SINCE
+        if layer.simulated or linear.storage != "linear" or whole or old:
             assert linear.source in stored
             dense = True
             continue
@@ -221,11 +230,17 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
         decoded = outline.bits > 4 and (source.fills_linears or bool(source.anatomy.blocks[0].state_space))
         scale = source.dtype.itemsize if linear.expert is not None else 4 if decoded else 2
         codes = linear.out_features * linear.in_features
+        if outline.standard:
+            expected += packed_bytes(*_shape(linear), scheme_of(outline), torch.float32 if decoded else torch.bfloat16)
+            weights += codes
+            assert f"{stem}.weight_scale" in stored
+            continue
         expected += int(codes * outline.bits / 8 + groups * (scale + asymmetric * outline.bits / 8)) + 16
         weights += codes
         assert f"{stem}.weight_packed" in stored and linear.source not in stored
     assert dense == any("stored dense at full size" in warning for warning in certificate.warnings)
-    packed = sum(size for key, size in stored.items() if ".weight_" in key)
+    stems = {key.removesuffix("_scale") for key in stored if key.endswith(".weight_scale")}
+    packed = sum(size for key, size in stored.items() if ".weight_" in key or key in stems)
     assert packed <= 1.01 * expected
     if weights:
         assert certificate.bits_per_weight == pytest.approx(8 * packed / weights, rel=0.01)
@@ -279,8 +294,6 @@ def test_the_runtime_gives_what_transformers_gives(architecture: str, folder_of:
         folder, recipe, out=tmp_path / "out", evaluation=inputs(architecture, 2, LENGTH), calibration=inputs(architecture, 1, LENGTH)
     )
     rows = inputs(architecture, 2, LENGTH, seed=2)
-    import transformers
-
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     plain = getattr(transformers, config.architectures[0]).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     ours = thrifty.load(tmp_path / "out", dtype=torch.float32)

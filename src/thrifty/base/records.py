@@ -42,6 +42,7 @@ class Encoded:
         different widths (BAQ).
     bits: nominal bits of a code (the width of `int` codes; the mean over columns for `int_columns`; of a value for `dense`).
     group_size: inputs that share a scale; 0 means one scale a row.
+    standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.
     """
 
@@ -50,6 +51,7 @@ class Encoded:
     shape: tuple[int, int]
     bits: float
     group_size: int = 0
+    standard: str = ""
     simulated: bool = False
 
     def decode(self) -> Float[Tensor, "out in"]:

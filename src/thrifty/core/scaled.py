@@ -22,6 +22,24 @@ NEIGHBOURS = (1.0, 2.0, 0.5)
 
 
 @dataclass(frozen=True)
+class Standard:
+    """numbers: the format of the numbers. group_size: inputs that share a scale, 0 for the whole row. scale: what scales may be."""
+
+    numbers: str
+    group_size: int
+    scale: ScaleRule
+
+
+STANDARDS = {
+    "nvfp4": Standard("e2m1", 16, "e4m3"),
+    "mxfp4": Standard("e2m1", 32, "power_of_two"),
+    "mxfp8": Standard("e4m3", 32, "power_of_two"),
+    "fp8": Standard("e4m3", 0, "real"),
+}
+"""What others call these, and have files for."""
+
+
+@dataclass(frozen=True)
 class Scales:
     """local: what each group's numbers are multiplied by, [out, groups]. whole: what makes `local` numbers of e4m3 (that rule only)."""
 
@@ -53,14 +71,14 @@ def fit_scales(
 
 
 def _round_scale(exact: Float[Tensor, "out groups"], rule: ScaleRule, form: Format, whole: float | None) -> Tensor:
-    """The nearest scale that a container holds; 1 for groups of zeros."""
+    """The nearest scale that a container holds; groups of zeros have any."""
     if rule == "real":
         return snap_scale(exact, 8, SMALLEST, LARGEST)
     if rule == "power_of_two":
         return floor_power(exact * form.largest / floor_power(torch.tensor(form.largest)).to(exact))
     scale = FLOATS["e4m3"]().nearest(exact * whole)
     least = 2.0**-9  # the smallest positive number of e4m3
-    return torch.where(exact > 0, scale.clamp_min(least) / whole, torch.ones_like(scale))
+    return torch.where(exact > 0, scale.clamp_min(least), torch.ones_like(scale)) / whole
 
 
 def floor_power(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

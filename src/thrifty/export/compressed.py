@@ -22,9 +22,30 @@ from torch import Tensor
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
+from thrifty.export.compressed_floats import (
+    FORMATS,
+    decode_by_library,
+    float_bytes,
+    float_shape,
+    pack_floats,
+    read_floats,
+    weights_of,
+)
 
-PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+INTEGERS = "pack-quantized"
+"""The format that holds integers."""
+
+PARTS = ("weight_packed", "weight", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
 """The stored tensors of one matrix."""
+
+_NEEDED = {
+    INTEGERS: ("weight_packed", "weight_scale", "weight_shape"),
+    FORMATS["nvfp4"]: ("weight_packed", "weight_scale", "weight_global_scale"),
+    FORMATS["mxfp4"]: ("weight_packed", "weight_scale"),
+    FORMATS["mxfp8"]: ("weight", "weight_scale"),
+    FORMATS["fp8"]: ("weight", "weight_scale"),
+}
+"""Those that no matrix can be read without, by format."""
 
 
 EXPERTS = r"re:.*\.experts\.\d+\..*"
@@ -33,11 +54,20 @@ EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a matrix is held. bits: width of a place, 4 or 8. group_size: inputs that share a scale, 0 for the whole row."""
+    """How a matrix is held. bits: width of a place, 4 or 8. group_size: inputs that share a scale, 0 for the whole row.
+
+    standard: which small floats the codes are, as `Encoded` has it; empty for integers.
+    """
 
     bits: int
     group_size: int
     symmetric: bool
+    standard: str = ""
+
+    @property
+    def format(self) -> str:
+        """Its name in `quantization_config`."""
+        return FORMATS[self.standard] if self.standard else INTEGERS
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -46,12 +76,12 @@ class Scheme:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Scheme:
         """Read what `to_json` wrote."""
-        return cls(values["bits"], values["group_size"], values["symmetric"])
+        return cls(values["bits"], values["group_size"], values["symmetric"], values["standard"])
 
 
 def scheme_of(encoded: Encoded) -> Scheme:
     """The scheme that holds these codes."""
-    return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors)
+    return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors, encoded.standard)
 
 
 def pack(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> dict[str, Tensor]:
@@ -59,6 +89,8 @@ def pack(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torc
 
     Raises RunError when none does: solvers get scales that fit.
     """
+    if encoded.standard:
+        return pack_floats(stem, encoded, lambda scale: _narrow(scale, scale_types, stem))
     bits = scheme_of(encoded).bits
     tensors = {
         f"{stem}.weight_packed": pack_words(encoded.tensors["codes"], bits),
@@ -80,6 +112,8 @@ def _narrow(scale: Float[Tensor, "out groups"], types: Sequence[torch.dtype], st
 
 def packed_bytes(out_features: int, in_features: int, scheme: Scheme, scale_type: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the stored tensors of a matrix."""
+    if scheme.standard:
+        return float_bytes(out_features, in_features, scheme.standard, scale_type.itemsize)
     per_word = 32 // scheme.bits
     groups = in_features // scheme.group_size if scheme.group_size else 1
     zero_points = 0 if scheme.symmetric else 4 * -(-out_features // per_word) * groups
@@ -88,7 +122,10 @@ def packed_bytes(out_features: int, in_features: int, scheme: Scheme, scale_type
 
 def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
     """The codes of one matrix; `read` gives a stored tensor by name, and raises KeyError for one that is not there."""
-    out, width = (int(length) for length in read(f"{stem}.weight_shape"))
+    try:
+        out, width = (int(length) for length in read(f"{stem}.weight_shape"))
+    except KeyError:  # integers alone have it
+        return read_floats(read, stem)
     words, scale = read(f"{stem}.weight_packed"), read(f"{stem}.weight_scale")
     bits = 4 if words.shape[1] == -(-width // 8) else 8
     tensors = {"codes": unpack_words(words, bits, width), "scale": scale.to(torch.float32)}
@@ -99,21 +136,33 @@ def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
     return Encoded("int", tensors, (out, width), float(bits), group_size)
 
 
+def packed_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:
+    """(outputs, inputs) of one matrix; `read` as in `read_packed`."""
+    try:
+        out, width = (int(length) for length in read(f"{stem}.weight_shape"))
+    except KeyError:
+        return float_shape(read, stem)
+    return out, width
+
+
 def packed_stems(keys: Iterable[str]) -> tuple[str, ...]:
     """The names of the packed matrices among stored tensors."""
-    return tuple(key.removesuffix(".weight_packed") for key in keys if key.endswith(".weight_packed"))
+    found = (key.removesuffix(end) for key in keys for end in (".weight_packed", ".weight_scale") if key.endswith(end))
+    return tuple(dict.fromkeys(found))
 
 
-def check_parts(keys: Collection[str], folder: Path) -> None:
-    """Raise InputError when a tensor is missing without which a packed matrix cannot be read."""
+def check_parts(keys: Collection[str], folder: Path, form: str = INTEGERS) -> None:
+    """Raise InputError when a tensor is missing without which a packed matrix cannot be read; form: the format of the file."""
     for stem in packed_stems(keys):
-        for part in ("weight_scale", "weight_shape"):
+        for part in _NEEDED[form]:
             if f"{stem}.{part}" not in keys:
                 raise InputError(f"{folder}: the weights lack {stem}.{part}; copy or download the folder again.")
 
 
 def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> Float[Tensor, "out in"]:
     """The codes as the format's own library unpacks them, times the scales, float32: the proof that others read what was meant."""
+    if scheme.standard:
+        return decode_by_library(tensors, stem, scheme.standard)
     shape = torch.Size(tensors[f"{stem}.weight_shape"].tolist())
     codes = unpack_from_int32(tensors[f"{stem}.weight_packed"], scheme.bits, shape).to(torch.float32)
     scale = tensors[f"{stem}.weight_scale"].to(torch.float32)
@@ -135,9 +184,9 @@ def quantization_config(
 
     schemes: by module path. ignored: paths of the other linear modules. experts: those of the paths that belong to experts, which readers
     look up by a pattern. One scheme for all is written as the target `Linear` with a list of exceptions, several are written out path by
-    path. dequantize: transformers decodes while loading; other readers pass over it.
+    path; all have one format. dequantize: transformers decodes while loading; other readers pass over it.
     """
-    distinct = sorted(set(schemes.values()), key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric))
+    distinct = sorted(set(schemes.values()), key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric, scheme.standard))
     groups = {}
     for index, scheme in enumerate(distinct):
         paths = [path for path, held in schemes.items() if held == scheme]
@@ -147,7 +196,7 @@ def quantization_config(
         groups[f"group_{index}"] = {"targets": targets, "weights": _weights(scheme), "input_activations": None, "output_activations": None}
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": distinct[0].format,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": list(ignored),
@@ -156,14 +205,30 @@ def quantization_config(
 
 
 def _weights(scheme: Scheme) -> dict[str, Any]:
+    if scheme.standard:
+        return weights_of(scheme.standard)
     held: dict[str, Any] = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False}
     if scheme.group_size:
         return {**held, "strategy": "group", "group_size": scheme.group_size}
     return {**held, "strategy": "channel"}
 
 
-def check_format(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError when `quantization_config` names a format other than the one written here."""
-    if config.get("quant_method") != "compressed-tensors" or config.get("format") != "pack-quantized":
+def check_format(config: Mapping[str, Any], folder: Path) -> str:
+    """The format that `quantization_config` names. Raises InputError when it is none of those that are written here."""
+    if config.get("quant_method") != "compressed-tensors" or config.get("format") not in _NEEDED:
         found = f"{config.get('quant_method', 'an unnamed method')}, format {config.get('format', 'unnamed')}"
-        raise InputError(f"{folder}: of quantized models only compressed-tensors in the format pack-quantized is read; this is {found}")
+        raise InputError(
+            f"{folder}: of quantized models only compressed-tensors in the formats {', '.join(_NEEDED)} is read; this is {found}"
+        )
+    standard = next((name for name, form in FORMATS.items() if form == config["format"]), None)
+    for name, group in config.get("config_groups", {}).items() if standard else ():
+        other = {key: group["weights"].get(key) for key, value in _kind_of(standard).items() if group["weights"].get(key) != value}
+        if other or group.get("input_activations"):
+            found = ", ".join(f"{key} {value}" for key, value in other.items()) or "inputs that are rounded, too"
+            raise InputError(f"{folder}: of {config['format']} only what `float` writes is read; {name} has {found}")
+    return str(config["format"])
+
+
+def _kind_of(standard: str) -> dict[str, Any]:
+    """What the weights of a standard must be described as."""
+    return {key: value for key, value in weights_of(standard).items() if key in ("num_bits", "type", "strategy", "group_size")}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thrifty.base.store import write_bytes, write_json, writing
-from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
+from thrifty.export.compressed import INTEGERS, PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
 from thrifty.export.shards import INDEX, Made, Piece, check_shards, stored_in, write_shards
 
 OUTDATED = ("certificate.json", "report.html", "README.md")
@@ -29,10 +29,9 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     """
     config = json.loads((folder / "config.json").read_text())
     quantized = config.pop("quantization_config", None)
-    if quantized is not None:
-        check_format(quantized, folder)
+    form = INTEGERS if quantized is None else check_format(quantized, folder)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-    pieces = _pieces(folder, dtype)
+    pieces = _pieces(folder, dtype, form)
     left = {INDEX, "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -53,11 +52,11 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     return {"bytes": size, "tensors": len(pieces), "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _pieces(folder: Path, dtype: torch.dtype) -> list[Piece | Made]:
+def _pieces(folder: Path, dtype: torch.dtype, form: str) -> list[Piece | Made]:
     """The tensors to write, in the order that they have; the parts of a packed matrix may lie in several files."""
     stored = stored_in(folder)
-    check_parts(stored, folder)
-    stems = {f"{stem}.weight_packed": stem for stem in packed_stems(stored)}
+    check_parts(stored, folder, form)
+    stems = {f"{stem}.weight_scale": stem for stem in packed_stems(stored)}
     parts = {f"{stem}.{part}" for stem in stems.values() for part in PARTS}
 
     def read(key: str) -> Tensor:
@@ -70,8 +69,7 @@ def _pieces(folder: Path, dtype: torch.dtype) -> list[Piece | Made]:
     for key, piece in stored.items():
         if key in stems:
             stem = stems[key]
-            shape = tuple(read(f"{stem}.weight_shape").tolist())
-            found.append(Made(f"{stem}.weight", dtype, shape, partial(decode, stem)))
+            found.append(Made(f"{stem}.weight", dtype, packed_shape(read, stem), partial(decode, stem)))
         elif key not in parts:
             found.append(piece)
     return found

@@ -4,8 +4,8 @@ The format could hold more than its readers read. What is said here of transform
 
 - experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
   file is packed, plain experts are no longer read at all;
-- zero points, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`, and then every other
-  matrix must be quantized alike.
+- zero points, small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`,
+  and then every other matrix must be quantized alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
+import transformers
 from jaxtyping import Float
+from packaging.version import Version
 from torch import Tensor
 
 from thrifty.base.anatomy import Linear
@@ -24,6 +26,9 @@ from thrifty.base.records import Encoded
 from thrifty.export.compressed import Scheme, scheme_of
 from thrifty.models import Source
 from thrifty.pipeline.steps import Work
+
+FLOATS_SINCE = Version("5.23")
+"""The first transformers that decodes small floats to the type of the model."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ def packing(source: Source, work: Work) -> Packing:
     if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
         reasons |= dict.fromkeys(schemes, "transformers reads packed files of this architecture only where all experts are packed alike")
         schemes = {}
+    if len({scheme.format for scheme in schemes.values()}) > 1:
+        formats = ", ".join(sorted({scheme.format for scheme in schemes.values()}))
+        raise InputError(f"a file holds codes of one format, and this recipe asks for several ({formats}); use one of them everywhere")
     cause = _decoded_while_loading(source, schemes)
     if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
@@ -84,6 +92,9 @@ def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | 
         return None
     if not all(scheme.symmetric for scheme in schemes.values()):
         return "it has zero points (symmetric: true would do without)"
+    packed = next((scheme.standard for scheme in schemes.values() if scheme.standard not in ("", "fp8")), None)
+    if packed is not None:
+        return f"it holds {packed}"
     if any(block.state_space for block in source.anatomy.blocks):
         return "the model has state-space blocks"
     if source.fills_linears:
@@ -104,9 +115,11 @@ def _outline(linear: Linear, work: Work) -> Encoded | None:
 
 def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | None:
     """Why a quantized linear cannot be stored as codes; None when it can."""
-    if outline.layout == "numbers":
-        return "the format pack-quantized holds integers only"
-    if outline.layout != "int":
+    if outline.layout == "numbers" and not outline.standard:
+        return "no format is written for numbers with such scales"
+    if outline.standard not in ("", "fp8") and Version(transformers.__version__) < FLOATS_SINCE:
+        return f"transformers before {FLOATS_SINCE} decodes such floats to bfloat16, whatever the model computes in"
+    if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
     if linear.storage == "conv1d":
         return "the format has no form for Conv1D"
@@ -114,6 +127,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return "its experts lie in one tensor on disk, for which the format has no form"
     if linear.expert is None and linear.path not in plain:
         return "transformers builds it as a layer of its own kind, into which it reads no codes"
+    if linear.expert is not None and outline.standard:
+        return "transformers reads no packed experts of small floats"
     if linear.expert is not None and "zero_point" in outline.tensors:
         return "transformers reads no packed experts with zero points"
     return None

@@ -62,7 +62,7 @@ def _read_back(path: Path, view: BlockView, packed: dict[str, Scheme], dense: di
         keys = set(file.keys())
         for linear, scheme in packed.items():
             stem = stem_of(view.linears[linear].source)
-            parts = {key: file.get_tensor(key) for key in keys if key.startswith(f"{stem}.weight_")}
+            parts = {key: file.get_tensor(key) for key in keys if key.startswith(f"{stem}.weight")}
             found = view.packing.read(view.linears[linear], library_decode(parts, stem, scheme))
             if not torch.equal(found, view.weights[linear].to(torch.float32)):
                 raise RunError(f"{linear} reads back otherwise than it was written to {path}; this is a defect, please report it")

@@ -44,7 +44,7 @@ SMALLEST = 1e-8
 class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
-    encoded: layout `int`, 4 or 8 bits. bias: whether there is one. dtype: what the model computes in.
+    encoded: layout `int` or `numbers`, 4 or 8 bits. bias: whether there is one. dtype: what the model computes in.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
@@ -53,7 +53,7 @@ class PackedLinear(nn.Module):
     def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = encoded.shape
-        self.bits = int(encoded.bits)
+        self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype, device="meta"), requires_grad=False) if bias else None
         self.kernel = dtype == torch.bfloat16 and kernel_takes(encoded)
@@ -74,10 +74,10 @@ class PackedLinear(nn.Module):
 
     def _decode(self) -> Float[Tensor, "out in"]:
         """The matrix that the codes stand for, float32; only where the kernels do not hold it in a layout of their own."""
-        tensors = {"codes": unpack_words(self.codes, self.bits, self.in_features), "scale": self.scale}
-        if hasattr(self, "zero_point"):
-            tensors["zero_point"] = self.zero_point
-        return Encoded("int", tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
+        tensors = {**self._buffers, "codes": unpack_words(self.codes, self.bits, self.in_features)}
+        if self.layout == "numbers":
+            tensors["codes"] = tensors["codes"].to(torch.int32) + 2 ** (self.bits - 1)
+        return Encoded(self.layout, tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
 
     def _many(self, rows: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         # oneDNN takes a hundred times as long for one row as for two where the matrix is small
@@ -132,7 +132,7 @@ def kernel_takes(encoded: Encoded) -> bool:
     """Whether torch's kernels for processors can hold this matrix."""
     out_features, in_features = encoded.shape
     group_size = encoded.group_size or in_features
-    if not multiplies_bytes():
+    if encoded.layout != "int" or not multiplies_bytes():
         return False
     if encoded.bits == 8:
         return group_size == in_features and "zero_point" not in encoded.tensors
@@ -167,9 +167,10 @@ def byte_products(
 
 
 def plain_form(encoded: Encoded) -> dict[str, Tensor]:
-    """Codes in words, and the scales and zero points as they are."""
+    """Codes in words, and the scales and zero points as they are. Words hold signed codes: those that count from 0 are moved."""
+    codes, bits = encoded.tensors["codes"], int(encoded.bits)
     rest = {name: tensor for name, tensor in encoded.tensors.items() if name != "codes"}
-    return {"codes": pack_words(encoded.tensors["codes"], int(encoded.bits)), **rest}
+    return {"codes": pack_words(codes.to(torch.int32) - 2 ** (bits - 1) if encoded.layout == "numbers" else codes, bits), **rest}
 
 
 def kernel_form(encoded: Encoded) -> dict[str, Tensor]:

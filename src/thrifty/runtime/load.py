@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
-from thrifty.export.compressed import PARTS, check_format, check_parts, packed_stems, read_packed
+from thrifty.export.compressed import PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
 from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, scan_folder
@@ -34,8 +34,7 @@ def load(
     quantized = _quantization(path)
     if quantized is None:
         return load_source(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), dtype)
-    check_format(quantized, path)
-    packed = PackedFolder(path, trust_remote_code)
+    packed = PackedFolder(path, check_format(quantized, path), trust_remote_code)
     dtype = dtype or torch.bfloat16
     model = _filled(packed.source, dtype, packed.layers(dtype))
     model.register_state_dict_pre_hook(_refuse_state)
@@ -87,14 +86,14 @@ def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module])
 class PackedFolder:
     """A result folder whose matrices are codes, opened as if they were plain: `source` decodes what is read.
 
-    Raises InputError for a config that transformers does not take, and for missing or broken files.
+    form: the format of its file. Raises InputError for a config that transformers does not take, and for missing or broken files.
     """
 
-    def __init__(self, folder: Path, trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, form: str, trust_remote_code: bool = False) -> None:
         config = _read_config(folder, trust_remote_code)
         self._tensors, _ = scan_folder(folder, allow_pickle=False)
         stems = packed_stems(self._tensors)
-        check_parts(self._tensors, folder)
+        check_parts(self._tensors, folder, form)
         parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
         plain = {key: info for key, info in self._tensors.items() if key not in parts}
         outlines = {f"{stem}.weight": self._outline(stem, config.dtype or torch.bfloat16) for stem in stems}
@@ -116,9 +115,8 @@ class PackedFolder:
         return found
 
     def _outline(self, stem: str, dtype: torch.dtype) -> TensorInfo:
-        name = f"{stem}.weight_shape"
-        shape = tuple(read_tensor(name, self._tensors[name]).tolist())
-        return TensorInfo(self._tensors[name].file, dtype, shape, 0, 0)
+        shape = packed_shape(lambda name: read_tensor(name, self._tensors[name]), stem)
+        return TensorInfo(self._tensors[f"{stem}.weight_scale"].file, dtype, shape, 0, 0)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> Any:

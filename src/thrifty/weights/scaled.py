@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -30,6 +31,11 @@ class Scaled(Target):
     def form(self) -> Format:
         """The format of the numbers."""
 
+    @property
+    def standard(self) -> str:
+        """What others call it, where they have files for it (see `core.scaled`)."""
+        return ""
+
     @abstractmethod
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         """The scale of each group."""
@@ -43,21 +49,22 @@ class Scaled(Target):
             "codes": torch.empty(out_features, in_features, device="meta"),
             "scale": torch.empty(out_features, groups, device="meta"),
         }
-        return Encoded("numbers", tensors, (out_features, in_features), float(self.form.bits), self.group_size, simulated=True)
+        bits, standard = float(self.form.bits), self.standard
+        return Encoded("numbers", tensors, (out_features, in_features), bits, self.group_size, standard, simulated=not standard)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> ScaledPoints:
         groups = grouped(values, self.group_size)
         weights = None if importance is None else importance.reshape(groups.shape[1:]).to(values.dtype)
-        return ScaledPoints(self.form, self.scales(groups, weights), self.group_size, values.shape[1])
+        return ScaledPoints(self, self.scales(groups, weights), values.shape[1])
 
 
 class ScaledPoints(Points):
     """Numbers of a format with their scales."""
 
-    def __init__(self, form: Format, scales: Scales, group_size: int, width: int) -> None:
-        self.form, self.scales, self.group_size = form, scales, group_size
+    def __init__(self, target: Scaled, scales: Scales, width: int) -> None:
+        self.target, self.form, self.scales, self.group_size = target, target.form, scales, target.group_size
         self._columns = scales.local.T.contiguous().unbind(0)
-        self._size = group_size or width
+        self._size = self.group_size or width
 
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         return round_to(grouped(values, self.group_size), self.scales.local, self.form).reshape(values.shape)
@@ -71,5 +78,4 @@ class ScaledPoints(Points):
         tensors = {"codes": codes, "scale": self.scales.local.to(torch.float32), "numbers": self.form.numbers.to(values.device)}
         if self.scales.whole is not None:
             tensors["whole"] = torch.tensor([self.scales.whole], device=values.device)
-        shape = (values.shape[0], values.shape[1])
-        return Encoded("numbers", tensors, shape, float(self.form.bits), self.group_size, simulated=True)
+        return replace(self.target.outline(values.shape[0], values.shape[1]), tensors=tensors)

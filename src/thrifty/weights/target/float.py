@@ -6,9 +6,11 @@
     e4m3:         a float of 8 bits, over one power of two for the whole matrix
 
     float: {format: e4m3, group_size: 0}                              FP8, a scale a row
-    float: {format: e2m1, group_size: 32, scale: power_of_two}        MXFP4; MXFP6 with e2m3 or e3m2, MXFP8 with e4m3 or e5m2
+    float: {format: e4m3, group_size: 32, scale: power_of_two}        MXFP8
+    float: {format: e2m1, group_size: 32, scale: power_of_two}        MXFP4; MXFP6 with e2m3 or e3m2
     float: {format: e2m1, group_size: 16, scale: e4m3}                NVFP4
 
+These but MXFP6 are stored as codes, in the formats that compressed-tensors has for them; other settings are stored dense.
 Numbers beyond the largest are clipped to it. `range: mse` looks for the scale with the least squared error (weighed by the inputs where
 calibration data says how): 1, 0.95 .. 0.5 of it, and of powers of two that one, its double and its half. Format: Rouhani et al. (2023),
 Microscaling Data Formats for Deep Learning, arXiv 2310.10537.
@@ -17,7 +19,7 @@ Microscaling Data Formats for Deep Learning, arXiv 2310.10537.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +27,7 @@ from torch import Tensor
 from thrifty.base.method import Paper
 from thrifty.core.formats import FLOATS, Format
 from thrifty.core.grids import Range
-from thrifty.core.scaled import ScaleRule, Scales, fit_scales
+from thrifty.core.scaled import STANDARDS, ScaleRule, Scales, Standard, fit_scales
 from thrifty.weights.scaled import GroupSize, Scaled
 
 
@@ -44,6 +46,15 @@ class SmallFloat(Scaled):
     @property
     def form(self) -> Format:
         return FLOATS[self.format]()
+
+    @property
+    def standard(self) -> str:
+        meant = Standard(self.format, self.group_size, self.scale)
+        return next((name for name, standard in STANDARDS.items() if standard == meant), "")
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        return (cls(), *(cls(standard.numbers, standard.group_size, standard.scale) for standard in STANDARDS.values()))
 
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         return fit_scales(groups, self.form, self.scale, self.range, importance)
