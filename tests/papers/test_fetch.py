@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from datetime import date
@@ -16,6 +15,7 @@ from tests.papers.atom import Server, day, entry, page, serving
 from tests.papers.samples import HOSTILE, paper
 from thrifty.base.errors import InputError, RunError
 from thrifty.cli.main import main
+from thrifty.papers.classic import Digest
 from thrifty.papers.fetch import ADDRESS, QUERY, Query, fetch, read_query
 from thrifty.papers.library import Library
 
@@ -384,8 +384,12 @@ def test_the_same_day_again_adds_to_its_digest(command, server: Server, tmp_path
 
 def test_a_digest_that_was_not_written_is_written_by_the_next_run(command, server: Server, tmp_path: Path, monkeypatch) -> None:
     server.papers = [paper("2506.90000", published=day(14))]
+
+    def stopped(self: Library, digest: Digest) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(Library, "add_digest", lambda self, digest: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(Library, "add_digest", stopped)
         assert main(["papers", "fetch", "--query", str(tmp_path / "query.yaml"), "--until", "2025-06-20"]) == 130
     library = Library(tmp_path / "own")
     assert "2506.90000" in library.records and date(2025, 6, 20) not in library.digests
