@@ -209,6 +209,18 @@ def recipes() -> str:
     return _table(head, [original, *rows])
 
 
+def number_formats() -> str:
+    """Each number format, rounded to nearest and by `obs`."""
+    found = _read("number_formats.json")["rows"]
+    rows = []
+    for nearest, swept in zip(found[::2], found[1::2], strict=True):
+        rows.append([nearest["format"], f"{nearest['bits']:.2f}"])
+        for row in (nearest, swept):
+            rows[-1] += [f"{row['perplexity']['after']['value']:.3f}", f"{row['kl']['value']:.5f}"]
+    head = ["format", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+
+
 def relevance() -> str:
     """How well core and near papers are told from the rest."""
     found = _read("relevance.json")
@@ -258,6 +270,7 @@ TABLES = {
     "llama.cpp": llama_cpp,
     "llama.cpp families": llama_cpp_families,
     "versions": versions,
+    "number formats": number_formats,
     "relevance": relevance,
     "papers": papers_cost,
 }
