@@ -167,7 +167,7 @@ def keeps_the_contract(architecture: str, steps: list[dict[str, Any]], folder: P
 def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
     """Layers lose no more than rounding their weights to nearest, or dropping the smallest, would; those that calibrate lose less.
 
-    One layer alone may lose more: the inputs of these small models lie in few directions, and an error may happen to lie there too.
+    An output projection alone may lose more: its inputs in these small models lie in few directions, where an error may happen to lie, too.
     """
     linears = {linear.path: linear for linear in source.anatomy.linears}
     ratios, calibrated = [], []
@@ -179,7 +179,7 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
         else:
             outline = treatment.target.outline(*weight.shape)
             plain = nearest(weight, treatment.target) if outline.layout == "numbers" else rounded(weight, outline.bits, outline.group_size)
-        assert 0 < layer.relative_error < 2 * plain, (layer, plain)
+        assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.4) * plain, (layer, plain)
         (calibrated if treatment.calibrated else ratios).append(layer.relative_error / plain)
     assert not ratios or sum(ratios) / len(ratios) < 1.2, ratios
     assert not calibrated or sum(calibrated) / len(calibrated) < 0.95, calibrated
