@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import transformers
 from torch import nn
 
 from tests.tiny import ARCHITECTURES, inputs, tiny
+from thrifty.base.records import Problem, Solution
 from thrifty.data import Rows
 from thrifty.models import Source, open_model
 from thrifty.pipeline.duration import estimate_seconds
@@ -21,9 +23,14 @@ from thrifty.pipeline.footprint import Ledger, footprints
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
 from thrifty.pipeline.probe import block_seconds, probe
+from thrifty.pipeline.sample import appetite, sample_widths
 from thrifty.pipeline.steps import Work
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.resolve import resolve
+from thrifty.weights.base import Target, Treatment
+from thrifty.weights.solve.obs import OBS
+from thrifty.weights.target.int import Int
+from thrifty.weights.target.n_m import NM
 
 BATCH = 2
 RECIPE = "{steps: [{awq: {}}, {gptq: {bits: 4, group_size: 0}}]}"
@@ -147,3 +154,33 @@ def _apart(action: str, folder: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     words = [sys.executable, "-c", SCRIPT, action, str(folder)]
     return subprocess.run(words, capture_output=True, text=True, check=True, env=environment, timeout=120).stdout.splitlines()[-1]
+
+
+def test_methods_are_tried_on_widths_that_their_target_takes() -> None:
+    """Groups of 96 divide 288, and no power of two that a small problem would have."""
+    for target, width in (
+        (Int(group_size=96), 288),
+        (Int(group_size=32), 64),
+        (NM(n=3, m=6), 768),
+        (Int(group_size=1024), 2048),
+        (None, 8),
+    ):
+        small, large = sample_widths(target, width)
+        assert 256 <= small < large
+        for size in (small, large) if target is not None else ():
+            target.check(size, size, "weight")
+    found = appetite(Treatment(OBS(), Int(group_size=96)), 288)
+    assert 2 <= found.alone / 4 < 4, "a factor, a damped copy, and what is on the way from one to the other"
+    assert 1 <= found.gram / 4 < 2.5 and 2 <= found.matrix / 4 < 6, "the factor; the error, the values, and both once more"
+
+
+def test_a_greedy_solver_is_known_for_what_it_holds() -> None:
+    """Its memory is found by trying it, so a solver that keeps five copies of the Gram matrix is priced with five."""
+
+    class Hoarder(OBS):
+        def solve(self, problem: Problem, target: Target) -> Solution:
+            kept = [problem.gram.clone() for _ in range(5)]
+            return super().solve(replace(problem, gram=kept[0]), target)
+
+    plain, hoarding = (appetite(Treatment(solver, Int()), 256) for solver in (OBS(), Hoarder()))
+    assert hoarding.bytes(64, 256) - plain.bytes(64, 256) == pytest.approx(5 * 4 * 256**2, rel=0.01)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from thrifty.base.anatomy import Block, Linear, Space, Stage
 from thrifty.base.errors import RunError
 from thrifty.base.events import warn
+from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
@@ -107,11 +108,20 @@ class BlockRun:
 
     def forward(self, rows: Tensor) -> Tensor:
         """The rows through the block as it stands, batch by batch."""
-        parts = []
-        for start in range(0, rows.shape[0], self.batch):
-            hidden = rows[start : start + self.batch].to(self.device)
-            parts.append(run_block(self.module, hidden, self.call).to(rows.device))
-        return torch.cat(parts)
+        out, start = rows.new_empty(0), 0
+        for hidden in self._batches(rows):
+            passed = run_block(self.module, hidden, self.call)
+            if start == 0:  # made once: parts that are put together at the end lie there twice
+                out = torch.empty(rows.shape[0], *passed.shape[1:], dtype=passed.dtype, device=rows.device)
+            out[start : start + passed.shape[0]] = passed
+            start += passed.shape[0]
+        return out
+
+    def _batches(self, rows: Tensor) -> Iterator[Tensor]:
+        """The rows on the device, so many at a time; before each batch what the last one left scattered in the heap is given back."""
+        for batch in rows.split(self.batch):
+            return_free_memory()
+            yield batch.to(self.device)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -130,8 +140,8 @@ class BlockRun:
                 keep(space, inputs)
 
         with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep_shared):
-            for start in range(0, rows.shape[0], self.batch):
-                run_block(self.module, rows[start : start + self.batch].to(self.device), self.call)
+            for hidden in self._batches(rows):
+                run_block(self.module, hidden, self.call)
         self._stand_in(gathered, rows)
         return gathered
 
@@ -149,8 +159,8 @@ class BlockRun:
 
         if replayed:
             with watching(self.block, self.linears, self.module, lambda *_: None, replay):
-                for start in range(0, rows.shape[0], self.batch):
-                    run_block(self.module, rows[start : start + self.batch].to(self.device), self.call)
+                for hidden in self._batches(rows):
+                    run_block(self.module, hidden, self.call)
         for stage in starved:
             if stage.reads.name in again:
                 self._replace(stage, gathered, again[stage.reads.name])

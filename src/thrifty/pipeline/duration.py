@@ -8,8 +8,9 @@ from thrifty.base.anatomy import Block, Stage
 from thrifty.models import Source
 from thrifty.pipeline import speed
 from thrifty.pipeline.plan import Setting
-from thrifty.pipeline.price import Load, active
-from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, SIZES, Rates
+from thrifty.pipeline.price import Load, active, stacked
+from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, Rates
+from thrifty.pipeline.sample import SIZES
 from thrifty.pipeline.steps import Work
 
 FIXED = 1.0
@@ -58,13 +59,8 @@ def _gram(block: Block, stage: Stage, load: Load, rates: Rates) -> float:
 
 def _solving(stage: Stage, work: Work, rates: Rates) -> float:
     """Linears that are treated alike are one matrix."""
-    stacked: dict[tuple[object, ...], int] = {}
-    for linear in stage.linears:
-        if work.solves(linear):
-            chosen = work.treatments[linear.path]
-            stacked[chosen] = stacked.get(chosen, 0) + linear.out_features
     width = stage.reads.width
-    return sum(rates.treatments[treatment].seconds(rows, width) for chosen, rows in stacked.items() for treatment in chosen)
+    return sum(rates.treatments[treatment].seconds(rows, width) for chosen, rows in stacked(stage, work).items() for treatment in chosen)
 
 
 def _transforming(block: Block, work: Work, rates: Rates) -> float:

@@ -18,8 +18,10 @@ from thrifty.pipeline.block import CHUNK
 from thrifty.pipeline.footprint import Footprint
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
+from thrifty.pipeline.sample import appetite
 from thrifty.pipeline.score import rows_at_once
 from thrifty.pipeline.steps import Work
+from thrifty.weights.base import Treatment
 
 FIRST_CALLS = 45 << 20
 """Bytes that the first calls of the numeric libraries take and keep, about: thread pools, scratch, code."""
@@ -94,29 +96,56 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
 
 
 def _solving(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
-    """The peak while the stages of a block are solved."""
-    size = setting.dtype.itemsize
-    module = source.block_parameters(block) * size
-    tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
+    """The peak while Gram matrices are taken and the stages of a block are solved."""
+    module = source.block_parameters(block) * setting.dtype.itemsize
+    apart = setting.order == "block" or bool(work.transforms)  # Gram matrices of all stages are taken before the first is solved
+    held = sum(stage.reads.width**2 * 4 for stage in block.stages) if apart else 0
+    in_passing = setting.order == "stage"
     done, peak = 0, 0
-    # Gram matrices that are taken before the first stage is solved
-    held = sum(stage.reads.width**2 * 4 for stage in block.stages) if setting.order == "block" or work.transforms else 0
     for stage in block.stages:
-        if block.path in load.calibration:
-            known = load.calibration[block.path]
-            inside = _rows_at_once(setting, load) * known.stages.get(stage.reads.name, known.peak)
-        else:
-            inside = waiting(block, stage, tokens, source.anatomy.hidden_size, size)
-        width = stage.reads.width
-        gram = 3 * width**2 * 4
-        chunk = min(CHUNK, tokens) * width * (4 + 4)
-        solved = [linear for linear in stage.linears if work.solves(linear)]
-        matrix = sum(linear.out_features * linear.in_features for linear in solved)
-        solver = 4 * matrix * 4 + 3 * width**2 * 4
-        peak = max(peak, done + inside + gram + max(chunk, solver))
+        alive = _alive(source, block, stage, setting, load)
+        if apart:
+            peak = max(peak, held + alive + _gathering(stage, setting.batch * load.tokens))
+        if in_passing:
+            peak = max(peak, held + done + alive + _gathering(stage, load.calibration_tokens))
+        peak = max(peak, held + done + (alive if in_passing else 0) + _treating(stage, work, sums=not apart))
         # what stays of a solved matrix: its values in float32 and its codes
-        done += matrix * 5
-    return module + held + peak
+        done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
+    return module + peak
+
+
+def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: Load) -> int:
+    """Bytes of the rows that are on their way through a block when a stage is reached."""
+    if block.path in load.calibration:
+        known = load.calibration[block.path]
+        return _rows_at_once(setting, load) * known.stages.get(stage.reads.name, known.peak)
+    tokens = _rows_at_once(setting, load) * load.tokens
+    return waiting(block, stage, tokens, source.anatomy.hidden_size, setting.dtype.itemsize)
+
+
+def _gathering(stage: Stage, tokens: int) -> int:
+    """Bytes while so many tokens are added to a Gram matrix: the sum, the new part, both together, and a chunk twice in float32."""
+    return 3 * stage.reads.width**2 * 4 + min(CHUNK, tokens) * stage.reads.width * 8
+
+
+def _treating(stage: Stage, work: Work, *, sums: bool) -> int:
+    """Bytes while the linears of a stage are solved, all that are treated alike at once. sums: whether its sum of products is alive and not
+    counted elsewhere, beside the mean."""
+    width, peak = stage.reads.width, 0
+    for treatments, rows in stacked(stage, work).items():
+        solver = max((appetite(treatment, width).bytes(rows, width) for treatment in treatments), default=0)
+        peak = max(peak, rows * width * 8 + solver)  # the stacked matrix, and the one that it was read from
+    return peak + (8 if sums else 4) * width**2
+
+
+def stacked(stage: Stage, work: Work) -> dict[tuple[Treatment, ...], int]:
+    """Rows of the linears of a stage that are solved together, by how they are treated."""
+    found: dict[tuple[Treatment, ...], int] = {}
+    for linear in stage.linears:
+        if work.solves(linear):
+            chosen = work.treatments[linear.path]
+            found[chosen] = found.get(chosen, 0) + linear.out_features
+    return found
 
 
 def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:

@@ -26,8 +26,9 @@ from thrifty.models import Source, run_block
 from thrifty.pipeline.block import gather
 from thrifty.pipeline.footprint import Kind, kinds
 from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.sample import sample_problem, sample_widths
 from thrifty.pipeline.steps import Work
-from thrifty.weights.base import Transform, Treatment, solve
+from thrifty.weights.base import Target, Transform, Treatment, solve
 
 MATRIX = 1024
 GRAM_TOKENS, GRAM_WIDTH = 1024, 2048
@@ -36,14 +37,11 @@ GRAM_TOKENS, GRAM_WIDTH = 1024, 2048
 LARGEST = 1 << 26
 """Parameters of a block above which matrix products explain its time well enough."""
 
-BRIEF = 0.1
+BRIEF = 0.05
 """Seconds that one measurement should take, about."""
 
 CALLS = 6
 """Small tensor operations that come with a linear, about: norms, activations, positions, and the modules around them."""
-
-SIZES = (256, 512)
-"""Widths of the square matrices that solvers are timed with."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,14 @@ def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None
         _grams(source, calibration, setting),
         block_seconds(source, calibration, setting.dtype, setting),
         block_seconds(source, evaluation, torch.float32, setting),
-        {treatment: _growth(lambda problem, treatment=treatment: solve(problem, treatment), device) for treatment in _treatments(work)},
-        {pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), device) for pair in _transforms(source, work)},
+        {
+            treatment: _growth(lambda problem, treatment=treatment: solve(problem, treatment), treatment.target, width, device)
+            for treatment, width in _treatments(source, work).items()
+        },
+        {
+            pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), pair[1] and pair[1].target, width, device)
+            for pair, width in _transforms(source, work).items()
+        },
     )
 
 
@@ -171,34 +175,30 @@ def _pass_seconds(source: Source, kind: Kind, batch: int, dtype: torch.dtype, de
     return best(lambda: run_block(module, hidden, call), device) / batch
 
 
-def _treatments(work: Work) -> set[Treatment]:
-    return {treatment for chosen in work.treatments.values() for treatment in chosen}
+def _treatments(source: Source, work: Work) -> dict[Treatment, int]:
+    """Every treatment, and the width of a matrix that it is for."""
+    widths = {linear.path: linear.in_features for linear in source.anatomy.linears}
+    return {treatment: widths[path] for path, chosen in work.treatments.items() for treatment in chosen}
 
 
-def _transforms(source: Source, work: Work) -> set[tuple[Transform, Treatment | None]]:
+def _transforms(source: Source, work: Work) -> dict[tuple[Transform, Treatment | None], int]:
+    """Every transform with what follows it, and the width of a space that it is for."""
     spaces = [space for block in source.anatomy.blocks for space in block.spaces if space.producers]
-    chosen = [
-        (work.transform_for(position, space), work.treatment_for(space)) for space in spaces for position in range(len(work.transforms))
-    ]
-    return {(transform, treatment) for transform, treatment in chosen if transform is not None}
+    chosen = {
+        (work.transform_for(position, space), work.treatment_for(space)): space.width
+        for space in spaces
+        for position in range(len(work.transforms))
+    }
+    return {(transform, treatment): width for (transform, treatment), width in chosen.items() if transform is not None}
 
 
-def _growth(act: Callable[[Problem], object], device: str) -> Growth:
-    """Time a method on a small and on a larger problem."""
-    small, large = SIZES
-    first, second = (best(partial(act, _problem(width, device)), device) for width in SIZES)
+def _growth(act: Callable[[Problem], object], target: Target | None, width: int, device: str) -> Growth:
+    """Time a method on a small and on a larger problem, for matrices in `target` that have `width` inputs."""
+    small, large = sizes = sample_widths(target, width)
+    first, second = (best(partial(act, sample_problem(size, device)), device) for size in sizes)
     # seconds = column * width + product * width^3 at both
     product = max(0.0, (second / large - first / small) / (large**2 - small**2))
     return Growth(max(0.0, first / small - product * small**2), product)
-
-
-def _problem(width: int, device: str) -> Problem:
-    """A matrix, and inputs whose channels go together and differ in size, as real ones do."""
-    generator = torch.Generator().manual_seed(0)
-    mixed = torch.randn(2 * width, width // 4, generator=generator) @ torch.randn(width // 4, width, generator=generator)
-    inputs = (mixed / width**0.5 + torch.randn(2 * width, width, generator=generator)) * torch.rand(width, generator=generator).add(0.1)
-    gram = Statistics.of(inputs.to(device)).gram
-    return Problem(torch.randn(width, width, generator=generator).to(device), gram, 2 * width)
 
 
 def _rewrite(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:

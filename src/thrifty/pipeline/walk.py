@@ -195,6 +195,7 @@ class Walk:
             start = 0
             while start < len(hidden):
                 stop = start + self.setting.batch
+                return_free_memory()  # what the last batch left scattered in the heap
                 try:
                     hidden[start:stop] = run_block(module, hidden[start:stop].to(device), exact).cpu()
                     start = stop

@@ -5,8 +5,8 @@ Three ways lead from codes to outputs, and the number of tokens decides which on
     few tokens    torch's 4-bit kernel: reads the codes alone, so it is bound by a quarter of the memory traffic
     many tokens   8-bit products: inputs are rounded to 8 bits token by token, each between its own smallest and largest value, weights
                   once to 8 bits row by row (held beside the codes). Tokens whose outliers would make that too coarse are multiplied
-                  twice, what rounding left in a second piece. Weights of 8 bits with one scale a row are taken as they are, and this
-                  way for few tokens, too
+                  twice, what rounding left in a second piece; so are the weights of matrices that are asked for `fine`. Weights of 8 bits
+                  with one scale a row are taken as they are, and this way for few tokens, too
     elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
 The first two need a processor that multiplies bytes exactly, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
@@ -37,6 +37,8 @@ INNER_TILES = 2
 COARSE = 0.03
 """Steps between the codes of a token, in root mean squares of its values, above which it is multiplied in two pieces of 8 bits: rounding
 would be off by more than 0.9 % of the token (a step's share is the root of a twelfth). Normal draws stay below, a few outliers do not."""
+PIECES = 254
+"""Steps of the second piece of 8 bits in one of the first."""
 SMALLEST = 1e-8
 """Largest magnitudes below this count as this much, so that rows of zeros divide."""
 
@@ -44,20 +46,21 @@ SMALLEST = 1e-8
 class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
-    encoded: layout `int` or `numbers`, 4 or 8 bits. bias: whether there is one. dtype: what the model computes in.
+    encoded: layout `int` or `numbers`, 4 or 8 bits. bias: whether there is one. dtype: what the model computes in. fine: whether weights of
+    4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
     """
 
-    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = encoded.shape
         self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype, device="meta"), requires_grad=False) if bias else None
         self.kernel = dtype == torch.bfloat16 and kernel_takes(encoded)
-        for name, tensor in (kernel_form(encoded) if self.kernel else plain_form(encoded)).items():
+        for name, tensor in (kernel_form(encoded, fine) if self.kernel else plain_form(encoded)).items():
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -88,12 +91,15 @@ class PackedLinear(nn.Module):
         coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
         step.clamp_min_(SMALLEST)
         codes = exact.sub_(low).div_(step).round()
-        out = self._bytes(codes)
+        out, row_sum = self._bytes(codes), self.wide_sum
+        if "rest_codes" in self._buffers:
+            out += byte_products(codes.to(torch.uint8), self.rest_codes, self.rest_scale, self.wide_zero)
+            row_sum = row_sum + self.rest_sum
         if bool(coarse.any()):
             two = slice(None) if bool(coarse.all()) else coarse
-            out[two] += self._bytes(exact[two].sub_(codes[two]).mul_(254).add_(127).round_()).div_(254).sub_(self.wide_sum / 2)
+            out[two] += self._bytes(exact[two].sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()).div_(PIECES).sub_(self.wide_sum / 2)
         # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
-        out.mul_(step).addr_(low[:, 0], self.wide_sum)
+        out.mul_(step).addr_(low[:, 0], row_sum)
         return (out[:1] if alone else out).to(torch.bfloat16)
 
     def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
@@ -173,10 +179,11 @@ def plain_form(encoded: Encoded) -> dict[str, Tensor]:
     return {"codes": pack_words(codes.to(torch.int32) - 2 ** (bits - 1) if encoded.layout == "numbers" else codes, bits), **rest}
 
 
-def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
+def kernel_form(encoded: Encoded, fine: bool = False) -> dict[str, Tensor]:
     """What the kernels read: codes of 8 bits as they are, those of 4 bits twice, for few tokens and for many.
 
-    The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for.
+    The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for. fine: what rounding to
+    8 bits leaves is held, too.
     """
     codes, scale = encoded.tensors["codes"], encoded.tensors["scale"]
     if encoded.bits == 8:
@@ -185,11 +192,16 @@ def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
     offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
     weight = encoded.decode()
     wide_scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
-    return {
+    steps = weight / wide_scale[:, None]
+    form = {
         "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES),
         "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
-        **wide_form(torch.round(weight / wide_scale[:, None]).to(torch.int8), wide_scale),
+        **wide_form(torch.round(steps).to(torch.int8), wide_scale),
     }
+    if not fine:
+        return form
+    rest = wide_form(torch.round((steps - torch.round(steps)) * PIECES).to(torch.int8), wide_scale / PIECES)
+    return {**form, **{f"rest_{name}": rest[f"wide_{name}"] for name in ("codes", "scale", "sum")}}
 
 
 def wide_form(codes: Int8[Tensor, "out in"], scale: Float[Tensor, "out"]) -> dict[str, Tensor]:
