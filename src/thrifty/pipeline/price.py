@@ -29,7 +29,7 @@ FIRST_CALLS = 45 << 20
 SCATTERED = 64 << 20
 """Bytes that lie freed but scattered between others in the allocator's hands, at most."""
 
-LOST = 0.6
+LOST = 0.75
 """The share by which small tensors (`footprint.HEAP`) that come and go batch after batch spread out in the heap, about."""
 
 HEADER = 110
