@@ -17,12 +17,14 @@ from thrifty.measure.hardware import hardware
 BUILD = Path(__file__).parent / "build" / "lowest_bits"
 RESULT = Path(__file__).parent / "results" / "lowest_bits.json"
 SCALE_BITS = 16
-GROUP_SIZES = (32, 256, 64)
+GROUP_SIZES = (32, 256)
 SOLVERS = ("round", "obs")
 TARGETS: dict[str, tuple[dict[str, Any], float, int]] = {
     "ternary, mean magnitude": ({"ternary": {"range": "absmean"}}, math.log2(3), 0),
     "ternary, least squares": ({"ternary": {"range": "mse"}}, math.log2(3), 0),
+    "ternary, stretched by 1.2": ({"ternary": {"range": "mse", "stretch": 1.2}}, math.log2(3), 0),
     "INT2 without zero": ({"zero_free": {"bits": 2, "range": "mse"}}, 2, 0),
+    "INT2 without zero, stretched by 1.15": ({"zero_free": {"bits": 2, "range": "mse", "stretch": 1.15}}, 2, 0),
     "INT2 symmetric": ({"int": {"bits": 2, "range": "mse"}}, 2, 0),
     "INT2 with zero points": ({"int": {"bits": 2, "symmetric": False, "range": "mse"}}, 2, 2),
 }

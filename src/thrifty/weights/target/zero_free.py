@@ -6,8 +6,9 @@
 
 At 2 bits that is -1.5, -0.5, 0.5 and 1.5 steps: symmetric, where an integer grid of 2 bits has -2, -1, 0 and 1. `minmax` is where ParetoQ
 and UPQ (arXiv 2506.09104) start their training at 2 bits; `mse` finds the best scale exactly, by sorting, and is for 1 bit their mean |w|.
-It weighs errors by how much the inputs matter (c), where calibration data says so. Codes are odd integers, so containers of 4 bits hold
-them up to 3 bits. Pruned entries cannot stay zero.
+It weighs errors by how much the inputs matter (c), where calibration data says so. `stretch` multiplies the scale: with 1.15 the outputs of
+layers lose less, above all with `obs`. Codes are odd integers, so places of 4 bits hold them, up to 3 bits. In GGUF 2 bits with one scale a
+row, or groups of 256 or a multiple of it, take 2.63 bits a weight (Q2_K). Pruned entries cannot stay zero.
 Source: Liu, Zhao, Fedorov et al. (2025), arXiv 2502.02631.
 """
 
@@ -26,11 +27,12 @@ from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, grouped, snap_scale
 from thrifty.core.least_squares import SCALE_BITS, least_squares_scale
 from thrifty.weights.base import Points, Target, check_groups
+from thrifty.weights.scaled import GroupSize, Stretch
 
 
 @dataclass(frozen=True)
 class ZeroFree(Target):
-    """bits: 1 to 3. group_size: inputs that share a scale, 0 for the whole row."""
+    """bits: 1 to 3. group_size: inputs that share a scale, 0 for the whole row. stretch: what the scale is multiplied by."""
 
     name: ClassVar[str] = "zero_free"
     paper: ClassVar[Paper] = Paper(
@@ -39,8 +41,9 @@ class ZeroFree(Target):
     holds_zero: ClassVar[bool] = False
 
     bits: Annotated[int, Field(ge=1, le=3)] = 2
-    group_size: Annotated[int, Field(ge=0)] = 0
+    group_size: GroupSize = 0
     range: Range = "mse"
+    stretch: Stretch = 1.0
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -65,11 +68,11 @@ class ZeroFree(Target):
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> ZeroFreePoints:
         groups = grouped(values, self.group_size)
         if self.range == "minmax":
-            scale = snap_scale(groups.abs().amax(-1) / 2**self.bits, SCALE_BITS)
+            scale = groups.abs().amax(-1) / 2**self.bits
         else:
             codes = tuple(range(1, self.largest + 1, 2))
             scale = least_squares_scale(groups, codes, None if importance is None else importance.reshape(groups.shape[1:]))
-        return ZeroFreePoints(self, scale, values.shape[1])
+        return ZeroFreePoints(self, snap_scale(self.stretch * scale, SCALE_BITS), values.shape[1])
 
 
 class ZeroFreePoints(Points):
