@@ -14,7 +14,11 @@ from tests.weights.test_real_model import each, layers, losses
 from tests.weights.test_targets import WIDTH, check_fixed_point
 from thrifty.base.errors import InputError
 from thrifty.core.grids import grouped
+from thrifty.data import default_model
 from thrifty.export.compressed import library_decode, pack, scheme_of
+from thrifty.models import open_model
+from thrifty.recipe.parse import complete, parse_recipe
+from thrifty.recipe.resolve import resolve
 from thrifty.weights.base import Treatment, hold
 from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.obs import OBS
@@ -90,6 +94,9 @@ def test_places_of_four_bits_hold_the_codes(bits):
 def test_it_cannot_keep_zeros_and_says_so():
     with pytest.raises(InputError, match="zero_free has no zero, so it cannot keep the zeros of an earlier step"):
         hold(ZeroFree(), torch.ones(4, WIDTH, dtype=torch.bool))
+    steps = [{"wanda": {"pattern": "2:4"}}, {"solve": {"by": "obs", "into": {"zero_free": {}}}}]
+    with pytest.raises(InputError, match="zero_free has no zero"):
+        resolve(complete(parse_recipe({"steps": steps})), open_model(default_model()).anatomy)
     with pytest.raises(InputError, match="group_size 32 does not divide the width 48 of fc; 16 does"):
         ZeroFree(2, 32).check(8, WIDTH, "fc")
     with pytest.raises(InputError, match="zero_free: bits is wrong"):
