@@ -275,12 +275,11 @@ def test_a_file_holds_the_model(tmp_path: Path, bits: int, symmetric: bool, grou
     ("target", "expected", "bits", "file_type"),
     [
         (Ternary(), "TQ1_0", 1.6875, 36),
-        (Ternary(256, "absmean"), "TQ1_0", 1.6875, 36),
         (Int(2, 0, True, "mse"), "TQ2_0", 2.0625, 37),
         (ZeroFree(2, 256), "Q2_K", 2.625, 10),
         (Ternary(64), "Q4_0", 4.5, 2),
     ],
-    ids=lambda value: value.name if isinstance(value, Target) else "",
+    ids=["ternary", "INT2", "zero-free", "small groups"],
 )
 def test_a_file_of_few_levels_is_as_small_as_its_blocks(tmp_path: Path, target: Target, expected: str, bits: float, file_type: int) -> None:
     """The model inside the package, whose widths 256 divides; what cannot be that small is told of, with the groups that could."""
