@@ -38,6 +38,12 @@ RECIPES = {
     "Q4_1": "gptq: {bits: 4, group_size: 32, symmetric: false}",
     "Q8_0": "rtn: {bits: 8, group_size: 32, symmetric: true}",
 }
+FEW_LEVELS = {
+    "TQ1_0": "{solve: {by: obs, into: {ternary: {group_size: 256}}}}",
+    "TQ2_0": "{solve: {by: obs, into: {int: {bits: 2, group_size: 256, range: mse}}}}",
+    "Q2_K": "{solve: {by: obs, into: {zero_free: {group_size: 256}}}}",
+}
+"""For widths that 256 divides, as those of the model inside the package."""
 PACKAGES = ("torch", "transformers", "compressed-tensors", "gguf")
 ODD_TEXTS = (
     "Grüße aus Łódź, 東京 🙂",
@@ -53,7 +59,7 @@ TEXTS, LETTERS = 40, 3000
 def main() -> None:
     model = default_model()
     rows = windows_of(model, samples=64, tokens=512)
-    table = [row for row, _ in compressed(model, "gguf", rows)]
+    table = [row for row, _ in compressed(model, "gguf", rows, recipes=RECIPES | FEW_LEVELS)]
     families = [family(name) for name in FAMILIES]
     summary = {
         "versions": {**{name: version(name) for name in PACKAGES}, "llama-cpp-python": llama_cpp_version()},
@@ -94,10 +100,10 @@ def windows_of(model: Path, samples: int, tokens: int) -> Rows:
     return load_rows(folder=model, config=config, kind="causal_lm", purpose="evaluation", samples=samples, tokens=tokens)
 
 
-def compressed(model: Path, stem: str, rows: Rows, texts: list[str] | None = None) -> Any:
+def compressed(model: Path, stem: str, rows: Rows, texts: list[str] | None = None, recipes: dict[str, str] = RECIPES) -> Any:
     """(figures, the peer's answer) of the model as it is and of each recipe's result."""
     yield compare("BF16", model, BUILD / f"{stem}-BF16.gguf", rows, texts)
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         folder = BUILD / f"{stem}-{name}"
         shutil.rmtree(folder, ignore_errors=True)
         # Calibration and judging by thrifty itself need no more than what is compared here.

@@ -221,6 +221,18 @@ def number_formats() -> str:
     return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
 
 
+def lowest_bits() -> str:
+    """Grids of two bits and fewer, rounded to nearest and by `obs`."""
+    found = _read("lowest_bits.json")["rows"]
+    rows = []
+    for nearest, swept in zip(found[::2], found[1::2], strict=True):
+        rows.append([nearest["target"], f"{nearest['group_size']}", f"{nearest['bits']:.2f}"])
+        for row in (nearest, swept):
+            rows[-1] += [f"{row['perplexity']['after']['value']:.2f}", f"{row['kl']['value']:.4f}"]
+    head = ["levels", "groups of", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
+
+
 def relevance() -> str:
     """How well core and near papers are told from the rest."""
     found = _read("relevance.json")
@@ -271,6 +283,7 @@ TABLES = {
     "llama.cpp families": llama_cpp_families,
     "versions": versions,
     "number formats": number_formats,
+    "lowest bits": lowest_bits,
     "relevance": relevance,
     "papers": papers_cost,
 }

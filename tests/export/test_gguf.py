@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,16 @@ from tests.tiny import VOCABULARY, tiny
 from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
+from thrifty.data import default_model
+from thrifty.export.compressed import pack, quantization_config, scheme_of
 from thrifty.export.gguf import write
 from thrifty.export.gguf_architectures import frequency_factors
-from thrifty.export.gguf_tensors import rotary_order, store, take_rows
+from thrifty.export.gguf_tensors import has_few_levels, pack_tq1_0, pack_tq2_0, rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
+from thrifty.weights.base import Target
+from thrifty.weights.target.int import Int
+from thrifty.weights.target.ternary import Ternary
+from thrifty.weights.target.zero_free import ZeroFree
 
 # -- codes and models to export ----------------------------------------------------------------------------------------
 
@@ -98,7 +107,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
 @given(
     seed=st.integers(0, 2**32),
     out=st.integers(1, 5),
-    blocks=st.integers(1, 4),
+    blocks=st.integers(1, 3),
     group_blocks=st.sampled_from([0, 1, 2]),
     form=st.sampled_from([(4, True, Type.Q4_0), (3, True, Type.Q4_0), (4, False, Type.Q4_1), (2, False, Type.Q4_1), (8, True, Type.Q8_0)]),
 )
@@ -150,6 +159,70 @@ def test_dense_tensors_keep_their_type_and_vectors_become_float32() -> None:
         assert store(values[0]).type is Type.F32
 
 
+# -- few levels in blocks of 256 ---------------------------------------------------------------------------------------
+
+FEW = {
+    "ternary": ((-1, 0, 1), Type.TQ1_0, 1.6875),
+    "binary": ((-1, 1), Type.TQ1_0, 1.6875),
+    "INT2": ((-2, -1, 0, 1), Type.TQ2_0, 2.0625),
+    "zero-free": ((-3, -1, 1, 3), Type.Q2_K, 2.625),
+}
+
+
+def few_levels(seed: int, out: int, width: int, group_size: int, levels: tuple[int, ...], zero_points: bool = False) -> Encoded:
+    """Random codes of these levels, as `read_packed` finds them: in places of 4 bits."""
+    generator = torch.Generator().manual_seed(seed)
+    code = encoded(seed, out, width, group_size, 2, symmetric=not zero_points)
+    chosen = torch.randint(0, len(levels), (out, width), generator=generator)
+    return replace(code, tensors={**code.tensors, "codes": torch.tensor(levels, dtype=torch.int8)[chosen]}, bits=4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32), out=st.integers(1, 4), blocks=st.integers(1, 3), grouped=st.booleans(), name=st.sampled_from(sorted(FEW))
+)
+def test_few_levels_take_as_many_bits_as_their_block_says(seed: int, out: int, blocks: int, grouped: bool, name: str) -> None:
+    levels, expected, bits = FEW[name]
+    code = few_levels(seed, out, 256 * blocks, 256 if grouped else 0, levels)
+    code.tensors["codes"][0, : len(levels)] = torch.tensor(levels, dtype=torch.int8)
+    stored = store(code)
+    assert stored.type is expected and 8 * stored.content.size == bits * code.decode().numel()
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), blocks=st.integers(1, 3), grouped=st.booleans())
+def test_two_bits_with_zero_points_become_a_scale_and_a_minimum(seed: int, blocks: int, grouped: bool) -> None:
+    code = few_levels(seed, 3, 256 * blocks, 256 if grouped else 0, (-2, -1, 0, 1), zero_points=True)
+    stored = store(code)
+    assert stored.type is Type.Q2_K
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
+def test_blocks_of_ternary_have_the_bytes_that_the_format_s_own_writer_gives() -> None:
+    code = few_levels(0, 8, 1024, 512, (-1, 0, 1))
+    values, trits = code.decode().numpy(), code.tensors["codes"] + 1
+    assert np.array_equal(gguf.quants.quantize(values, Type.TQ1_0), pack_tq1_0(trits, code.tensors["scale"]))
+    assert np.array_equal(gguf.quants.quantize(values, Type.TQ2_0), pack_tq2_0(trits, code.tensors["scale"]))
+
+
+def test_every_byte_of_five_trits_reads_back() -> None:
+    """All 3^5 of them, and all 3^4 of the last four bytes."""
+    everything = torch.tensor(list(product((-1, 0, 1), repeat=5)), dtype=torch.int8)
+    codes = torch.zeros(243, 256, dtype=torch.int8)
+    codes[:, 0:160:32], codes[:, 160:240:16], codes[:, 240::4] = everything, everything, everything[:, 1:]
+    code = Encoded("int", {"codes": codes, "scale": torch.full((243, 1), 0.5)}, (243, 256), 4, 0)
+    assert np.array_equal(gguf.quants.dequantize(store(code).content, Type.TQ1_0), code.decode().numpy())
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_levels_in_smaller_groups_are_held_in_four_bits(name: str) -> None:
+    code = few_levels(0, 4, 512, 128, FEW[name][0])
+    assert store(code).type is Type.Q4_0 and has_few_levels(code)
+    assert np.array_equal(gguf.quants.dequantize(store(code).content, Type.Q4_0), code.decode().numpy())
+    assert not has_few_levels(few_levels(0, 4, 512, 128, (-2, -1, 0, 1, 2)))
+
+
 # -- the order of query and key rows -----------------------------------------------------------------------------------
 
 
@@ -196,6 +269,43 @@ def test_a_file_holds_the_model(tmp_path: Path, bits: int, symmetric: bool, grou
         interleaved = matrix.reshape(heads, 2, 8, 64).swapaxes(1, 2).reshape(matrix.shape)
         assert not np.array_equal(interleaved, matrix)
         assert np.array_equal(values[f"blk.0.attn_{name}.weight"], interleaved)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected", "bits", "file_type"),
+    [
+        (Ternary(), "TQ1_0", 1.6875, 36),
+        (Int(2, 0, True, "mse"), "TQ2_0", 2.0625, 37),
+        (ZeroFree(2, 256), "Q2_K", 2.625, 10),
+        (Ternary(64), "Q4_0", 4.5, 2),
+    ],
+    ids=["ternary", "INT2", "zero-free", "small groups"],
+)
+def test_a_file_of_few_levels_is_as_small_as_its_blocks(tmp_path: Path, target: Target, expected: str, bits: float, file_type: int) -> None:
+    """The model inside the package, whose widths 256 divides; what cannot be that small is told of, with the groups that could."""
+    folder = tmp_path / "model"
+    shutil.copytree(default_model(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    codes = {}
+    for key in [key for key in tensors if key.endswith("_proj.weight")]:
+        stem, weight = key.removesuffix(".weight"), tensors.pop(key).float()
+        points = target.fit(weight)
+        codes[stem] = points.encode(points.project(weight))
+        tensors |= pack(stem, codes[stem])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change_config(folder, quantization_config=quantization_config({stem: scheme_of(code) for stem, code in codes.items()}, ["lm_head"]))
+    warnings: list[str] = []
+    with events.listening(lambda event: warnings.append(event.message) if event.kind == "warning" else None):
+        answer = write(folder, tmp_path / "model.gguf")
+    assert answer["types"][expected] == len(codes) == 28
+    assert any("28 matrices of 4 levels or fewer" in said and "group_size 256" in said for said in warnings) == (expected == "Q4_0")
+    found = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    matrices = [tensor for tensor in found.values() if tensor.tensor_type.name == expected]
+    assert 8 * sum(tensor.n_bytes for tensor in matrices) == bits * sum(tensor.n_elements for tensor in matrices)
+    assert metadata_of(tmp_path / "model.gguf")["general.file_type"] == file_type
+    down = found["blk.3.ffn_down.weight"]
+    decoded = gguf.quants.dequantize(down.data, down.tensor_type)
+    assert np.array_equal(decoded, codes["model.layers.3.mlp.down_proj"].decode().numpy())
 
 
 def test_metadata_tells_the_sizes_and_the_tokenizer(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.tiny import ARCHITECTURES, add_reader, inputs, tiny
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
+from thrifty.base.records import Encoded
 from thrifty.export.compressed import packed_bytes, scheme_of
 from thrifty.measure.certificate import Certificate
 from thrifty.measure.size import tensor_bytes
@@ -108,8 +109,13 @@ def _storage(preset: Method) -> str:
         return "dense"
     outline = treatment.target.outline(64, 64)
     if outline.layout == "int":
-        return f"{outline.bits:.3g}-{outline.group_size}-{'-'.join(outline.tensors)}"
+        return f"{place(outline)}-{outline.group_size}-{'-'.join(outline.tensors)}"
     return outline.standard or "dense"
+
+
+def place(outline: Encoded) -> int:
+    """Bits that the format gives to an integer code: it has places of 4 and of 8."""
+    return 4 if outline.bits <= 4 else 8
 
 
 ALIKE = alike()
@@ -174,11 +180,13 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
     for layer in certificate.layers:
         linear, treatment = linears[layer.name], work.treatments[layer.name][-1]
         weight = read_matrix(source, linear).to(torch.float32)
-        if layer.sparsity > 0.4:
+        outline = treatment.target.outline(*weight.shape)
+        if outline.layout == "numbers" or outline.bits <= 2:
+            plain = nearest(weight, treatment.target)
+        elif layer.sparsity > 0.4:
             plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
         else:
-            outline = treatment.target.outline(*weight.shape)
-            plain = nearest(weight, treatment.target) if outline.layout == "numbers" else rounded(weight, outline.bits, outline.group_size)
+            plain = rounded(weight, outline.bits, outline.group_size)
         assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.4) * plain, (layer, plain)
         (calibrated if treatment.calibrated else ratios).append(layer.relative_error / plain)
     assert not ratios or sum(ratios) / len(ratios) < 1.2, ratios
@@ -193,7 +201,8 @@ def rounded(weight: Tensor, bits: float, group_size: int) -> float:
 
 
 def nearest(weight: Tensor, target: Target) -> float:
-    """What rounding to the numbers of a format loses, as a share of the sum of squares: they are not evenly spaced."""
+    """What rounding to the numbers of a format loses, as a share of the sum of squares: they are not evenly spaced, or too few to span all
+    weights."""
     return float((weight - target.fit(weight).project(weight)).square().sum() / weight.square().sum())
 
 
@@ -235,7 +244,7 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
             weights += codes
             assert f"{stem}.weight_scale" in stored
             continue
-        expected += int(codes * outline.bits / 8 + groups * (scale + asymmetric * outline.bits / 8)) + 16
+        expected += int(codes * place(outline) / 8 + groups * (scale + asymmetric * place(outline) / 8)) + 16
         weights += codes
         assert f"{stem}.weight_packed" in stored and linear.source not in stored
     assert dense == any("stored dense at full size" in warning for warning in certificate.warnings)

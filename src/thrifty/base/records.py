@@ -33,14 +33,15 @@ class Encoded:
     """How a compressed matrix is held; what an export reads.
 
     layout `int`: `codes` int8/int16 [out, in] signed, `scale` float32 [out, groups], optional `zero_point` int8/int16 [out, groups]
-        (absent when symmetric); value = (code - zero_point) * scale of its group. Codes lie in [-2^(bits-1), 2^(bits-1) - 1].
+        (absent when symmetric); value = (code - zero_point) * scale of its group. There are up to 2^bits codes, which fit places of 4 bits
+        for `bits` of up to 4, else places of 8; they need not be neighbours (`zero_free` has odd ones only).
     layout `dense`: `values` float [out, in]; used for sparse results (the zeros are in the values).
     layout `numbers`: `codes` unsigned [out, in], `numbers` float32 [2^bits] what each code stands for, `scale` float32 [out, groups];
         value = numbers[code] * scale of its group. `whole` float32 [1], where scales are floats of 8 bits over one power of two: times
         this they are those floats.
     layout `int_columns`: `codes` [out, in] unsigned, `levels` int16 [in], `low` and `high` float32 [out, 1]; columns of
         different widths (BAQ).
-    bits: nominal bits of a code (the width of `int` codes; the mean over columns for `int_columns`; of a value for `dense`).
+    bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`).
     group_size: inputs that share a scale; 0 means one scale a row.
     standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.

@@ -23,7 +23,7 @@ from thrifty.base.records import Encoded
 from thrifty.base.store import write_atomic
 from thrifty.export.compressed import INTEGERS, PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors
-from thrifty.export.gguf_tensors import rotary_order, store, take_rows
+from thrifty.export.gguf_tensors import LARGE_BLOCK, has_few_levels, rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
 from thrifty.export.shards import Piece, stored_in
 
@@ -31,6 +31,9 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 FILE_TYPES = {
+    GGMLQuantizationType.TQ1_0: LlamaFileType.MOSTLY_TQ1_0,
+    GGMLQuantizationType.TQ2_0: LlamaFileType.MOSTLY_TQ2_0,
+    GGMLQuantizationType.Q2_K: LlamaFileType.MOSTLY_Q2_K,
     GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
     GGMLQuantizationType.Q4_1: LlamaFileType.MOSTLY_Q4_1,
     GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
@@ -38,6 +41,10 @@ FILE_TYPES = {
     GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
     GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
 }
+
+
+LARGE_BLOCKS = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0, GGMLQuantizationType.Q2_K)
+"""Types for few levels."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,10 @@ class Entry:
 def write(folder: Path, out: Path) -> dict[str, Any]:
     """Write the file `out`, one tensor in memory at a time, and read it back; returns {bytes, tensors, types}.
 
-    Symmetric codes of up to 4 bits become Q4_0, asymmetric ones Q4_1, wider codes Q8_0, all of them exactly; a matrix for which these have
-    no exact form becomes F16 or F32. Raises InputError for a model or a tokenizer that llama.cpp would not compute alike, RunError when a
-    tensor reads back otherwise than it is decoded from the codes. The file appears whole or not at all.
+    Codes of up to 4 levels become TQ1_0, TQ2_0 or Q2_K where groups are multiples of 256, other symmetric codes of up to 4 bits Q4_0,
+    asymmetric ones Q4_1, wider codes Q8_0, all of them exactly; a matrix for which these have no exact form becomes F16 or F32. Raises
+    InputError for a model or a tokenizer that llama.cpp would not compute alike, RunError when a tensor reads back otherwise than it is
+    decoded from the codes. The file appears whole or not at all.
     """
     raw = json.loads((folder / "config.json").read_text())
     name, architecture = architecture_of(raw, str(folder))
@@ -126,7 +134,7 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
     """Write down the type and shape of every tensor; returns how many there are of each type."""
     weights: Counter[GGMLQuantizationType] = Counter()
     types: Counter[str] = Counter()
-    unfit = []
+    unfit, wide = [], []
     with events.task("laying out", len(entries)) as advance:
         for done, entry in enumerate(entries, 1):
             source = entry.load()
@@ -137,14 +145,26 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
                 weights[stored.type] += stored.values.size
             if isinstance(source, Encoded) and stored.type in (GGMLQuantizationType.F16, GGMLQuantizationType.F32):
                 unfit.append(entry.name)
+            elif isinstance(source, Encoded) and stored.type not in LARGE_BLOCKS and has_few_levels(source):
+                wide.append(entry.name)
             advance(done, entry.name)
+    _warn(unfit, wide)
+    writer.add_file_type(FILE_TYPES[weights.most_common(1)[0][0]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return types
+
+
+def _warn(unfit: list[str], wide: list[str]) -> None:
+    """Tell of codes that are stored dense, and of codes that other groups would make smaller."""
     if unfit:
         events.warn(
             f"{len(unfit)} matrices have codes that no block type of GGUF holds exactly and are stored dense, the first is {unfit[0]}"
         )
-    writer.add_file_type(FILE_TYPES[weights.most_common(1)[0][0]])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    return types
+    if wide:
+        events.warn(
+            f"{len(wide)} matrices of 4 levels or fewer take 4 bits and more, as GGUF has nothing smaller for their groups, the first is "
+            f"{wide[0]}; group_size {LARGE_BLOCK}, a multiple of it, or 0, where {LARGE_BLOCK} divides the width, take 1.7 to 2.7 bits"
+        )
 
 
 def _write_tensors(writer: GGUFWriter, entries: Sequence[Entry]) -> None:

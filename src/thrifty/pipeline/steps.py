@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.weights.base import Preset, Transform, Treatment
+from thrifty.weights.base import Preset, Transform, Treatment, check_zero
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,11 @@ class Work:
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
         for linear in anatomy.linears:
-            for treatment in self.treatments.get(linear.path, ()):
+            treatments = self.treatments.get(linear.path, ())
+            for treatment in treatments:
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
+            for treatment in treatments[1:]:
+                check_zero(treatment.target)
 
     def transform_for(self, position: int, space: Space) -> Transform | None:
         """The transform of step `position` for a space: the one chosen for its first selected consumer."""

@@ -54,11 +54,13 @@ class Target(Method, ABC):
     """The set that a matrix must end up in.
 
     joint_rows: whether the rows of a matrix compete with each other, so that several matrices must not be stacked.
+    holds_zero: whether zero is in every place, so that what an earlier step pruned can stay zero.
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
+    holds_zero: ClassVar[bool] = True
 
     @property
     def run(self) -> int:
@@ -209,7 +211,7 @@ class Held(Target):
 
 
 class HeldPoints(Points):
-    """The points of a set that are zero outside a mask; every set here holds zero in each place."""
+    """The points of a set that are zero outside a mask; the set holds zero in each place."""
 
     def __init__(self, points: Points, mask: Bool[Tensor, "out in"]) -> None:
         self.points = points
@@ -231,8 +233,15 @@ class HeldPoints(Points):
 
 
 def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
-    """`target` restricted to matrices that are zero where `mask` is False."""
+    """`target` restricted to matrices that are zero where `mask` is False. Raises InputError for a target without zero."""
+    check_zero(target)
     return Held(target, mask)
+
+
+def check_zero(target: Target) -> None:
+    """Raise InputError when a target cannot come after a step that makes zeros."""
+    if not target.holds_zero:
+        raise InputError(f"{target.name} has no zero, so it cannot keep the zeros of an earlier step; solve into it alone, or take int")
 
 
 def check_groups(group_size: int, in_features: int, name: str) -> None:

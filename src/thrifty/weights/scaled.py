@@ -20,6 +20,9 @@ from thrifty.weights.base import Points, Target, check_groups
 GroupSize = Annotated[int, Field(ge=0)]
 """Inputs that share a scale; 0 for the whole row."""
 
+Stretch = Annotated[float, Field(ge=0.5, le=2)]
+"""What a scale is multiplied by after it was found."""
+
 
 class Scaled(Target):
     """Numbers of one format with one scale a group of inputs."""
