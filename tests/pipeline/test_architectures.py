@@ -60,10 +60,23 @@ def _steps(example: Method) -> list[dict[str, Any]] | None:
     if isinstance(example, Target):
         return [{"solve": {"by": {"round": {}}, "into": word}}]
     if isinstance(example, Solver):
-        return [{"solve": {"by": word, "into": {"int": {}}}}]
+        into = _reached(example)
+        return [{"solve": {"by": word, "into": {into.name: into.settings()}}}]
     if isinstance(example, Allocator):
         return [{"solve": {"by": {"obs": {}}, "into": {"int": _accepted(example).settings()}, "share": word}}]
     return None
+
+
+def _reached(solver: Solver) -> Target:
+    """An integer grid, or where the solver is for other targets, an example of one that it accepts."""
+    others = [example for method in load_methods().values() if issubclass(method, Target) for example in method.examples()]
+    for target in (Int(), *others):
+        try:
+            solver.accepts(target)
+            return target
+        except InputError:
+            continue
+    raise AssertionError(f"{solver.name} accepts no target")
 
 
 def _accepted(allocator: Allocator) -> Int:
@@ -178,7 +191,11 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
             plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
         else:
             outline = treatment.target.outline(*weight.shape)
-            plain = nearest(weight, treatment.target) if outline.layout == "numbers" else rounded(weight, outline.bits, outline.group_size)
+            plain = (
+                nearest(weight, treatment.target)
+                if outline.layout in ("numbers", "additive")
+                else rounded(weight, outline.bits, outline.group_size)
+            )
         assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.4) * plain, (layer, plain)
         (calibrated if treatment.calibrated else ratios).append(layer.relative_error / plain)
     assert not ratios or sum(ratios) / len(ratios) < 1.2, ratios

@@ -40,7 +40,11 @@ class Work:
                 if isinstance(method, Transform):
                     chosen[path] = method
                 elif isinstance(method, Preset):
-                    treatments[path] = (*treatments.get(path, ()), method.expand())
+                    treatment = method.expand()
+                    if path in treatments and not treatment.target.by_entry:
+                        said = f"{treatment.target.name} cannot keep what an earlier step made of {path}; leave one of the two out"
+                        raise InputError(f"step {position}: {said}")
+                    treatments[path] = (*treatments.get(path, ()), treatment)
                 else:
                     raise InputError(f"step {position}: {method.name} belongs to {method.family} and cannot stand as a step of its own")
             if chosen:

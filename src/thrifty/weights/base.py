@@ -55,10 +55,13 @@ class Target(Method, ABC):
 
     joint_rows: whether the rows of a matrix compete with each other, so that several matrices must not be stacked.
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
+    by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, none can be held at zero, and only what
+    was decided last can be encoded.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
+    by_entry: ClassVar[bool] = True
 
     @property
     def run(self) -> int:
@@ -188,7 +191,8 @@ class Held(Target):
     mask: Bool[Tensor, "out in"]
 
     def __post_init__(self) -> None:
-        return None
+        if not self.target.by_entry:
+            raise InputError(f"{self.target.name} cannot keep the zeros of an earlier step: leave that step out, or take another target")
 
     @property
     def joint_rows(self) -> bool:  # type: ignore[override]
