@@ -31,9 +31,11 @@ from thrifty.weights.preset.magnitude import Magnitude
 from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
+from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
+from thrifty.weights.target.additive import Additive
 from thrifty.weights.target.both import Both
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.n_m import NM
@@ -245,6 +247,32 @@ def test_baq_costs_less_than_gptq_at_the_same_mean_bits(bits):
     assert sum(spreads[0]) < 0.5 * sum(spreads[1])
     assert bits == 2 or each(*spreads, 0.6)
     assert sum(losses(Treatment(OBS(), grid, BAQ()))) < 0.95 * sum(losses(Treatment(OBS(), grid)))
+
+
+@pytest.mark.parametrize(
+    ("codebooks", "bits", "grids"),
+    [(4, 4, ((2, 0, False), (2, 0, True), (2, 64, True))), (6, 4, ((3, 0, False), (3, 0, True), (3, 32, True)))],
+)
+def test_additive_codebooks_cost_less_than_gptq_at_the_same_bits(codebooks, bits, grids):
+    """Everything counted. A bit is worth a factor of 4 in the loss: what a matrix spends on its codebooks beyond the grid, or less, is
+    charged for or credited."""
+    target = Additive(codebooks, bits)
+    found = losses(Treatment(AQLM(), target))
+    rates = [target.rate(*layer.problem.weight.shape) for layer in layers()]
+    for width, size, symmetric in grids:
+        plain = losses(GPTQ(bits=width, group_size=size, symmetric=symmetric))
+        spent = [width + (16 + (not symmetric) * width) / (size or layer.problem.weight.shape[1]) for layer in layers()]
+        charged = [loss * 4 ** (rate - paid) for loss, rate, paid in zip(found, rates, spent, strict=True)]
+        assert each(charged, plain), (width, size, symmetric)
+        assert sum(charged) < 0.85 * sum(plain)
+
+
+def test_additive_codebooks_that_see_the_outputs_cost_less_than_residual_k_means():
+    target = Additive(4, 4)
+    found, plain = losses(Treatment(AQLM(), target)), losses(Treatment(Round(), target))
+    assert each(found, plain, 0.7) and sum(found) < 0.45 * sum(plain)
+    assert each(found, losses(Treatment(Round(weighted=True), target)), 0.7)
+    assert each(found, losses(Treatment(OBS(), target)), 0.95)
 
 
 def test_more_bits_and_smaller_groups_cost_less():

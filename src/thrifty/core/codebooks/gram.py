@@ -18,12 +18,10 @@ from torch import Tensor
 
 from thrifty.core.codebooks.additive import beam_search_in, sum_codewords
 from thrifty.core.codebooks.kmeans import sums
+from thrifty.core.linalg import upper_factor
 
 TOGETHER = 128
 """Inputs whose groups are gone through one by one before their changes reach the rest as one product."""
-
-DONE = 1e-6
-"""Conjugate gradients stop at this share of the first slope's energy: rounding errors would lead them astray."""
 
 RIDGE = 1e-6
 """Share of the mean curvature that is added to each entry's own, so that entries that hardly count have a direction to go, too."""
@@ -42,11 +40,35 @@ class Coded:
         return sum_codewords(self.codebooks, self.codes).flatten(1) * self.scale
 
 
+def sweep_codes(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], now: Coded, beam: int) -> Coded | None:
+    """Codes from nothing: group after group is fixed, as if the groups to come were free to make up for its error; those with the largest
+    inputs first. None where the Gram matrix has no factor.
+
+    With gram = R R^T, R upper triangular, the loss is the sum over groups j of  || (w_j - v_j) R_jj + sum over i < j of (w_i - v_i) R_ij ||^2.
+    """
+    size = now.codebooks.shape[2]
+    groups = gram.diagonal().view(-1, size).sum(1).argsort(descending=True, stable=True)
+    columns = (groups[:, None] * size + torch.arange(size, device=gram.device)).flatten()
+    factor = upper_factor(gram[columns][:, columns])
+    if factor is None:
+        return None
+    weight, error = weight[:, columns], torch.empty_like(weight)
+    codes = torch.empty_like(now.codes, dtype=torch.int64)
+    for place, group in enumerate(groups.tolist()):
+        first, last = place * size, (place + 1) * size
+        own = factor[first:last, first:last]
+        reached = error[:, :first] @ factor[:first, first:last]
+        pulls = (weight[:, first:last] @ own + reached) @ own.T / now.scale
+        codes[:, group] = beam_search_in(own @ own.T, pulls, now.codebooks, beam)
+        error[:, first:last] = weight[:, first:last] - sum_codewords(now.codebooks, codes[:, group]) * now.scale
+    return replace(now, codes=codes)
+
+
 def search_codes(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], now: Coded, beam: int) -> Coded:
     """One pass over the groups: the codes of each are chosen again while those of the others are as they are by then."""
     size = now.codebooks.shape[2]
     error = weight - now.decode()
-    codes = now.codes.long()
+    codes = now.codes.to(torch.int64, copy=True)
     block = max(size, TOGETHER // size * size)
     for start in range(0, weight.shape[1], block):
         stop = min(start + block, weight.shape[1])
@@ -64,7 +86,11 @@ def search_codes(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], 
 
 
 def fit_codebooks(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], now: Coded, iterations: int) -> Coded:
-    """The codebooks after some steps of conjugate gradients, preconditioned by each entry's own curvature [d, d]."""
+    """The codebooks after some steps of conjugate gradients, preconditioned by each entry's own curvature [d, d].
+
+    They end early where all that is left of the slope is rounding error, which would lead them astray.
+    """
+    rounding = torch.finfo(weight.dtype).eps
     solve = _own_curvature(gram, now)
     change = torch.zeros_like(now.codebooks)
     rest = _gather(((weight - now.decode()) @ gram) * now.scale, now)
@@ -74,7 +100,7 @@ def fit_codebooks(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"],
         moved = sum_codewords(direction, now.codes).flatten(1) * now.scale
         image = _gather((moved @ gram) * now.scale, now)
         curvature = float((direction * image).sum())
-        if not curvature > 0 or not energy > DONE * first:
+        if not curvature > 0 or not energy > rounding * first:
             break
         step = energy / curvature
         change += step * direction

@@ -2,10 +2,11 @@
 
     min over V of  tr((W - V) H (W - V)^T),    v_ij = s_i (C_1[k_ij1] + .. + C_M[k_ijM]),    H = gram + damping * mean(diag gram) * I
 
-The start is the target's nearest point weighed by diag(gram), or, of each row, what `obs` reaches with the same codebooks where that costs
-less. Then codebooks take steps of conjugate gradients, scales have a closed form, and codes are searched group by group, the best few sums
-of codewords being kept (beam search); the best state is returned. The published method starts from the nearest point, keeps the beam over
-whole rows, and moves codebooks and scales by Adam.
+The target's codebooks are fitted with the root of diag(H) as importance. Of each row, the start is its nearest sums, or where that costs less
+what a sweep reaches: group after group is fixed, those with the largest inputs first, as if the groups to come were free to make up for its
+error. Then codebooks take steps of conjugate gradients, scales have a closed form, and codes are searched group by group, the best few sums
+of codewords being kept (beam search); the best state is returned. The published method has no sweep, keeps the beam over whole rows, and
+moves codebooks and scales by Adam.
 Source: Egiazarian, Panferov, Kuznedelev, Frantar, Babenko and Alistarh (2024), arXiv 2401.06118.
 """
 
@@ -22,10 +23,9 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
-from thrifty.core.codebooks.gram import Coded, fit_codebooks, fit_scales, search_codes
+from thrifty.core.codebooks.gram import Coded, fit_codebooks, fit_scales, search_codes, sweep_codes
 from thrifty.core.linalg import row_forms
 from thrifty.weights.base import Solver, Target
-from thrifty.weights.solve.obs import OBS
 from thrifty.weights.target.additive import Additive, held_codebooks, held_scale
 
 
@@ -38,7 +38,7 @@ class AQLM(Solver):
     paper: ClassVar[Paper] = Additive.paper
 
     rounds: Annotated[int, Field(ge=0, le=1000)] = 5
-    steps: Annotated[int, Field(ge=1, le=1000)] = 16
+    steps: Annotated[int, Field(ge=1, le=1000)] = 8
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
@@ -61,7 +61,7 @@ class AQLM(Solver):
             return _solution(problem, target, points.coded, (said,), {})
         damped = gram.clone()
         damped.diagonal().add_(self.damping * (float(gram.diagonal().mean()) or 1.0))
-        best = self._first(weight, gram, damped, target)
+        best = self._first(weight, damped, target)
         first = least = _loss(weight, damped, best)
         taken, now = 0, best
         while taken < self.rounds:
@@ -74,17 +74,16 @@ class AQLM(Solver):
                 break
         return _solution(problem, target, best, (), {"rounds": float(taken), "start_loss": first})
 
-    def _first(
-        self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], damped: Float[Tensor, "in in"], target: Additive
-    ) -> Coded:
+    def _first(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], target: Additive) -> Coded:
         """Of each row the better one of two starts with the same codebooks: the nearest sums, and what a sweep over the groups reaches."""
-        points = target.fit(weight, gram.diagonal())
-        values, nearest = points.project(weight), points.coded
-        swept = OBS(damping=self.damping).reach(weight, gram, points, target.run)
+        points = target.fit(weight, gram.diagonal().sqrt())
+        points.project(weight)
+        nearest = points.coded
+        swept = sweep_codes(weight, gram, nearest, target.beam)
         if swept is None:
             return nearest
-        better = row_forms(weight - swept.values, damped) < row_forms(weight - values, damped)
-        return replace(nearest, codes=torch.where(better[:, None, None], points.coded.codes, nearest.codes))
+        losses = [row_forms(weight - one.decode(), gram) for one in (nearest, swept)]
+        return replace(nearest, codes=torch.where((losses[1] < losses[0])[:, None, None], swept.codes, nearest.codes))
 
     def _round(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], now: Coded, beam: int) -> Coded:
         """Codebooks, scales and codes, one after the other."""

@@ -156,8 +156,8 @@ class AdditivePoints(Points):
 
     def _nearest(self, part: Float[Tensor, "out g"], importance: Float[Tensor, "g"]) -> Int[Tensor, "out m"]:
         """The codes of one group of inputs."""
-        pulls = part.to(torch.float32) / self.scale * importance
-        return beam_search_in(torch.diag(importance).to(torch.float32), pulls, self.codebooks, self.target.beam)
+        part, importance = part.to(torch.float32), importance.to(torch.float32)
+        return beam_search_in(torch.diag(importance), part / self.scale * importance, self.codebooks, self.target.beam)
 
 
 def at_least(importance: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
