@@ -44,7 +44,7 @@ def sweep_codes(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], n
     """Codes from nothing: group after group is fixed, as if the groups to come were free to make up for its error; those with the largest
     inputs first. None where the Gram matrix has no factor.
 
-    With gram = R R^T, R upper triangular, the loss is the sum over groups j of  || (w_j - v_j) R_jj + sum over i < j of (w_i - v_i) R_ij ||^2.
+    With gram = R R^T, R upper triangular, the loss is  sum_j || (w_j - v_j) R_jj + sum_(i<j) (w_i - v_i) R_ij ||^2  over groups j.
     """
     size = now.codebooks.shape[2]
     groups = gram.diagonal().view(-1, size).sum(1).argsort(descending=True, stable=True)

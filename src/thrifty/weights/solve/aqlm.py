@@ -2,11 +2,11 @@
 
     min over V of  tr((W - V) H (W - V)^T),    v_ij = s_i (C_1[k_ij1] + .. + C_M[k_ijM]),    H = gram + damping * mean(diag gram) * I
 
-The target's codebooks are fitted with the root of diag(H) as importance. Of each row, the start is its nearest sums, or where that costs less
-what a sweep reaches: group after group is fixed, those with the largest inputs first, as if the groups to come were free to make up for its
-error. Then codebooks take steps of conjugate gradients, scales have a closed form, and codes are searched group by group, the best few sums
-of codewords being kept (beam search); the best state is returned. The published method has no sweep, keeps the beam over whole rows, and
-moves codebooks and scales by Adam.
+The target's codebooks are fitted with the root of diag(H) as importance. Each row starts from its nearest sums, or where that costs less
+from what a sweep reaches: group after group is fixed, those with the largest inputs first, as if the groups to come were free to make up
+for its error. Then codebooks take steps of conjugate gradients, scales have a closed form, and codes are searched group by group, the best
+few sums of codewords being kept (beam search); the best state is returned. The published method has no sweep, keeps the beam over whole
+rows, and moves codebooks and scales by Adam.
 Source: Egiazarian, Panferov, Kuznedelev, Frantar, Babenko and Alistarh (2024), arXiv 2401.06118.
 """
 
