@@ -17,9 +17,11 @@ from tests.weights.problems import correlated_gram, draw, loss, problem
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Problem
 from thrifty.core.codebooks import additive, kmeans
+from thrifty.pipeline.steps import Step, Work
 from thrifty.weights import compress_weight
 from thrifty.weights.base import Treatment, hold
 from thrifty.weights.preset.solve import Solve
+from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.obs import OBS
@@ -199,6 +201,13 @@ def test_what_does_not_go_together_is_refused():
         Both(mask=Additive())
     with pytest.raises(InputError, match="additive cannot keep the zeros of an earlier step"):
         hold(Additive(), torch.ones(4, 8, dtype=torch.bool))
+
+
+def test_a_recipe_in_which_codebooks_follow_another_step_is_refused_before_it_runs():
+    pruned, coded = Step("wanda", {"up": Wanda()}), Step("solve", {"up": Solve(by=AQLM(), into=Additive())})
+    with pytest.raises(InputError, match="step 2: additive cannot keep what an earlier step made of up; leave one of the two out"):
+        Work.of([pruned, coded])
+    assert len(Work.of([coded, pruned]).treatments["up"]) == 2
 
 
 @pytest.mark.parametrize(("width", "said"), [(12, "group_size 8 does not divide the width 12 of weight; 6 does"), (7, "; 7 does")])

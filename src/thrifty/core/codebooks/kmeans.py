@@ -65,13 +65,13 @@ def fit_codebook(
 
 def nearest(vectors: Float[Tensor, "n d"], entries: Float[Tensor, "k d"], weights: Float[Tensor, "n #d"] | None = None) -> Int[Tensor, "n"]:
     """The index of the nearest entry to each vector, in its weighted distance."""
-    if weights is None or weights.shape[1] == 1:
-        left, right, constant = vectors, entries.T, entries.square().sum(1) / 2
-    else:
-        left = torch.cat([vectors * weights, weights], 1)
-        right, constant = torch.cat([entries, -entries.square() / 2], 1).T, torch.zeros_like(entries[:, 0])
+    half = entries.square() / 2
     rows = max(1, CHUNK // entries.shape[0])
-    return torch.cat([torch.addmm(constant, part, right, alpha=-1).argmin(1) for part in left.split(rows)])
+    if weights is None or weights.shape[1] == 1:
+        return torch.cat([torch.addmm(half.sum(1), part, entries.T, alpha=-1).argmin(1) for part in vectors.split(rows)])
+    both = torch.cat([half, -entries], 1).T
+    parts = zip(vectors.split(rows), weights.split(rows), strict=True)
+    return torch.cat([(torch.cat([weight, part * weight], 1) @ both).argmin(1) for part, weight in parts])
 
 
 def seeds(
