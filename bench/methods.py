@@ -16,6 +16,11 @@ from thrifty.papers.status import MEASURED
 BUILD = Path(__file__).parent / "build" / "methods"
 GRID = {"bits": 4, "group_size": 32}
 RUNS: dict[str, tuple[str, Any, str]] = {
+    "aqlm": (
+        "four codebooks of 16 entries for groups of 8, 2.12 bits all counted",
+        {"solve": {"by": "aqlm", "into": {"additive": {"codebooks": 4, "bits": 4}}}},
+        "tests/weights/test_additive.py",
+    ),
     "awp": ("4 bits, groups of 32", {"solve": {"by": "awp", "into": {"int": GRID}}}, "tests/weights/test_awp.py"),
     "baq": (
         "4 bits on average, allocated by column",

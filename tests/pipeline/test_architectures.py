@@ -61,10 +61,23 @@ def _steps(example: Method) -> list[dict[str, Any]] | None:
     if isinstance(example, Target):
         return [{"solve": {"by": {"round": {}}, "into": word}}]
     if isinstance(example, Solver):
-        return [{"solve": {"by": word, "into": {"int": {}}}}]
+        into = _reached(example)
+        return [{"solve": {"by": word, "into": {into.name: into.settings()}}}]
     if isinstance(example, Allocator):
         return [{"solve": {"by": {"obs": {}}, "into": {"int": _accepted(example).settings()}, "share": word}}]
     return None
+
+
+def _reached(solver: Solver) -> Target:
+    """An integer grid, or where the solver is for other targets, an example of one that it accepts."""
+    others = [example for method in load_methods().values() if issubclass(method, Target) for example in method.examples()]
+    for target in (Int(), *others):
+        try:
+            solver.accepts(target)
+            return target
+        except InputError:
+            continue
+    raise AssertionError(f"{solver.name} accepts no target")
 
 
 def _accepted(allocator: Allocator) -> Int:
@@ -181,7 +194,7 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
         linear, treatment = linears[layer.name], work.treatments[layer.name][-1]
         weight = read_matrix(source, linear).to(torch.float32)
         outline = treatment.target.outline(*weight.shape)
-        if outline.layout == "numbers" or outline.bits <= 2:
+        if outline.layout in ("numbers", "additive") or outline.bits <= 2:
             plain = nearest(weight, treatment.target)
         elif layer.sparsity > 0.4:
             plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))

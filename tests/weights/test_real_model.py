@@ -31,9 +31,11 @@ from thrifty.weights.preset.magnitude import Magnitude
 from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
+from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
+from thrifty.weights.target.additive import Additive
 from thrifty.weights.target.both import Both
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.n_m import NM
@@ -245,6 +247,42 @@ def test_baq_costs_less_than_gptq_at_the_same_mean_bits(bits):
     assert sum(spreads[0]) < 0.5 * sum(spreads[1])
     assert bits == 2 or each(*spreads, 0.6)
     assert sum(losses(Treatment(OBS(), grid, BAQ()))) < 0.95 * sum(losses(Treatment(OBS(), grid)))
+
+
+SOME = slice(0, None, 6)
+"""A query, a down, a key and an up projection: fitting codebooks takes longer than fitting grids."""
+
+
+def some_losses(method: Preset | Treatment) -> list[float]:
+    """Losses of some linears, as a share of their outputs' energy."""
+    treatment = method if isinstance(method, Treatment) else method.expand()
+    return [solve(layer.problem, treatment).loss / layer.energy for layer in layers()[SOME]]
+
+
+@pytest.mark.parametrize(("codebooks", "bits", "beam", "every", "most"), [(4, 2, 4, 0.8, 0.7), (6, 3, 8, 1.05, 0.95)])
+def test_additive_codebooks_cost_less_than_gptq_at_the_same_bits(codebooks, bits, beam, every, most):
+    """Everything counted. A bit is worth a factor of 4 in the loss: what a matrix spends on its codebooks beyond the grids is charged for.
+    At 3 bits a linear whose outputs a few inputs decide may be better off with a grid, which sees them one by one."""
+    target = Additive(codebooks, 4, beam=beam)
+    found = some_losses(Treatment(AQLM(rounds=3), target))
+    for size, symmetric in ((0, False), (0, True), (64, True)):
+        plain = some_losses(GPTQ(bits=bits, group_size=size, symmetric=symmetric))
+        charged = []
+        for loss_found, layer in zip(found, layers()[SOME], strict=True):
+            out, width = layer.problem.weight.shape
+            grids = bits + (16 if symmetric else 16 + bits) / (size or width)
+            charged.append(loss_found * 4 ** (target.rate(out, width) - grids))
+        assert each(charged, plain, every), (size, symmetric)
+        assert sum(charged) < most * sum(plain), (size, symmetric)
+
+
+def test_additive_codebooks_that_see_the_outputs_cost_less_than_residual_k_means():
+    target = Additive(4, 4, beam=4)
+    found, swept, weighed, plain = (
+        some_losses(Treatment(solver, target)) for solver in (AQLM(rounds=3), OBS(), Round(weighted=True), Round())
+    )
+    assert each(found, swept, 0.95) and each(swept, weighed) and each(found, plain, 0.7)
+    assert sum(found) < 0.45 * sum(plain)
 
 
 def test_more_bits_and_smaller_groups_cost_less():

@@ -92,10 +92,10 @@ def test_places_of_four_bits_hold_the_codes(bits):
 
 
 def test_it_cannot_keep_zeros_and_says_so():
-    with pytest.raises(InputError, match="zero_free has no zero, so it cannot keep the zeros of an earlier step"):
+    with pytest.raises(InputError, match="zero_free cannot keep the zeros of an earlier step"):
         hold(ZeroFree(), torch.ones(4, WIDTH, dtype=torch.bool))
     steps = [{"wanda": {"pattern": "2:4"}}, {"solve": {"by": "obs", "into": {"zero_free": {}}}}]
-    with pytest.raises(InputError, match="zero_free has no zero"):
+    with pytest.raises(InputError, match="step 2: zero_free cannot keep the zeros"):
         resolve(complete(parse_recipe({"steps": steps})), open_model(default_model()).anatomy)
     with pytest.raises(InputError, match="group_size 32 does not divide the width 48 of fc; 16 does"):
         ZeroFree(2, 32).check(8, WIDTH, "fc")

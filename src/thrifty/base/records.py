@@ -41,13 +41,17 @@ class Encoded:
         this they are those floats.
     layout `int_columns`: `codes` [out, in] unsigned, `levels` int16 [in], `low` and `high` float32 [out, 1]; columns of
         different widths (BAQ).
-    bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`).
-    group_size: inputs that share a scale; 0 means one scale a row.
+    layout `additive`: `codes` uint8/uint16 [out, in / group_size, m], `codebooks` float32 [m, 2^b, group_size] (float16 holds them),
+        `scale` float32 [out, 1] (bfloat16 holds it); the inputs of a group are (codebooks[0][code 0] + codebooks[1][code 1] + ..) * scale,
+        added in this order.
+    bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`; of
+        a weight for `additive`, codebooks and scales counted).
+    group_size: inputs that share a scale, or codes (`additive`); 0 means one scale a row.
     standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.
     """
 
-    layout: Literal["int", "dense", "numbers", "int_columns"]
+    layout: Literal["int", "dense", "numbers", "int_columns", "additive"]
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
     bits: float
@@ -61,6 +65,8 @@ class Encoded:
             return self.tensors["values"].to(torch.float32)
         if self.layout == "int_columns":
             return _decode_columns(self.tensors)
+        if self.layout == "additive":
+            return _decode_sums(self.tensors)
         if self.layout == "numbers":
             return self.tensors["numbers"][self.tensors["codes"].long()] * _spread(self.tensors["scale"], self.shape[1])
         codes = self.tensors["codes"].to(torch.float32)
@@ -84,6 +90,8 @@ class Encoded:
         """Bits of a code when every code of a column takes a whole number of them."""
         if self.layout == "int_columns":
             return float(torch.log2(self.tensors["levels"].to(torch.float64)).ceil().mean())
+        if self.layout == "additive":
+            return self.bits
         return float(math.ceil(self.bits))
 
     @property
@@ -92,7 +100,7 @@ class Encoded:
         return float((self.decode() == 0).float().mean())
 
 
-_OF_ALL_ROWS = ("levels", "numbers", "whole")
+_OF_ALL_ROWS = ("levels", "numbers", "whole", "codebooks")
 
 
 def _spread(per_group: Tensor, width: int) -> Tensor:
@@ -106,6 +114,14 @@ def _decode_columns(tensors: dict[str, Tensor]) -> Tensor:
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     values = (tensors["codes"].to(torch.float32) - torch.round(-tensors["low"] / scale)) * scale
     return torch.where(tensors["levels"] > 1, values, torch.zeros_like(values))
+
+
+def _decode_sums(tensors: dict[str, Tensor]) -> Tensor:
+    codes, codebooks = tensors["codes"].long(), tensors["codebooks"]
+    total = codebooks[0][codes[..., 0]]
+    for number in range(1, codebooks.shape[0]):
+        total = total + codebooks[number][codes[..., number]]
+    return total.flatten(1) * tensors["scale"]
 
 
 @dataclass(frozen=True)

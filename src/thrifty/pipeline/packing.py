@@ -121,6 +121,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return f"transformers before {FLOATS_SINCE} decodes such floats to bfloat16, whatever the model computes in"
     if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
+    if outline.layout == "additive":
+        return "no public format is written for codebooks"
     if linear.storage == "conv1d":
         return "the format has no form for Conv1D"
     if linear.part is not None:

@@ -40,7 +40,10 @@ class Work:
                 if isinstance(method, Transform):
                     chosen[path] = method
                 elif isinstance(method, Preset):
-                    treatments[path] = (*treatments.get(path, ()), method.expand())
+                    treatment = method.expand()
+                    if path in treatments:
+                        check_zero(treatment.target, f"step {position}: ")
+                    treatments[path] = (*treatments.get(path, ()), treatment)
                 else:
                     raise InputError(f"step {position}: {method.name} belongs to {method.family} and cannot stand as a step of its own")
             if chosen:
@@ -59,11 +62,8 @@ class Work:
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
         for linear in anatomy.linears:
-            treatments = self.treatments.get(linear.path, ())
-            for treatment in treatments:
+            for treatment in self.treatments.get(linear.path, ()):
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
-            for treatment in treatments[1:]:
-                check_zero(treatment.target)
 
     def transform_for(self, position: int, space: Space) -> Transform | None:
         """The transform of step `position` for a space: the one chosen for its first selected consumer."""

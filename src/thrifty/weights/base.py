@@ -56,11 +56,13 @@ class Target(Method, ABC):
     joint_rows: whether the rows of a matrix compete with each other, so that several matrices must not be stacked.
     holds_zero: whether zero is in every place, so that what an earlier step pruned can stay zero.
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
+    by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be encoded.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
     holds_zero: ClassVar[bool] = True
+    by_entry: ClassVar[bool] = True
 
     @property
     def run(self) -> int:
@@ -190,7 +192,7 @@ class Held(Target):
     mask: Bool[Tensor, "out in"]
 
     def __post_init__(self) -> None:
-        return None
+        check_zero(self.target)
 
     @property
     def joint_rows(self) -> bool:  # type: ignore[override]
@@ -234,14 +236,13 @@ class HeldPoints(Points):
 
 def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
     """`target` restricted to matrices that are zero where `mask` is False. Raises InputError for a target without zero."""
-    check_zero(target)
     return Held(target, mask)
 
 
-def check_zero(target: Target) -> None:
-    """Raise InputError when a target cannot come after a step that makes zeros."""
+def check_zero(target: Target, where: str = "") -> None:
+    """Raise InputError, which begins with `where`, when a target cannot come after a step that makes zeros."""
     if not target.holds_zero:
-        raise InputError(f"{target.name} has no zero, so it cannot keep the zeros of an earlier step; solve into it alone, or take int")
+        raise InputError(f"{where}{target.name} cannot keep the zeros of an earlier step; solve into it alone, or take int")
 
 
 def check_groups(group_size: int, in_features: int, name: str) -> None:

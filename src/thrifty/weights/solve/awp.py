@@ -23,6 +23,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import largest_eigenvalue
@@ -49,6 +50,10 @@ class AWP(Solver):
     tolerance: Annotated[float, Field(ge=0)] = 1e-4
     precondition: bool = True
     start: Literal["nearest", "obs"] = "obs"
+
+    def accepts(self, target: Target) -> None:
+        if not target.by_entry:
+            raise InputError(f"awp cannot be used with {target.name}, where entries share codes; take by: aqlm, obs or round")
 
     def solve(self, problem: Problem, target: Target) -> Solution:
         weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)

@@ -60,7 +60,7 @@ class OBS(Solver):
 
     def accepts(self, target: Target) -> None:
         if self.act_order and target.run:
-            raise InputError(f"obs: act_order cannot be used with {target.name}, whose masks are chosen for neighbouring inputs together")
+            raise InputError(f"obs: act_order cannot be used with {target.name}, which decides neighbouring inputs together")
 
     def solve(self, problem: Problem, target: Target) -> Solution:
         weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)

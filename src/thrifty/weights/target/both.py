@@ -36,7 +36,7 @@ class Both(Target):
         super().__post_init__()
         if not isinstance(self.grid, IntGrid):
             raise InputError(f"both: grid must be an integer grid, as in {{int: {{bits: 4}}}}; got {self.grid.name}")
-        if isinstance(self.mask, IntGrid | Both):
+        if isinstance(self.mask, IntGrid | Both) or not self.mask.by_entry:
             raise InputError(f"both: mask must be one of top_k, n_m, unstructured; got {self.mask.name}")
 
     @property

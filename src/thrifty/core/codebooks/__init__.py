@@ -1,0 +1,1 @@
+"""Vector quantizers: codes for vectors, all behind one interface (`quantizer.Quantizer`)."""
