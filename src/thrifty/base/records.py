@@ -44,8 +44,8 @@ class Encoded:
     layout `additive`: `codes` uint8/uint16 [out, in / group_size, m], `codebooks` float32 [m, 2^b, group_size] (float16 holds them),
         `scale` float32 [out, 1] (bfloat16 holds it); the inputs of a group are (codebooks[0][code 0] + codebooks[1][code 1] + ..) * scale,
         added in this order.
-    bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`; of
-        a weight for `additive`, codebooks and scales counted).
+    bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`;
+        of a weight for `additive`, codebooks and scales counted).
     group_size: inputs that share a scale, or codes (`additive`); 0 means one scale a row.
     standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.

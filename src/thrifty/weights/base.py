@@ -56,7 +56,8 @@ class Target(Method, ABC):
     joint_rows: whether the rows of a matrix compete with each other, so that several matrices must not be stacked.
     holds_zero: whether zero is in every place, so that what an earlier step pruned can stay zero.
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
-    by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be encoded.
+    by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be
+    encoded.
     """
 
     family: ClassVar[str] = "weights.target"
