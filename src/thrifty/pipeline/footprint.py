@@ -29,10 +29,14 @@ HEAP = 32 << 20
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one row in a block. row: the hidden states that leave it. peak: what the block makes at the fullest moment of a pass.
-    heap: the part of the peak that lies in tensors below HEAP when a batch passes. stages: what is alive when a stage is reached, by the
-    name of the space it reads."""
+    """Bytes of one row in a block.
 
+    tokens: how many vectors a row is there. row: the hidden states that leave it. peak: what the block makes at the fullest moment of a pass.
+    heap: the part of the peak that lies in tensors below HEAP when a batch passes. stages: what is alive when a stage is reached, by the
+    name of the space it reads.
+    """
+
+    tokens: int
     row: int
     peak: int
     heap: int
@@ -98,7 +102,7 @@ def _footprint(source: Source, block: Block, call: Call, hidden: Tensor, small: 
     one, two = (_pass(source, block, call, hidden[:rows], small * rows) for rows in (1, 2))
     # masks and positions are made once, however many rows there are
     stages = {name: two.stages[name] - one.stages[name] for name in one.stages}
-    return Footprint(two.row - one.row, two.peak - one.peak, max(0, two.heap - one.heap), stages)
+    return Footprint(one.tokens, two.row - one.row, two.peak - one.peak, max(0, two.heap - one.heap), stages)
 
 
 def _pass(source: Source, block: Block, call: Call, hidden: Tensor, small: int) -> Footprint:
@@ -108,7 +112,8 @@ def _pass(source: Source, block: Block, call: Call, hidden: Tensor, small: int) 
     stages: dict[str, int] = {}
     with _noting(module, block, ledger, stages), _FusedAttention(), ledger:
         out = run_block(module, hidden, call.to("meta"))
-    return Footprint(out.numel() * out.itemsize, ledger.peak, ledger.heap, stages)
+    tokens = hidden.shape[1:-1].numel()
+    return Footprint(tokens, out.numel() * out.itemsize, ledger.peak, ledger.heap, stages)
 
 
 def _held(call: Call) -> list[Tensor]:

@@ -101,13 +101,14 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     apart = setting.order == "block" or bool(work.transforms)  # Gram matrices of all stages are taken before the first is solved
     held = sum(stage.reads.width**2 * 4 for stage in block.stages) if apart else 0
     in_passing = setting.order == "stage"
+    tokens = load.calibration[block.path].tokens if block.path in load.calibration else load.tokens
     done, peak = 0, 0
     for stage in block.stages:
         alive = _alive(source, block, stage, setting, load)
         if apart:
-            peak = max(peak, held + alive + _gathering(stage, setting.batch * load.tokens))
+            peak = max(peak, held + alive + _gathering(stage, min(setting.batch, load.rows) * tokens))
         if in_passing:
-            peak = max(peak, held + done + alive + _gathering(stage, load.calibration_tokens))
+            peak = max(peak, held + done + alive + _gathering(stage, load.rows * tokens))
         peak = max(peak, held + done + (alive if in_passing else 0) + _treating(stage, work, sums=not apart))
         # what stays of a solved matrix: its values in float32 and its codes
         done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
@@ -124,8 +125,9 @@ def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: L
 
 
 def _gathering(stage: Stage, tokens: int) -> int:
-    """Bytes while so many tokens are added to a Gram matrix: the sum, the new part, both together, and a chunk twice in float32."""
-    return 3 * stage.reads.width**2 * 4 + min(CHUNK, tokens) * stage.reads.width * 8
+    """Bytes while so many tokens are added to a Gram matrix: the sum, the new part, and then both together or a chunk twice in float32."""
+    square = stage.reads.width**2 * 4
+    return 2 * square + max(square, min(CHUNK, tokens) * stage.reads.width * 8)
 
 
 def _treating(stage: Stage, work: Work, *, sums: bool) -> int:
