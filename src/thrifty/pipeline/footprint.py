@@ -31,7 +31,7 @@ HEAP = 32 << 20
 class Footprint:
     """Bytes of one row in a block.
 
-    tokens: how many vectors a row is there. row: the hidden states that leave it. peak: what the block makes at the fullest moment of a pass.
+    tokens: vectors of a row there. row: the hidden states that leave it. peak: what the block makes at the fullest moment of a pass.
     heap: the part of the peak that lies in tensors below HEAP when a batch passes. stages: what is alive when a stage is reached, by the
     name of the space it reads.
     """
