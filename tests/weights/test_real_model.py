@@ -253,6 +253,7 @@ SOME = slice(0, None, 6)
 """A query, a down, a key and an up projection: fitting codebooks takes longer than fitting grids."""
 
 
+@cache
 def some_losses(method: Preset | Treatment) -> list[float]:
     """Losses of some linears, as a share of their outputs' energy."""
     treatment = method if isinstance(method, Treatment) else method.expand()
