@@ -45,6 +45,15 @@ class Points(ABC):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         """Write the nearest point for column `index` into `out`."""
 
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[Points, Float[Tensor, "out in"]]:
+        """What entries share (scales, zero points), fitted to tr((W - V) G (W - V)^T) with the codes of `values` as they are.
+
+        Returns the set with it and the values of the same codes there, whose loss is not higher; (self, values) where nothing is shared.
+        """
+        return self, values
+
     @abstractmethod
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         """How a point of the set is held. `encode(values).decode()` equals `values` exactly."""
@@ -225,6 +234,12 @@ class HeldPoints(Points):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self.points.snap(column, index, out)
         out.mul_(self.mask[:, index])
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[Points, Float[Tensor, "out in"]]:
+        points, values = self.points.refit(values, weight, gram)
+        return (self if points is self.points else HeldPoints(points, self.mask)), values
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         return self.points.encode(values)
