@@ -32,6 +32,7 @@ from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.both import Both
@@ -245,6 +246,13 @@ def test_baq_costs_less_than_gptq_at_the_same_mean_bits(bits):
     assert sum(spreads[0]) < 0.5 * sum(spreads[1])
     assert bits == 2 or each(*spreads, 0.6)
     assert sum(losses(Treatment(OBS(), grid, BAQ()))) < 0.95 * sum(losses(Treatment(OBS(), grid)))
+
+
+def test_descent_costs_less_than_the_sweep_of_obs_on_the_same_grid():
+    target = Int(2, 32, False, "mse")
+    descended, swept = losses(Treatment(Descent(1, 2), target)), losses(Treatment(OBS(True), target))
+    assert each(descended, swept, 0.95)
+    assert sum(descended) < 0.8 * sum(swept)
 
 
 def test_more_bits_and_smaller_groups_cost_less():
