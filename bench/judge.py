@@ -47,9 +47,12 @@ def _pin() -> None:
 
 
 class Judge:
-    """A model (None: the one inside the package), 128 calibration and 128 evaluation windows of 512 tokens."""
+    """A model (None: the one inside the package), and as many calibration as evaluation windows of some tokens.
 
-    def __init__(self, model: Path | None = None) -> None:
+    text: the file of each purpose (none: what comes with the package).
+    """
+
+    def __init__(self, model: Path | None = None, windows: int = 128, tokens: int = 512, text: dict[str, Path] | None = None) -> None:
         from thrifty.data import default_model, load_rows
         from thrifty.models import open_model
         from thrifty.runtime import load
@@ -62,9 +65,9 @@ class Judge:
                 config=self.source.config,
                 kind="causal_lm",
                 purpose=purpose,
-                text=(),
-                samples=128,
-                tokens=512,
+                text=(str(text[purpose]),) if text else (),
+                samples=windows,
+                tokens=tokens,
                 seed=0,
             )
             for purpose in ("calibration", "evaluation")

@@ -27,6 +27,11 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "obs", "into": {"int": {"bits": 4, "group_size": 0, "symmetric": False}}, "share": "baq"}},
         "tests/weights/test_baq.py",
     ),
+    "descent": (
+        "4 bits, groups of 32",
+        {"solve": {"by": "descent", "into": {"int": {**GRID, "range": "mse"}}}},
+        "tests/weights/test_descent.py",
+    ),
     "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),

@@ -33,6 +33,7 @@ from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.additive import Additive
@@ -284,6 +285,13 @@ def test_additive_codebooks_that_see_the_outputs_cost_less_than_residual_k_means
     )
     assert each(found, swept, 0.95) and each(swept, weighed) and each(found, plain, 0.7)
     assert sum(found) < 0.45 * sum(plain)
+
+
+def test_descent_costs_less_than_the_sweep_of_obs_on_the_same_grid():
+    target = Int(2, 32, False, "mse")
+    descended, swept = losses(Treatment(Descent(1, 2), target)), losses(Treatment(OBS(True), target))
+    assert each(descended, swept, 0.95)
+    assert sum(descended) < 0.8 * sum(swept)
 
 
 def test_more_bits_and_smaller_groups_cost_less():

@@ -163,7 +163,7 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
     if job.setting.device == "cpu" and ram and cost.memory > ram:
         largest = max((name for name in cost.parts if name not in ("resident", "rows")), key=lambda name: cost.parts[name])
         advice = "a smaller model"
-        if largest in ("solving", "passing") or cost.parts["rows"] > ram // 4:
+        if largest in ("solving", "healing", "passing") or cost.parts["rows"] > ram // 4:
             advice = "fewer --samples or shorter --tokens"
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"

@@ -72,10 +72,17 @@ def fit_scales(
 
 def _round_scale(exact: Float[Tensor, "out groups"], rule: ScaleRule, form: Format, whole: float | None) -> Tensor:
     """The nearest scale that a container holds; groups of zeros have any."""
+    if rule == "power_of_two":
+        return floor_power(exact * form.largest / floor_power(torch.tensor(form.largest)).to(exact))
+    return nearest_scale(exact, rule, whole)
+
+
+def nearest_scale(exact: Float[Tensor, "*shape"], rule: ScaleRule, whole: float | None = None) -> Float[Tensor, "*shape"]:
+    """The nearest scale that a container holds, some other where it is 0; whole: see `Scales`."""
     if rule == "real":
         return snap_scale(exact, 8, SMALLEST, LARGEST)
     if rule == "power_of_two":
-        return floor_power(exact * form.largest / floor_power(torch.tensor(form.largest)).to(exact))
+        return floor_power(exact * (4 / 3))  # the next power is nearer from one and a half on
     scale = FLOATS["e4m3"]().nearest(exact * whole)
     least = 2.0**-9  # the smallest positive number of e4m3
     return torch.where(exact > 0, scale.clamp_min(least), torch.ones_like(scale)) / whole

@@ -1,7 +1,18 @@
 """Open a model, describe it once, and hand out its parts: a block at a time, and the shell around the blocks."""
 
-from thrifty.models.blocks import Call, get_weight, linear_modules, norm_modules, run_block, set_weight
+from thrifty.models.blocks import Call, get_weight, linear_modules, norm_modules, run_block, run_with_weights, set_weight
 from thrifty.models.shell import Shell
 from thrifty.models.source import Source, open_model
 
-__all__ = ["Call", "Shell", "Source", "get_weight", "linear_modules", "norm_modules", "open_model", "run_block", "set_weight"]
+__all__ = [
+    "Call",
+    "Shell",
+    "Source",
+    "get_weight",
+    "linear_modules",
+    "norm_modules",
+    "open_model",
+    "run_block",
+    "run_with_weights",
+    "set_weight",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,13 +56,28 @@ def run_block(module: nn.Module, hidden: Float[Tensor, "rows *length width"], ca
 
     Raises RunError where the block does not take them: what one row was called with does not fit every row of this architecture.
     """
+    with torch.no_grad():
+        return _run(module, hidden, call, {})
+
+
+def run_with_weights(
+    module: nn.Module, hidden: Float[Tensor, "rows *length width"], call: Call, weights: Mapping[nn.Module, Float[Tensor, "out in"]]
+) -> Float[Tensor, "rows *length width"]:
+    """`run_block` with other matrices in some of its linears, differentiable in them."""
+    names = {inner: name for name, inner in module.named_modules()}
+    stored = {
+        f"{names[inner]}.weight": (weight.T if isinstance(inner, Conv1D) else weight).to(hidden.dtype) for inner, weight in weights.items()
+    }
+    return _run(module, hidden, call, stored)
+
+
+def _run(module: nn.Module, hidden: Tensor, call: Call, weights: dict[str, Tensor]) -> Tensor:
     call = call.to(hidden.device, hidden.dtype)
+    args, kwargs = (hidden, *call.args), dict(call.kwargs)
+    if call.hidden is not None:
+        args, kwargs = call.args, {call.hidden: hidden, **kwargs}
     try:
-        with torch.no_grad():
-            if call.hidden is None:
-                out = module(hidden, *call.args, **call.kwargs)
-            else:
-                out = module(*call.args, **{call.hidden: hidden}, **call.kwargs)
+        out = torch.func.functional_call(module, weights, args, kwargs) if weights else module(*args, **kwargs)
     except (ThriftyError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

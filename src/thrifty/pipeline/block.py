@@ -11,7 +11,7 @@ of its block instead: its gate and up read them as they are, its down reads what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -23,10 +23,10 @@ from thrifty.base.anatomy import Block, Linear, Space, Stage
 from thrifty.base.errors import RunError
 from thrifty.base.events import warn
 from thrifty.base.memory import return_free_memory
-from thrifty.base.records import Problem, Solution
+from thrifty.base.records import Encoded, Problem, Solution
 from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
-from thrifty.models import Call, linear_modules, run_block, set_weight
+from thrifty.models import Call, linear_modules, run_block, run_with_weights, set_weight
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.view import BlockView
@@ -50,12 +50,24 @@ class LayerReport:
     details: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Unhealed:
+    """A solved matrix that is healed once its block is solved: its weight, the point that was found, and the Gram matrix of its input."""
+
+    weight: Tensor
+    encoded: Encoded
+    gram: Tensor
+    tokens: int
+
+
 @dataclass
 class BlockRun:
     """The state of one block on its way through the walk.
 
     call: what the block's forward gets besides hidden states; None where no rows go through it. dtype: type of the calibration pass.
     batch: rows that go through at once. few: how many tokens reached an expert's space, where the inputs of all experts stand in.
+    reference: the rows of the original model, where something is healed. expected: what the original block makes of them.
+    unhealed: what is healed once the block is solved, by path.
     """
 
     view: BlockView
@@ -70,6 +82,9 @@ class BlockRun:
     reports: dict[str, LayerReport] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     few: dict[str, int] = field(default_factory=dict)
+    reference: Tensor | None = None
+    expected: Tensor | None = None
+    unhealed: dict[str, Unhealed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.block: Block = self.view.block
@@ -82,6 +97,16 @@ class BlockRun:
 
     def compress(self, rows: Tensor) -> Tensor:
         """Compress the block; returns the rows as the compressed block puts them out."""
+        if self.reference is not None:
+            self.expected = self.forward(self.reference)
+        out = self._compress(rows)
+        if not self.unhealed or self.expected is None:
+            return out
+        with self.watch.during("heal"):
+            self._heal(rows, self.expected)
+        return self.forward(rows)
+
+    def _compress(self, rows: Tensor) -> Tensor:
         statistics: dict[str, Statistics] | None = None
         solved = {linear.path for linear in self.block.linears if self.work.solves(linear)}
         if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
@@ -283,6 +308,8 @@ class BlockRun:
             stop = start + linear.out_features
             encoded = solution.encoded.rows(start, stop).cpu()
             values = solution.values[start:stop]
+            if self.work.healer(linear.path) is not None:
+                self.unhealed[linear.path] = Unhealed(weight[start:stop], encoded, gram, tokens)
             kept = self.view.write(linear.path, values.cpu(), encoded).to(self.device)
             if kept.equal(values):
                 error = float(solution.row_loss[start:stop].sum())
@@ -309,6 +336,25 @@ class BlockRun:
                 details=details,
             )
             start = stop
+
+    def _heal(self, rows: Tensor, expected: Tensor) -> None:
+        """Change what was found for the matrices of the block so that its output comes nearer to the original's."""
+        for healer in dict.fromkeys(self.work.healer(path) for path in self.unhealed):
+            chosen = {path: found for path, found in self.unhealed.items() if self.work.healer(path) == healer}
+
+            def output(matrices: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+                weights = {self.linears[path]: matrix for path, matrix in matrices.items()}
+                return run_with_weights(self.module, hidden.to(self.device), self.call, weights)
+
+            starts = {path: (found.weight, found.encoded) for path, found in chosen.items()}
+            healed, figures = healer.heal(starts, output, rows, expected, self.seed)
+            for path, encoded in healed.items():
+                found, linear = chosen[path], self.view.linears[path]
+                values = encoded.decode()
+                loss = row_forms(found.weight - values, found.gram).clamp_min(0)
+                details = {**self.reports[path].details, **figures}
+                self._accept([linear], found.weight, Solution(values, encoded, loss, details=details), found.gram, found.tokens)
+            self._install(set(chosen))
 
     def _install(self, paths: set[str]) -> None:
         """Let the module compute with the view's matrices."""

@@ -29,10 +29,19 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
 def _compressing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
     passes = 2 if work.transforms or setting.order == "block" else 1
     total = passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+    total += _healing(block, work, load, setting, rates)
     for stage in block.stages:
         total += _gram(block, stage, load, rates) * (2 if work.transforms and setting.order == "stage" else 1)
         total += _solving(stage, work, rates)
     return total + _transforming(block, work, rates)
+
+
+def _healing(block: Block, work: Work, load: Load, setting: Setting, rates: Rates) -> float:
+    """Seconds of healing, with the original's way through the block before it and the result's after it."""
+    healers = dict.fromkeys(work.healer(linear.path) for linear in block.linears)
+    rows = sum(healer.row_passes for healer in healers if healer is not None)
+    rows += 2 * load.rows if rows else load.rows if work.heals else 0
+    return rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
 
 
 def _evaluating(block: Block, load: Load, rates: Rates) -> float:

@@ -32,6 +32,12 @@ SCATTERED = 64 << 20
 LOST = 0.75
 """The share by which small tensors (`footprint.HEAP`) that come and go batch after batch spread out in the heap, about."""
 
+KEPT = 4
+"""What a block keeps of a row for gradients, in parts of what it holds of it at the fullest moment, about."""
+
+TUNED = 60
+"""Bytes that an entry of a matrix takes while it is tuned: the weight, what is found of it, and what gradients need, in float32."""
+
 HEADER = 110
 """Bytes that one tensor takes in a safetensors header, about."""
 
@@ -65,7 +71,7 @@ class Load:
 def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, output: int) -> Cost:
     """The cost of a run, but for its time. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
     parts = memory_parts(source, work, setting, load)
-    phase = max(_scattered(name, parts[name]) for name in ("entering", "solving", "passing", "evaluating", "scoring"))
+    phase = max(_scattered(name, parts[name]) for name in ("entering", "solving", "healing", "passing", "evaluating", "scoring"))
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
@@ -82,6 +88,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     anatomy = source.anatomy
     width, size = anatomy.hidden_size, setting.dtype.itemsize
     streams = _streams(anatomy, load.calibration, load.rows) or load.calibration_tokens * width * size
+    streams *= 2 if work.heals else 1  # beside the calibration rows the same ones of the original model
     streams += 2 * (_streams(anatomy, load.evaluation, load.evaluation_rows) or load.scored_tokens * width * 4)
     shell = source.shell_parameters() * 4
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
@@ -89,6 +96,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
         "rows": streams,
         "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
+        "healing": max((_healing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.heals else 0,
         "passing": max((_passing(source, block, setting, load) for block in anatomy.blocks), default=0),
         "evaluating": max((_evaluating(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "scoring": shell + _logits(load, setting),
@@ -148,6 +156,19 @@ def stacked(stage: Stage, work: Work) -> dict[tuple[Treatment, ...], int]:
             chosen = work.treatments[linear.path]
             found[chosen] = found.get(chosen, 0) + linear.out_features
     return found
+
+
+def _healing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
+    """The peak while the matrices of a solved block are tuned together: what gradients need of some rows, and of each matrix."""
+    healers = {linear.path: healer for linear in block.linears if (healer := work.healer(linear.path)) is not None}
+    if not healers:
+        return 0
+    grams = sum(stage.reads.width**2 * 4 for stage in block.stages if any(linear.path in healers for linear in stage.linears))
+    matrices = sum(linear.out_features * linear.in_features for linear in block.linears if linear.path in healers)
+    rows = min(max(healer.batch for healer in healers.values()), load.rows)
+    inside = KEPT * inside_block(source, block, load, rows, setting.dtype)
+    leaving = 2 * load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
+    return source.block_parameters(block) * setting.dtype.itemsize + grams + matrices * TUNED + inside + leaving
 
 
 def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:

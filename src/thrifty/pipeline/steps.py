@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.weights.base import Preset, Transform, Treatment, check_zero
+from thrifty.weights.base import Healer, Preset, Transform, Treatment, check_zero
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Work:
                     treatment = method.expand()
                     if path in treatments:
                         check_zero(treatment.target, f"step {position}: ")
+                    if treatment.heal is not None and path in treatments:
+                        raise InputError(f"step {position}: {step.name} would not keep what an earlier step pruned of {path}; drop one")
                     treatments[path] = (*treatments.get(path, ()), treatment)
                 else:
                     raise InputError(f"step {position}: {method.name} belongs to {method.family} and cannot stand as a step of its own")
@@ -58,6 +60,15 @@ class Work:
     def needs_calibration(self) -> bool:
         """Whether any step looks at calibration data."""
         return bool(self.transforms) or any(treatment.calibrated for chosen in self.treatments.values() for treatment in chosen)
+
+    @property
+    def heals(self) -> bool:
+        """Whether blocks are compared with the original's once they are solved."""
+        return any(self.healer(path) is not None for path in self.treatments)
+
+    def healer(self, path: str) -> Healer | None:
+        """What the last step does about a linear once its block is solved."""
+        return self.treatments[path][-1].heal if path in self.treatments else None
 
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
@@ -90,5 +101,5 @@ def _inside(path: str, block: Block) -> bool:
 
 
 def _plain(treatment: Treatment) -> dict[str, object]:
-    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": treatment.allocator}
+    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": treatment.allocator, "heal": treatment.heal}
     return {key: {method.name: method.settings()} for key, method in parts.items() if method is not None}

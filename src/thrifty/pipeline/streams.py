@@ -23,7 +23,8 @@ NAMES = ("calibration", "before", "after")
 class Streams:
     """Hidden states by stream name; `done` holds those of chains that are finished, by chain and stream.
 
-    calibration: through the compressed blocks, in the calibration type. before, after: the evaluation rows through the original and
+    calibration: through the compressed blocks, in the calibration type. reference: the same rows through the original blocks, where
+    something is healed. before, after: the evaluation rows through the original and
     through the compressed blocks, float32.
     """
 

@@ -131,6 +131,8 @@ class Walk:
         batch, setting = self.setting.batch, self.setting
         if self.calibration is not None:
             streams.now["calibration"] = enter(shell, self.calibration.inputs, chain, streams, "calibration", batch, setting.dtype)
+            if self.work.heals:
+                streams.now["reference"] = streams.now["calibration"].clone()
         if self.evaluation is not None:
             for stream in ("before", "after"):
                 streams.now[stream] = enter(shell, self.evaluation.inputs, chain, streams, stream, batch, torch.float32)
@@ -175,11 +177,14 @@ class Walk:
                     device,
                     setting.seed,
                     watch,
+                    reference=streams.now.get("reference"),
                 )
                 if rows is None:
                     run.compress_without_rows()
                 else:
                     streams.now["calibration"] = run.compress(rows)
+                    if run.expected is not None:
+                        streams.now["reference"] = run.expected
                 return run
             except torch.OutOfMemoryError:
                 pass  # what is held while an exception is handled is free only behind the clause

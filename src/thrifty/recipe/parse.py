@@ -20,7 +20,7 @@ from thrifty.recipe.settings import build_method, merge
 
 TOP = ("calibration", "evaluation", "steps")
 # Methods of these families are parts of a step, not steps.
-PARTS = ("weights.solve", "weights.target", "weights.allocate")
+PARTS = ("weights.solve", "weights.target", "weights.allocate", "weights.heal")
 
 
 def shipped() -> dict[str, str]:

@@ -4,11 +4,13 @@ target     the set that a matrix must end up in: grid points, few non-zeros, or 
 solve      how a point of the set is reached: min over V in the set of tr((W - V) G (W - V)^T)
 transform  an equivalent rewrite of the inputs beforehand
 allocate   who gets how much of the budget
+heal       what is given back once all matrices of a block are solved
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,6 +46,15 @@ class Points(ABC):
     @abstractmethod
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         """Write the nearest point for column `index` into `out`."""
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[Points, Float[Tensor, "out in"]]:
+        """What entries share (scales, zero points), fitted to tr((W - V) G (W - V)^T) with the codes of `values` as they are.
+
+        Returns the set with it and the values of the same codes there, whose loss is not higher; (self, values) where nothing is shared.
+        """
+        return self, values
 
     @abstractmethod
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
@@ -133,13 +144,53 @@ class Allocator(Method, ABC):
         """The target with the budget shared out."""
 
 
+Output = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""output(matrices, rows): what a block makes of rows of hidden states [rows, *length, width] with these matrices [out, in], by path;
+gradients flow through it."""
+
+
+class Healer(Method, ABC):
+    """What gives back a part of the loss once all matrices of a block are solved.
+
+    batch: rows whose way through the block is kept at once, for gradients.
+    """
+
+    family: ClassVar[str] = "weights.heal"
+    batch: int
+
+    def accepts(self, target: Target) -> None:
+        """Raise InputError when points of this target cannot be changed by this healer."""
+        return None
+
+    @property
+    @abstractmethod
+    def row_passes(self) -> float:
+        """How many rows' way through a block it takes as long as."""
+
+    @abstractmethod
+    def heal(
+        self,
+        starts: Mapping[str, tuple[Float[Tensor, "out in"], Encoded]],
+        output: Output,
+        rows: Float[Tensor, "rows *length width"],
+        expected: Float[Tensor, "rows *length width"],
+        seed: int,
+    ) -> tuple[dict[str, Encoded], dict[str, float]]:
+        """(better points for the matrices of a block, by path; figures for the report).
+
+        starts: each original weight and the point that was found for it. rows: hidden states that reach the block. expected: what the
+        original model makes of them.
+        """
+
+
 @dataclass(frozen=True)
 class Treatment:
-    """What one step does to a matrix: share out the budget, then solve."""
+    """What one step does to a matrix: share out the budget, solve, and heal once its block is solved."""
 
     solver: Solver
     target: Target
     allocator: Allocator | None = None
+    heal: Healer | None = None
 
     def __post_init__(self) -> None:
         for part, family in ((self.solver, Solver), (self.target, Target)):
@@ -148,11 +199,13 @@ class Treatment:
         self.solver.accepts(self.target)
         if self.allocator is not None:
             self.allocator.accepts(self.target)
+        if self.heal is not None:
+            self.heal.accepts(self.target)
 
     @property
     def calibrated(self) -> bool:
         """Whether the result depends on calibration data."""
-        return self.solver.calibrated or (self.allocator is not None and self.allocator.within_matrix)
+        return self.solver.calibrated or self.heal is not None or (self.allocator is not None and self.allocator.within_matrix)
 
     @property
     def alone(self) -> bool:
@@ -230,6 +283,12 @@ class HeldPoints(Points):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self.points.snap(column, index, out)
         out.mul_(self.mask[:, index])
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[Points, Float[Tensor, "out in"]]:
+        points, values = self.points.refit(values, weight, gram)
+        return (self if points is self.points else HeldPoints(points, self.mask)), values
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         return self.points.encode(values)

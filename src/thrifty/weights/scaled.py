@@ -13,8 +13,9 @@ from torch import Tensor
 
 from thrifty.base.records import Encoded
 from thrifty.core.formats import Format
-from thrifty.core.grids import grouped
-from thrifty.core.scaled import Scales, round_to
+from thrifty.core.grids import Step, grouped
+from thrifty.core.refit import refit_step
+from thrifty.core.scaled import ScaleRule, Scales, nearest_scale, round_to
 from thrifty.weights.base import Points, Target, check_groups
 
 GroupSize = Annotated[int, Field(ge=0)]
@@ -38,6 +39,11 @@ class Scaled(Target):
     def standard(self) -> str:
         """What others call it, where they have files for it (see `core.scaled`)."""
         return ""
+
+    @property
+    def scale_rule(self) -> ScaleRule:
+        """What scales may be."""
+        return "power_of_two"
 
     @abstractmethod
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
@@ -75,6 +81,13 @@ class ScaledPoints(Points):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         scale = self._columns[index // self._size]
         torch.mul(self.form.nearest(column / scale), scale, out=out)
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[ScaledPoints, Float[Tensor, "out in"]]:
+        rule, whole = self.target.scale_rule, self.scales.whole
+        step, values = refit_step(weight, values, gram, Step(self.scales.local, None), lambda exact: nearest_scale(exact, rule, whole))
+        return ScaledPoints(self.target, Scales(step.scale, whole), values.shape[1]), values
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         codes = self.form.encode(grouped(values, self.group_size) / self.scales.local[..., None]).reshape(values.shape)

@@ -73,10 +73,14 @@ class OBS(Solver):
             values = points.project(weight)
             said = f"{problem.name}: the Gram matrix cannot be factorized, so every weight was rounded to the nearest point"
             return Solution(values, points.encode(values), row_forms(weight - values, gram).clamp_min(0), warnings=(said,))
-        warnings = ()
-        if reached.damping > self.damping:
-            warnings = (f"{problem.name}: the Gram matrix could be factorized only with damping {reached.damping:.3g}",)
+        warnings = self.warnings(problem.name, reached)
         return Solution(reached.values, points.encode(reached.values), reached.row_loss, reached.column_loss, warnings)
+
+    def warnings(self, name: str, reached: Reached) -> tuple[str, ...]:
+        """What a certificate says of how a point was reached; name: of the linear."""
+        if reached.damping <= self.damping:
+            return ()
+        return (f"{name}: the Gram matrix could be factorized only with damping {reached.damping:.3g}",)
 
     def reach(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, run: int) -> Reached | None:
         """A point of a set that is already fitted; run: see `Target`. None when no damping makes a factor of the Gram matrix."""

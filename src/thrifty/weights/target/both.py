@@ -79,5 +79,11 @@ class BothPoints(Points):
         self.grid.snap(column, index, out)
         out.mul_(self.mask.mask[index])
 
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[BothPoints, Float[Tensor, "out in"]]:
+        grid, values = self.grid.refit(values, weight, gram)
+        return BothPoints(self.mask, grid), values
+
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         return self.grid.encode(values)

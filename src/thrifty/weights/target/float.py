@@ -52,6 +52,10 @@ class SmallFloat(Scaled):
         meant = Standard(self.format, self.group_size, self.scale)
         return next((name for name, standard in STANDARDS.items() if standard == meant), "")
 
+    @property
+    def scale_rule(self) -> ScaleRule:
+        return self.scale
+
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), *(cls(standard.numbers, standard.group_size, standard.scale) for standard in STANDARDS.values()))

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
-from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to
+from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to, significant_bits, snap_scale
+from thrifty.core.refit import refit_step
 from thrifty.weights.base import Points, Target, check_groups
 
 
@@ -82,6 +83,14 @@ class IntPoints(Points):
 
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self._snap(column, index, out)
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[IntPoints, Float[Tensor, "out in"]]:
+        levels, symmetric = self.target.level_count, self.target.symmetric
+        bits = significant_bits(levels, symmetric)
+        step, values = refit_step(weight, values, gram, self.step, lambda scale: snap_scale(scale, bits), levels)
+        return IntPoints(self.target, step, values.shape[1]), values
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         multiple = torch.round(grouped(values, self.target.group_size) / self.step.scale[..., None])

@@ -1,0 +1,1 @@
+"""What gives back a part of what solving lost, all matrices of a block together."""
