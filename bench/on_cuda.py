@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 BUILD = HERE / "build" / "on_cuda"
 RECIPE = "{evaluation: {samples: 8, tokens: 512}, steps: [{gptq: {bits: 4, group_size: 32}}]}"
 ROWS, LENGTH, VOCABULARY = 128, 512, 4096
-SHORT = 1.5
+SHORT = 0.35
 """GB that a device short of memory has."""
 
 

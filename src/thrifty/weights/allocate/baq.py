@@ -67,11 +67,11 @@ def allocate_bits(losses: Float[Tensor, "in"], mean_bits: float, theta: float) -
     """R + log2(L_j / GM(L)) / theta, GM over the inputs that get more than 0 bits: the mean is R exactly, equal losses give R to all,
     theta = 2 gives 2 bits more to 16 times the loss."""
     if not bool((losses > 0).any()):
-        return torch.full(losses.shape, mean_bits, dtype=torch.float64)
+        return torch.full(losses.shape, mean_bits, dtype=torch.float64, device=losses.device)
     wanted = torch.log2(losses.to(torch.float64) + SMALLEST_LOSS * float(losses.mean())) / theta
     falling = wanted.sort(descending=True).values
     # the offset that brings the mean to R when so many of the largest share the bits; the right number is the most of them that get any
-    offsets = (mean_bits * len(wanted) - falling.cumsum(0)) / torch.arange(1, len(wanted) + 1)
+    offsets = (mean_bits * len(wanted) - falling.cumsum(0)) / torch.arange(1, len(wanted) + 1, device=wanted.device)
     sharing = int((falling + offsets > 0).nonzero().max())
     return (wanted + offsets[sharing]).clamp_min(0)
 
