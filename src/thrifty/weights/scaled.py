@@ -14,11 +14,14 @@ from torch import Tensor
 from thrifty.base.records import Encoded
 from thrifty.core.formats import Format
 from thrifty.core.grids import grouped
-from thrifty.core.scaled import Scales, round_to
+from thrifty.core.scaled import ScaleRule, Scales, round_to
 from thrifty.weights.base import Points, Target, check_groups
 
 GroupSize = Annotated[int, Field(ge=0)]
 """Inputs that share a scale; 0 for the whole row."""
+
+_STORED: dict[ScaleRule, torch.dtype] = {"real": torch.bfloat16, "power_of_two": torch.uint8, "e4m3": torch.float8_e4m3fn}
+"""The narrowest type that holds such scales, an exponent for powers of two."""
 
 
 class Scaled(Target):
@@ -36,6 +39,11 @@ class Scaled(Target):
         """What others call it, where they have files for it (see `core.scaled`)."""
         return ""
 
+    @property
+    def rule(self) -> ScaleRule:
+        """What scales may be."""
+        return "real"
+
     @abstractmethod
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         """The scale of each group."""
@@ -47,7 +55,8 @@ class Scaled(Target):
         groups = in_features // self.group_size if self.group_size else 1
         tensors = {
             "codes": torch.empty(out_features, in_features, device="meta"),
-            "scale": torch.empty(out_features, groups, device="meta"),
+            "scale": torch.empty(out_features, groups, dtype=_STORED[self.rule], device="meta"),
+            "numbers": self.form.numbers,
         }
         bits, standard = float(self.form.bits), self.standard
         return Encoded("numbers", tensors, (out_features, in_features), bits, self.group_size, standard, simulated=not standard)

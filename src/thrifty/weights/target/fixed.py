@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thrifty.core.formats import Format, fixed_format
 from thrifty.core.grids import Range
-from thrifty.core.scaled import Scales, fit_scales
+from thrifty.core.scaled import ScaleRule, Scales, fit_scales
 from thrifty.weights.scaled import GroupSize, Scaled
 
 
@@ -34,6 +34,10 @@ class Fixed(Scaled):
     @property
     def form(self) -> Format:
         return fixed_format(self.bits)
+
+    @property
+    def rule(self) -> ScaleRule:
+        return "power_of_two"
 
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         return fit_scales(groups, self.form, "power_of_two", self.range, importance)

@@ -56,5 +56,9 @@ class SmallFloat(Scaled):
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), *(cls(standard.numbers, standard.group_size, standard.scale) for standard in STANDARDS.values()))
 
+    @property
+    def rule(self) -> ScaleRule:
+        return self.scale
+
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         return fit_scales(groups, self.form, self.scale, self.range, importance)

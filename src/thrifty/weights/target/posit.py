@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from thrifty.core.formats import Format, posit_format
-from thrifty.core.scaled import Scales, floor_power
+from thrifty.core.scaled import ScaleRule, Scales, floor_power
 from thrifty.weights.scaled import GroupSize, Scaled
 
 
@@ -34,6 +34,10 @@ class Posit(Scaled):
     @property
     def form(self) -> Format:
         return posit_format(self.bits, self.es)
+
+    @property
+    def rule(self) -> ScaleRule:
+        return "power_of_two"
 
     def scales(self, groups: Float[Tensor, "out groups size"], importance: Float[Tensor, "groups size"] | None) -> Scales:
         usual = groups.square().mean(-1).sqrt()
