@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,10 @@ from thrifty.base.records import Encoded
 from thrifty.core.formats import format_named, name_of, posit_format
 from thrifty.core.scaled import STANDARDS
 from thrifty.export.container import Parts, estimate, layout_of, layouts
+from thrifty.weights.base import Target
+from thrifty.weights.target.float import SmallFloat
+from thrifty.weights.target.int import Int
+from thrifty.weights.target.posit import Posit
 
 SEED = st.integers(0, 2**32)
 SIZE = st.integers(1, 5)
@@ -144,6 +149,23 @@ def test_estimates_are_the_sizes(sparse: bool) -> None:
         kept = 1 - encoded.sparsity if sparse and encoded.layout != "int_columns" and not encoded.standard else 1.0
         size = returns(encoded, kept < 1)
         assert estimate(outline, kept) == pytest.approx(size, rel=0.02 if encoded.layout == "int_columns" else 0.005)
+
+
+@pytest.mark.parametrize(
+    ("target", "kept", "bits"),
+    [
+        (Int(3, 128), 1.0, 3.125),
+        (Int(group_size=128, levels=3), 1.0, 1.727),
+        (Int(4, 32, False), 1.0, 4.625),
+        (Posit(6), 1.0, 6.002),
+        (SmallFloat("e2m3", 32, "power_of_two"), 1.0, 6.25),
+        (Int(group_size=0, levels=3), 0.5, 1.504),
+    ],
+)
+def test_the_table_of_the_page(target: Target, kept: float, bits: float) -> None:
+    assert round(8 * estimate(target.outline(512, 4096), kept) / (512 * 4096), 3) == bits
+    page = (Path(__file__).parents[3] / "docs" / "container.md").read_text()
+    assert f" {bits} |" in page
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -23,9 +23,6 @@ from thrifty.core.digits import pack_digits, packed_length, unpack_digits
 from thrifty.export.container.layout import MAIN, Layout, Parts
 from thrifty.export.container.scales import ScaleType, narrowest, pack_scale, read_scale
 
-SPREAD = 1.02
-"""Bytes that digits in bases between powers of two take, over what their levels need at least, about."""
-
 DISTINCT = 16
 """Numbers of levels that occur in a matrix, about."""
 
@@ -100,5 +97,5 @@ class Columns(Layout):
     @classmethod
     def estimate(cls, outline: Encoded, kept: float) -> int:
         out, width = outline.shape
-        codes = round(SPREAD * out * width * outline.bits / 8)
+        codes = round(out * width * outline.bits / 8)  # what digits take above that, rounding the levels takes off
         return codes + 2 * DISTINCT + packed_length(width, DISTINCT) + 2 * 4 * out
