@@ -55,7 +55,7 @@ class Judge:
     def __init__(self, model: Path | None = None, windows: int = 128, tokens: int = 512, text: dict[str, Path] | None = None) -> None:
         from thrifty.data import default_model, load_rows
         from thrifty.models import open_model
-        from thrifty.runtime import load
+        from thrifty.runtime.load import load
 
         self.model = model or default_model()
         self.source = open_model(self.model)
@@ -108,7 +108,7 @@ class Judge:
     def scores(self, folder: Path):
         """Scores of each window, paired with the original's."""
         from thrifty.measure.language import WindowScores, causal_targets, score_windows
-        from thrifty.runtime import load
+        from thrifty.runtime.load import load
 
         self._check_changed(folder)
         after = logits_of(load(folder, dtype=torch.float32), self.held_out)

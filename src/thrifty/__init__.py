@@ -12,16 +12,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from thrifty.base.after_import import after_import
 from thrifty.base.memory import keep_few_products
 
 keep_few_products()
+after_import("transformers.quantizers.auto", "thrifty.runtime.quantizer")
 
 _PLACES = {
     "compress": "thrifty.api",
     "evaluate": "thrifty.api",
     "plan": "thrifty.api",
     "describe": "thrifty.api",
-    "load": "thrifty.runtime",
+    "load": "thrifty.runtime.load",
 }
 
 __all__ = ["__version__", *_PLACES]

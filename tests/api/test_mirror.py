@@ -46,7 +46,7 @@ def test_the_names_of_the_package() -> None:
     assert dir(thrifty) == sorted(thrifty.__all__)
     for name in set(thrifty.__all__) - {"__version__", "load"}:
         assert getattr(thrifty, name) is getattr(api, name)
-    from thrifty.runtime import load
+    from thrifty.runtime.load import load
 
     assert thrifty.load is load
     assert thrifty.__version__.split(".")[0].split("+")[0].isdigit()

@@ -102,7 +102,20 @@ def test_try_puts_the_answers_side_by_side(api: types.ModuleType, capsys: pytest
 def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
     words = "compress model --recipe w4 --out small --calibration a.txt --calibration b.jsonl --samples 8 --tokens 64 --seed 7 --device cpu"
     assert (
-        main([*words.split(), "--force", "--verify", "full", "--max-perplexity-increase", "5%", "--allow-pickle", "--trust-remote-code"])
+        main(
+            [
+                *words.split(),
+                "--force",
+                "--verify",
+                "full",
+                "--max-perplexity-increase",
+                "5%",
+                "--allow-pickle",
+                "--trust-remote-code",
+                "--format",
+                "thrifty",
+            ]
+        )
         == 0
     )
     assert api.calls["compress"] == (
@@ -122,11 +135,12 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
             "max_perplexity_increase": "5%",
             "allow_pickle": True,
             "trust_remote_code": True,
+            "format": "thrifty",
         },
     )
     assert main(["compress"]) == 0
     assert api.calls["compress"][0] == (None,)
-    safe = {"force": False, "verify": "exact", "allow_pickle": False, "trust_remote_code": False}
+    safe = {"force": False, "verify": "exact", "allow_pickle": False, "trust_remote_code": False, "format": "compressed-tensors"}
     assert safe.items() <= api.calls["compress"][1].items()
 
 

@@ -25,8 +25,8 @@ from thrifty.data.tokenizer import load_tokenizer
 from thrifty.measure.task_scores import Score, summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
 from thrifty.models import open_model
-from thrifty.runtime import load
 from thrifty.runtime.linear import PackedLinear
+from thrifty.runtime.load import load
 
 CONTEXT = 512
 CHOICE = {

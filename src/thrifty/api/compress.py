@@ -61,6 +61,7 @@ def compress(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     speed: bool = True,
+    format: Literal["compressed-tensors", "thrifty"] = "compressed-tensors",
 ) -> dict[str, Any]:
     """Make a model smaller and prove what was lost.
 
@@ -71,7 +72,8 @@ def compress(
     returned. verify: `exact` reads every tensor back, `full` also loads the result in transformers and compares logits.
     max_perplexity_increase: by how much perplexity may rise at most, as a share of
     the original's: `5%` or 0.05. speed: whether both models are timed at the
-    end, where they fit into the memory that the run took.
+    end, where they fit into the memory that the run took. format: `thrifty` stores every result at its own rate, in a container that
+    needs `import thrifty` to be loaded in transformers; by default what no public format holds is stored dense.
 
     Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
     written), RunError for one that fails on the way (finished work is kept), GateError when more is lost than allowed.
@@ -90,6 +92,7 @@ def compress(
         allow_pickle,
         trust_remote_code,
         speed,
+        format,
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
@@ -124,6 +127,7 @@ def plan(
     max_perplexity_increase: str | float | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    format: Literal["compressed-tensors", "thrifty"] = "compressed-tensors",
 ) -> Plan:
     """Say what `compress` with the same words would do and need, without reading weights. Takes a few seconds to time this machine.
 
@@ -142,6 +146,7 @@ def plan(
         max_perplexity_increase,
         allow_pickle,
         trust_remote_code,
+        format=format,
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)

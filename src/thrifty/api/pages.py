@@ -7,6 +7,7 @@ from pathlib import Path
 
 from thrifty.base.store import write_text
 from thrifty.export.card import classes_of, license_of, model_card
+from thrifty.export.container import METHOD
 from thrifty.measure.certificate import Certificate
 from thrifty.report.headline import markdown
 from thrifty.report.page import write_report
@@ -15,7 +16,8 @@ from thrifty.report.page import write_report
 def write_pages(name: str, source: Path, folder: Path, certificate: Certificate) -> None:
     """Write them for the result called `name` in `folder`, made from the model in `source`."""
     write_report(certificate, folder)
-    original = certificate.request.get("model")
+    request = certificate.request
+    original = request.get("model")
     card = model_card(
         name=name,
         base_model=original or "pycode, the model inside the package",
@@ -25,6 +27,7 @@ def write_pages(name: str, source: Path, folder: Path, certificate: Certificate)
         recipe_yaml=certificate.recipe,
         command=_command(certificate),
         library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
+        container=request.get("format") == METHOD,
     )
     write_text(folder / "README.md", card)
 
@@ -42,4 +45,6 @@ def _command(certificate: Certificate) -> str:
     for key in ("samples", "tokens"):
         if request.get(key):
             words += [f"--{key}", str(request[key])]
+    if request.get("format") == METHOD:
+        words += ["--format", METHOD]
     return shlex.join([*words, "--seed", str(certificate.seed)])

@@ -19,8 +19,9 @@ from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
+from thrifty.pipeline.container import ContainerPacking, container_packing
 from thrifty.pipeline.footprint import footprints_of
-from thrifty.pipeline.packing import packing
+from thrifty.pipeline.packing import Packing, packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
@@ -39,6 +40,9 @@ are as good; it passes the rows through each block once more."""
 
 FOR_CALIBRATION = 0.75
 """The share of the images of a folder that are taken to calibrate on where the same folder has to judge."""
+
+FORMATS = {Packing.format: packing, ContainerPacking.format: container_packing}
+"""What a result can be stored in, and how that is decided."""
 
 Words = str | Path | Sequence[str | Path]
 
@@ -60,6 +64,7 @@ class Request:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     speed: bool = True
+    format: str = "compressed-tensors"
 
     @property
     def given_rows(self) -> bool:
@@ -78,6 +83,7 @@ class Request:
             "max_perplexity_increase": self.max_perplexity_increase,
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
+            "format": self.format,
         }
 
 
@@ -85,6 +91,8 @@ def prepare(request: Request) -> Job:
     """Open the model, resolve the recipe, load the rows. Raises InputError for whatever cannot be right."""
     device = _device(request.device)
     _check_numbers(request)
+    if request.format not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}; got {request.format!r}")
     gate = None if request.max_perplexity_increase is None else Gate.parse(request.max_perplexity_increase)
     source = open_model(
         default_model() if request.model is None else request.model,
@@ -112,7 +120,7 @@ def prepare(request: Request) -> Job:
         recipe.with_places(_whole).to_yaml(),
         recipe.plain()["steps"],
         work,
-        packing(source, work),
+        FORMATS[request.format](source, work),
         setting,
         load,
         calibration,

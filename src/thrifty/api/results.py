@@ -29,7 +29,7 @@ from thrifty.models import open_model
 from thrifty.models.folder import find_folder
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
-from thrifty.runtime import load
+from thrifty.runtime.load import load
 
 NEW_TOKENS = 64
 PROMPT_LENGTH = 64

@@ -48,7 +48,7 @@ class Encoded:
         of a weight for `additive`, codebooks and scales counted).
     group_size: inputs that share a scale, or codes (`additive`); 0 means one scale a row.
     standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
-    simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims.
+    simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims unless it goes into ours.
     """
 
     layout: Literal["int", "dense", "numbers", "int_columns", "additive"]

@@ -34,6 +34,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace another result of 
 Verify = Annotated[Literal["exact", "full"], typer.Option("--verify", help="Read every tensor back; `full` also compares logits.")]
 Gate = Annotated[str | None, typer.Option("--max-perplexity-increase", metavar="5%", help="Exit with code 3 when more is lost.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights, which can run code on this machine.")]
+Format = Annotated[
+    Literal["compressed-tensors", "thrifty"],
+    typer.Option("--format", help="How weights are stored; `thrifty` holds every result at its own rate, but needs `import thrifty`."),
+]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")]
 
 EXAMPLES = """
@@ -68,12 +72,13 @@ def compress(
     max_perplexity_increase: Gate = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
+    format: Format = "compressed-tensors",
     json: Json = False,
 ) -> None:
     """Make a model smaller and prove what was lost."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("compress", lambda api: api.compress(model, **request, **safety), json)
+    _run("compress", lambda api: api.compress(model, **request, **safety, format=format), json)
 
 
 def plan(
@@ -92,12 +97,13 @@ def plan(
     max_perplexity_increase: Gate = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
+    format: Format = "compressed-tensors",
     json: Json = False,
 ) -> None:
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("plan", lambda api: api.plan(model, **request, **safety), json)
+    _run("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
 
 
 def try_out(

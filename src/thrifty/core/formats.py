@@ -9,6 +9,7 @@ is the even significand; what lies beyond the largest number becomes the largest
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -132,3 +133,27 @@ FLOATS: dict[str, Callable[[], Format]] = {
     "e5m2": lambda: float_format(5, 2, infinities=True),
 }
 """The floats of 4, 6 and 8 bits by their exponent and mantissa bits."""
+
+
+def format_named(name: str) -> Format | None:
+    """A format by its name: `e4m3`, `posit8es1`, `fixed6`; None where no format is called so."""
+    if name in FLOATS:
+        return FLOATS[name]()
+    found = re.fullmatch(r"(?:posit(\d{1,2})es(\d)|fixed(\d{1,2}))", name)
+    if found is None:
+        return None
+    posit, es, fixed = (None if part is None else int(part) for part in found.groups())
+    if fixed is not None:
+        return fixed_format(fixed) if 2 <= fixed <= 16 else None
+    return posit_format(posit, es) if 4 <= posit <= 16 and es <= 3 else None
+
+
+def name_of(numbers: Float[Tensor, "codes"]) -> str | None:
+    """The name of the format whose table this is, bit for bit; None where it is none of those that have names."""
+    bits = (len(numbers) - 1).bit_length()
+    names = [*FLOATS, *(f"posit{bits}es{es}" for es in range(4)), f"fixed{bits}"]
+    return next((name for name in names if (form := format_named(name)) is not None and _same(form.numbers, numbers.cpu())), None)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype and torch.equal(first.view(torch.int32), second.view(torch.int32))

@@ -22,16 +22,16 @@ Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures 
 
 ## Load it
 
-Plain transformers (with the package `compressed-tensors` where the weights are quantized):
+{reader}:
 
 ```python
-from transformers import {classes}
+{imports}from transformers import {classes}
 
 model = {model}.from_pretrained({name}, dtype="auto")
 {prepare} = {preparer}.from_pretrained({name})
 ```
 
-vLLM reads the same format by its documentation. `thrifty.load({name})` keeps the weights packed on the processor.
+{beside}`thrifty.load({name})` keeps the weights packed on the processor.
 
 ## Make it again
 
@@ -43,6 +43,9 @@ with `recipe.yaml`:
 
 Versions: {versions}.
 """
+
+_PLAIN = "Plain transformers (with the package `compressed-tensors` where the weights are quantized)"
+_CONTAINER = "The weights lie in thrifty's own container, which transformers reads after `import thrifty` and not without"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _FRONT = re.compile(r"\A\ufeff?---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -59,11 +62,12 @@ def model_card(
     recipe_yaml: str,
     command: str,
     library_note: str,
+    container: bool = False,
 ) -> str:
     """README.md as text.
 
     table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front matter. license: see
-    `license_of`. classes: see `classes_of`.
+    `license_of`. classes: see `classes_of`. container: whether the weights lie in our own container.
     """
     front: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base_model):
@@ -75,6 +79,9 @@ def model_card(
         name=json.dumps(name, ensure_ascii=False),
         base=f"`{base_model}`",
         table=table,
+        reader=_CONTAINER if container else _PLAIN,
+        imports="import thrifty\n" if container else "",
+        beside="" if container else "vLLM reads the same format by its documentation. ",
         classes=", ".join(sorted(classes)),
         model=classes[0],
         preparer=classes[1],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thrifty.base.store import write_bytes, write_json, writing
 from thrifty.export.compressed import INTEGERS, PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
+from thrifty.export.container import METHOD, Container
 from thrifty.export.shards import INDEX, Made, Piece, check_shards, stored_in, write_shards
 
 OUTDATED = ("certificate.json", "report.html", "README.md")
@@ -29,9 +30,10 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     """
     config = json.loads((folder / "config.json").read_text())
     quantized = config.pop("quantization_config", None)
-    form = INTEGERS if quantized is None else check_format(quantized, folder)
+    own = quantized is not None and quantized.get("quant_method") == METHOD
+    form = INTEGERS if quantized is None or own else check_format(quantized, folder)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-    pieces = _pieces(folder, dtype, form)
+    pieces = _contained(folder, dtype, quantized) if own else _pieces(folder, dtype, form)
     left = {INDEX, "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -50,6 +52,14 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
         shutil.rmtree(staging, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return {"bytes": size, "tensors": len(pieces), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def _contained(folder: Path, dtype: torch.dtype, config: dict[str, Any]) -> list[Piece | Made]:
+    """The tensors to write of a folder in our container."""
+    stored = stored_in(folder)
+    container = Container(folder, config, stored)
+    made = [Made(key, dtype, shape, lambda key=key: container.read(key).to(dtype)) for key, shape in container.shapes.items()]
+    return [*(stored[key] for key in container.plain), *made]
 
 
 def _pieces(folder: Path, dtype: torch.dtype, form: str) -> list[Piece | Made]:

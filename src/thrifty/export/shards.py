@@ -88,6 +88,8 @@ def pieces_of(path: Path) -> list[Piece]:
             entries = [(key, *_entry(entry)) for key, entry in header.items() if key != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path} has a broken header") from None
+        if any(8 + length + stop > path.stat().st_size for *_, stop in entries):
+            raise ValueError(f"{path} ends before its header says it does")
     return [
         Piece(key, dtype, shape, path, 8 + length + start, stop - start)
         for key, dtype, shape, start, stop in sorted(entries, key=lambda entry: entry[3:])

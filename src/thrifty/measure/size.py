@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from thrifty.base.errors import InputError
@@ -64,6 +65,17 @@ def matrix_bytes(tensors: Mapping[str, int], key: str) -> int:
     if not stored:
         raise InputError(f"the checkpoint stores no weight under {key!r}")
     return stored
+
+
+def bytes_by_matrix(tensors: Mapping[str, int], keys: Collection[str]) -> dict[str, int]:
+    """Stored bytes of each of several matrices, as in `matrix_bytes`; what has a name below its own (`..weight.scale`) is part of it."""
+    below: Counter[str] = Counter()
+    for name, size in tensors.items():
+        owner = name
+        while owner := owner.rpartition(".")[0]:
+            if owner in keys:
+                below[owner] += size
+    return {key: below[key] + (0 if below[key] and key not in tensors else matrix_bytes(tensors, key)) for key in keys}
 
 
 def bits_per_weight(stored: Mapping[str, int], weights: Mapping[str, int]) -> float:

@@ -10,18 +10,17 @@ from safetensors.torch import save_file
 
 from thrifty.base.anatomy import Linear
 from thrifty.base.store import write_atomic, writing
-from thrifty.export.compressed import Scheme, quantization_config
 from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
 from thrifty.export.side import copy_side_files, write_config
 from thrifty.measure.certificate import Bytes
-from thrifty.measure.size import bits_per_weight, matrix_bytes, tensor_bytes, weight_bytes
+from thrifty.measure.size import bits_per_weight, bytes_by_matrix, tensor_bytes, weight_bytes
 from thrifty.models import Source
 from thrifty.pipeline.folder import BlockRecord, RunFolder
+from thrifty.pipeline.packing import Packing
 
 
-def assemble(source: Source, records: list[BlockRecord], dequantize: bool, folder: RunFolder) -> Path:
-    """Write the result into the run folder; returns where. dequantize: see `pipeline.packing`. Every tensor is read back and compared
-    before this returns.
+def assemble(source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder) -> Path:
+    """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
 
     Shards hold the tensors outside the blocks first, then the blocks in order.
     """
@@ -32,10 +31,8 @@ def assemble(source: Source, records: list[BlockRecord], dequantize: bool, folde
         staging.mkdir(parents=True)
     pieces = [*_shell_pieces(source, folder), *(piece for record in records for piece in pieces_of(record.tensors))]
     check_shards(staging, write_shards(staging, pieces))
-    schemes = {path: Scheme.from_json(scheme) for record in records for path, scheme in record.packed.items()}
-    experts = {linear.path for linear in source.anatomy.linears if linear.expert is not None}
-    ignored = [path for path in source.linear_modules if path not in schemes]
-    config = quantization_config(schemes, ignored, experts=experts, dequantize=dequantize) if schemes else None
+    forms = {path: form for record in records for path, form in record.packed.items()}
+    config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())
     write_config(staging, original, config)
     copy_side_files(source.side_files(), source.folder, staging)
@@ -63,7 +60,7 @@ def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Byt
     bytes_ = Bytes(before=_before(source), after=weight_bytes(folder))
     if not keys:
         return bytes_, None
-    bits = bits_per_weight({key: matrix_bytes(stored, key) for key in keys}, {key: source.tensors[key].numel for key in keys})
+    bits = bits_per_weight(bytes_by_matrix(stored, keys), {key: source.tensors[key].numel for key in keys})
     return bytes_, bits
 
 

@@ -322,17 +322,19 @@ class BlockRun:
                     f"{linear.path}: its error is no finite number (its largest weight is {largest}); skip it, or mend the model"
                 )
             details = dict(solution.details)
-            if encoded.simulated:
+            stored = self.view.packed.get(linear.path)
+            simulated = encoded.simulated and stored is None
+            if simulated:
                 details["fixed_width_bits"] = encoded.fixed_width_bits
             self.reports[linear.path] = LayerReport(
                 name=linear.path,
                 method=self.work.names[linear.path],
-                bits=encoded.bits if linear.path in self.view.packed or encoded.simulated else self.view.dense_bits(linear),
+                bits=stored.bits if stored is not None else encoded.bits if simulated else self.view.dense_bits(linear),
                 sparsity=float((kept == 0).float().mean()),
                 error=error,
                 relative_error=error / energy if energy > 0 else 0.0,
                 tokens=tokens,
-                simulated=encoded.simulated,
+                simulated=simulated,
                 details=details,
             )
             start = stop

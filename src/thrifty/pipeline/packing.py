@@ -11,8 +11,9 @@ The format could hold more than its readers read. What is said here of transform
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -23,7 +24,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
-from thrifty.export.compressed import Scheme, scheme_of
+from thrifty.export.compressed import Scheme, library_decode, pack, packed_bytes, quantization_config, scheme_of
 from thrifty.models import Source
 from thrifty.pipeline.steps import Work
 
@@ -33,13 +34,15 @@ FLOATS_SINCE = Version("5.23")
 
 @dataclass(frozen=True)
 class Packing:
-    """How the result will be stored.
+    """How the result will be stored: here, in the formats of compressed-tensors.
 
     schemes: of each linear that is stored as codes, by path. dtype: the model's own type. dequantize: whether transformers must decode
     while loading. warnings: what is quantized but stored dense, and why.
     """
 
-    schemes: dict[str, Scheme]
+    format: ClassVar[str] = "compressed-tensors"
+
+    schemes: Mapping[str, Any]
     dtype: torch.dtype
     dequantize: bool
     warnings: tuple[str, ...]
@@ -60,6 +63,37 @@ class Packing:
         """What readers get for codes that stand for `values`: those of experts are rounded to the model's type."""
         return values.to(self.dtype).to(torch.float32) if linear.expert is not None else values
 
+    def accept(self, linear: Linear, encoded: Encoded, values: Float[Tensor, "out in"]) -> tuple[Encoded, Tensor]:
+        """(what is stored for a solution, the values that readers get for it)."""
+        return encoded, self.read(linear, values)
+
+    def write(self, linear: Linear, encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(the stored tensors of a linear, what must be known to read them as plain JSON values)."""
+        return pack(_stem(linear), encoded, self.scale_types(linear)), scheme_of(encoded).to_json()
+
+    def read_back(
+        self, linear: Linear, form: Mapping[str, Any], keys: Collection[str], get: Callable[[str], Tensor]
+    ) -> Float[Tensor, "out in"]:
+        """What the format's own library makes of the tensors of a file. keys: all there are; get: one of them."""
+        parts = {key: get(key) for key in keys if key.startswith(f"{_stem(linear)}.weight")}
+        return self.read(linear, library_decode(parts, _stem(linear), Scheme.from_json(form)))
+
+    def stored_bytes(self, linear: Linear) -> int:
+        """Bytes of the stored tensors of a linear."""
+        return packed_bytes(linear.out_features, linear.in_features, self.schemes[linear.path], self.scale_types(linear)[0])
+
+    def config(self, source: Source, forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """`quantization_config` of config.json; forms: what `write` gave, by path, at least one."""
+        schemes = {path: Scheme.from_json(form) for path, form in forms.items()}
+        experts = {linear.path for linear in source.anatomy.linears if linear.expert is not None}
+        ignored = [path for path in source.linear_modules if path not in schemes]
+        return quantization_config(schemes, ignored, experts=experts, dequantize=self.dequantize)
+
+
+def _stem(linear: Linear) -> str:
+    """The name that the parts of a packed matrix share on disk."""
+    return linear.source.removesuffix(".weight")
+
 
 def packing(source: Source, work: Work) -> Packing:
     """Decide it for a whole model.
@@ -68,7 +102,8 @@ def packing(source: Source, work: Work) -> Packing:
     """
     anatomy, plain = source.anatomy, source.plain_linears
     experts = {linear.path for linear in anatomy.linears if linear.expert is not None}
-    outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := _outline(linear, work)) is not None}
+    outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}
+    outlines = {path: pair for path, pair in outlines.items() if pair[1].layout != "dense"}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
     schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
     if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
@@ -83,7 +118,7 @@ def packing(source: Source, work: Work) -> Packing:
             f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "
             "use the same bits and group_size everywhere"
         )
-    return Packing(schemes, source.dtype, cause is not None, tuple(_warnings(reasons)))
+    return Packing(schemes, source.dtype, cause is not None, tuple(said_of(reasons)))
 
 
 def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | None:
@@ -102,11 +137,11 @@ def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | 
     return None
 
 
-def _outline(linear: Linear, work: Work) -> Encoded | None:
-    """What the codes of a linear will look like; None where nothing quantizes it."""
+def outline_of(linear: Linear, work: Work) -> Encoded | None:
+    """What a linear will be held as, before anything is solved; None where nothing treats it."""
     treatments = work.treatments.get(linear.path, ())
     outlines = [treatment.target.outline(linear.out_features, linear.in_features) for treatment in treatments]
-    if not outlines or outlines[-1].layout == "dense":
+    if not outlines:
         return None
     if treatments[-1].allocator is not None and treatments[-1].allocator.within_matrix:
         return Encoded("int_columns", {}, outlines[-1].shape, outlines[-1].bits, simulated=True)
@@ -136,7 +171,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
     return None
 
 
-def _warnings(reasons: dict[str, str]) -> list[str]:
+def said_of(reasons: Mapping[str, str]) -> list[str]:
+    """Warnings: what is quantized but stored dense, and why, by path."""
     counts = Counter(reasons.values())
     said = []
     for reason, count in counts.items():

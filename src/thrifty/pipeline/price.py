@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
-from thrifty.export.compressed import packed_bytes
 from thrifty.models import Source
 from thrifty.pipeline.block import CHUNK
 from thrifty.pipeline.footprint import Footprint
@@ -243,13 +242,10 @@ def output_bytes(source: Source, packing: Packing) -> int:
     total = sum(info.bytes for info in source.tensors.values())
     packed = 0
     for linear in source.anatomy.linears:
-        scheme = packing.schemes.get(linear.path)
-        if scheme is not None:
+        if linear.path in packing.schemes:
             packed += 1
-            total += (
-                packed_bytes(linear.out_features, linear.in_features, scheme, packing.scale_types(linear)[0])
-                - source.tensors[linear.source].bytes
-            )
+            plain = linear.out_features * linear.in_features * source.tensors[linear.source].dtype.itemsize
+            total += packing.stored_bytes(linear) - plain
     return total + HEADER * (len(source.tensors) + 2 * packed)
 
 

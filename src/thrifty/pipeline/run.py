@@ -72,6 +72,7 @@ class Job:
                 "setting": self.setting.to_json(),
                 "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
                 "gate": None if self.gate is None else str(self.gate),
+                **({} if self.packing.format == Packing.format else {"format": self.packing.format}),
             }
         )
 
@@ -110,7 +111,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             if job.evaluation is not None:
                 measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed)
         with watch.during("assemble"):
-            staging = assemble(job.source, records, job.packing.dequantize, folder)
+            staging = assemble(job.source, records, job.packing, folder)
         if full and job.evaluation is not None:
             with watch.during("verify"):
                 verify_runtime(staging, job.source, job.evaluation, streams)

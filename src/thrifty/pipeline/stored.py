@@ -13,37 +13,30 @@ from torch import Tensor
 
 from thrifty.base.errors import RunError
 from thrifty.base.store import write_atomic
-from thrifty.export.compressed import Scheme, library_decode, pack, scheme_of
 from thrifty.models import Source
 from thrifty.pipeline.view import BlockView
 
 
 def write_block(path: Path, source: Source, view: BlockView) -> dict[str, dict[str, Any]]:
-    """Write every tensor of the block as it will stand in the result; returns the scheme of each packed linear, by path.
+    """Write every tensor of the block as it will stand in the result; returns what is needed to read each packed linear, by path.
 
-    Raises RunError when the file, decoded with the format's own library, differs from the block's matrices anywhere.
+    Raises RunError when the file, read as its readers do, differs from the block's matrices anywhere.
     """
     tensors, packed = _packed(view)
     dense = _dense(source, view)
     tensors |= {key: values.contiguous() for key, values in dense.items()}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     _read_back(path, view, packed, dense)
-    return {linear: scheme.to_json() for linear, scheme in packed.items()}
+    return packed
 
 
-def stem_of(source_key: str) -> str:
-    """The name that the parts of a packed matrix share on disk."""
-    return source_key.removesuffix(".weight")
-
-
-def _packed(view: BlockView) -> tuple[dict[str, Tensor], dict[str, Scheme]]:
+def _packed(view: BlockView) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     tensors: dict[str, Tensor] = {}
-    schemes: dict[str, Scheme] = {}
+    forms: dict[str, dict[str, Any]] = {}
     for path, encoded in sorted(view.packed.items()):
-        linear = view.linears[path]
-        tensors |= pack(stem_of(linear.source), encoded, view.packing.scale_types(linear))
-        schemes[path] = scheme_of(encoded)
-    return tensors, schemes
+        parts, forms[path] = view.packing.write(view.linears[path], encoded)
+        tensors |= parts
+    return tensors, forms
 
 
 def _dense(source: Source, view: BlockView) -> dict[str, Tensor]:
@@ -57,13 +50,11 @@ def _dense(source: Source, view: BlockView) -> dict[str, Tensor]:
     return found
 
 
-def _read_back(path: Path, view: BlockView, packed: dict[str, Scheme], dense: dict[str, Tensor]) -> None:
+def _read_back(path: Path, view: BlockView, packed: dict[str, dict[str, Any]], dense: dict[str, Tensor]) -> None:
     with safe_open(path, "pt") as file:
         keys = set(file.keys())
-        for linear, scheme in packed.items():
-            stem = stem_of(view.linears[linear].source)
-            parts = {key: file.get_tensor(key) for key in keys if key.startswith(f"{stem}.weight")}
-            found = view.packing.read(view.linears[linear], library_decode(parts, stem, scheme))
+        for linear, form in packed.items():
+            found = view.packing.read_back(view.linears[linear], form, keys, file.get_tensor)
             if not torch.equal(found, view.weights[linear].to(torch.float32)):
                 raise RunError(f"{linear} reads back otherwise than it was written to {path}; this is a defect, please report it")
         for key, values in dense.items():

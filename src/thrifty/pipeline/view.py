@@ -48,8 +48,7 @@ class BlockView:
         """Put a result in place; returns what a reader of the stored form gets: dense storage rounds to the model's type."""
         self.touched.add(path)
         if path in self.packing.schemes:
-            self.packed[path] = encoded
-            self.weights[path] = self.packing.read(self.linears[path], values)
+            self.packed[path], self.weights[path] = self.packing.accept(self.linears[path], encoded, values)
         else:
             self.weights[path] = self._rounded(self.linears[path].source, values)
         return self.weights[path]

@@ -14,10 +14,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.export.compressed import PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
+from thrifty.export.container import METHOD
 from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, scan_folder
 from thrifty.models.skeleton import build_skeleton, restore_cache
+from thrifty.runtime.container import ContainerFolder
 from thrifty.runtime.linear import PackedLinear
 
 FINE_ROLES = frozenset({"q", "k", "v", "qkv", "o"})
@@ -37,7 +39,11 @@ def load(
     quantized = _quantization(path)
     if quantized is None:
         return load_source(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), dtype)
-    packed = PackedFolder(path, check_format(quantized, path), trust_remote_code)
+    if quantized.get("quant_method") == METHOD:
+        remote_code = str(path) if trust_remote_code else None
+        packed: PackedFolder | ContainerFolder = ContainerFolder(path, quantized, _read_config(path, trust_remote_code), remote_code)
+    else:
+        packed = PackedFolder(path, check_format(quantized, path), trust_remote_code)
     dtype = dtype or torch.bfloat16
     model = _filled(packed.source, dtype, packed.layers(dtype))
     model.register_state_dict_pre_hook(_refuse_state)

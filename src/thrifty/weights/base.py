@@ -89,6 +89,10 @@ class Target(Method, ABC):
         """What `encode` gives for a matrix of this shape, its tensors on the meta device: enough to know its size."""
         return dense(torch.empty(out_features, in_features, device="meta"))
 
+    def density(self, width: int) -> float:
+        """The share of the entries of rows of `width` inputs that may be other than zero."""
+        return 1.0
+
     @abstractmethod
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         """The set for a matrix like `values`. importance: weight of each input's squared error (None: all equal)."""
@@ -261,6 +265,9 @@ class Held(Target):
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
         return self.target.outline(out_features, in_features)
+
+    def density(self, width: int) -> float:
+        return self.target.density(width)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         return HeldPoints(self.target.fit(apply_mask(values, self.mask), importance), self.mask)

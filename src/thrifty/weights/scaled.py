@@ -24,6 +24,9 @@ GroupSize = Annotated[int, Field(ge=0)]
 Stretch = Annotated[float, Field(ge=0.5, le=2)]
 """What a scale is multiplied by after it was found."""
 
+_STORED: dict[ScaleRule, torch.dtype] = {"real": torch.bfloat16, "power_of_two": torch.uint8, "e4m3": torch.float8_e4m3fn}
+"""The narrowest type that holds such scales, an exponent for powers of two."""
+
 
 class Scaled(Target):
     """Numbers of one format with one scale a group of inputs."""
@@ -56,7 +59,8 @@ class Scaled(Target):
         groups = in_features // self.group_size if self.group_size else 1
         tensors = {
             "codes": torch.empty(out_features, in_features, device="meta"),
-            "scale": torch.empty(out_features, groups, device="meta"),
+            "scale": torch.empty(out_features, groups, dtype=_STORED[self.scale_rule], device="meta"),
+            "numbers": self.form.numbers,
         }
         bits, standard = float(self.form.bits), self.standard
         return Encoded("numbers", tensors, (out_features, in_features), bits, self.group_size, standard, simulated=not standard)

@@ -7,7 +7,7 @@ It minimizes sum_j C_j 4^(-b_j) at a mean of R bits for theta = 2; the published
 that clamps bits at 0, R is lowered for the rest until the mean is what was asked for, which is the minimum among bits that are not negative
 (the published code goes beyond the budget there). The grid of a row spans the original row's range with levels_j points. No public
 container holds columns of different widths: the result is stored dense and marked `simulated`, with its rate counted both as mean
-log2(levels) and as the mean of whole bits.
+log2(levels) and as the mean of whole bits, unless `--format thrifty` stores it at the former.
 Source: Zhang, Wang, Lasaulce and Debbah (2025), arXiv 2506.05664.
 """
 

@@ -54,6 +54,9 @@ class Both(Target):
     def outline(self, out_features: int, in_features: int) -> Encoded:
         return self.grid.outline(out_features, in_features)
 
+    def density(self, width: int) -> float:
+        return self.mask.density(width)
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> BothPoints:
         return BothPoints(self.mask.fit(values, importance), self.grid.fit(values, importance))
 

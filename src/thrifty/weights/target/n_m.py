@@ -46,6 +46,9 @@ class NM(Target):
         if in_features % self.m:
             raise InputError(f"m {self.m} does not divide the width {in_features} of {name}; skip it, or choose another m")
 
+    def density(self, width: int) -> float:
+        return self.n / self.m
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> NMPoints:
         return NMPoints(self, values, importance)
 

@@ -42,6 +42,9 @@ class TopK(Target):
         """Non-zeros of a row of `width` inputs."""
         return width - int(self.sparsity * width + 1e-9)
 
+    def density(self, width: int) -> float:
+        return self.kept(width) / width
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> TopKPoints:
         return TopKPoints(self, values, importance)
 

@@ -41,6 +41,9 @@ class Unstructured(Target):
     def check(self, out_features: int, in_features: int, name: str) -> None:
         return None
 
+    def density(self, width: int) -> float:
+        return 1 - self.sparsity
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> UnstructuredPoints:
         return UnstructuredPoints(self, values, importance)
 

@@ -1,0 +1,88 @@
+"""Layout `int`: value = (code - zero_point) * scale.
+
+K               codes + levels // 2 as digits in base `levels`, rows of whole bytes
+K.scale         [out * groups], see `scales`
+K.zero_point    uint8, zero points + levels // 2 as digits in one row; where they are not symmetric
+K.mask          uint8, where sparse: then K holds the codes that differ from their zero point, in one row
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from thrifty.base.errors import RunError
+from thrifty.base.records import Encoded
+from thrifty.core.digits import MOST_LEVELS, pack_digits, packed_length, unpack_digits
+from thrifty.core.grids import code_limits
+from thrifty.export.container.layout import Layout, Parts, groups_of, spread
+from thrifty.export.container.masked import MASK, codes_length, pack_codes, read_codes
+from thrifty.export.container.scales import ScaleType, narrowest, pack_scale, read_scale
+
+ZERO_POINT = "zero_point"
+
+
+class Integers(Layout):
+    """levels: points of the grid. group_size: inputs that share a scale, 0 for the whole row. scale: how scales are stored."""
+
+    name: ClassVar[str] = "int"
+    part_names: ClassVar[tuple[str, ...]] = ("scale", ZERO_POINT, MASK)
+
+    levels: Annotated[int, Field(ge=2, le=MOST_LEVELS)]
+    group_size: Annotated[int, Field(ge=0)] = 0
+    scale: ScaleType
+    symmetric: bool = True
+    sparse: bool = False
+
+    @classmethod
+    def of(cls, encoded: Encoded, sparse: bool) -> Self:
+        symmetric = ZERO_POINT not in encoded.tensors
+        scale = narrowest(encoded.tensors["scale"])
+        return cls(levels=round(2**encoded.bits), group_size=encoded.group_size, scale=scale, symmetric=symmetric, sparse=sparse)
+
+    def encode(self, encoded: Encoded) -> dict[str, Tensor]:
+        codes = self._digits(encoded.tensors["codes"])
+        tensors = {"scale": pack_scale(encoded.tensors["scale"], self.scale)}
+        zero = torch.full((1, 1), self.levels // 2, dtype=torch.int32)
+        if not self.symmetric:
+            zero = self._digits(encoded.tensors[ZERO_POINT])
+            tensors[ZERO_POINT] = pack_digits(zero.reshape(1, -1), self.levels).reshape(-1)
+        return tensors | pack_codes(codes, self.levels, self._spread(zero, encoded.shape) if self.sparse else None)
+
+    def _digits(self, codes: Tensor) -> Tensor:
+        """Signed codes as digits."""
+        low, high = code_limits(self.levels)
+        if codes.numel() and not (low <= int(codes.min()) and int(codes.max()) <= high):
+            raise RunError(f"codes of {self.levels} levels lie between {low} and {high}, and some do not")
+        return codes.to(torch.int32) - low
+
+    def _spread(self, zero: Tensor, shape: tuple[int, int]) -> Tensor:
+        return zero.expand(shape) if self.symmetric else spread(zero, shape[1])
+
+    def decode(self, parts: Parts, shape: tuple[int, int]) -> Encoded:
+        groups = groups_of(shape[1], self.group_size)
+        kind = torch.int8 if self.levels <= 256 else torch.int16
+        low, count = -(self.levels // 2), shape[0] * groups
+        tensors = {"scale": read_scale(parts, "scale", self.scale, (shape[0], groups))}
+        zero = torch.full((1, 1), -low, dtype=torch.int32)
+        if not self.symmetric:
+            packed = parts.take(ZERO_POINT, torch.uint8, packed_length(count, self.levels))
+            try:
+                zero = unpack_digits(packed[None], self.levels, count).reshape(shape[0], groups).to(torch.int32)
+            except ValueError as error:
+                raise parts.fail(ZERO_POINT, str(error)) from None
+            tensors[ZERO_POINT] = (zero + low).to(kind)
+        codes = read_codes(parts, shape, self.levels, self._spread(zero, shape) if self.sparse else None)
+        tensors["codes"] = (codes.to(torch.int32) + low).to(kind)
+        return Encoded("int", tensors, shape, math.log2(self.levels), self.group_size)
+
+    @classmethod
+    def estimate(cls, outline: Encoded, kept: float) -> int:
+        levels, (out, width) = round(2**outline.bits), outline.shape
+        scales = out * groups_of(width, outline.group_size)
+        zero_points = packed_length(scales, levels) if ZERO_POINT in outline.tensors else 0
+        return codes_length(outline.shape, levels, kept) + 2 * scales + zero_points

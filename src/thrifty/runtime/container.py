@@ -1,0 +1,85 @@
+"""A result folder in our container, opened as if its matrices were plain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.base.records import Encoded
+from thrifty.export.container import Container
+from thrifty.export.shards import Piece
+from thrifty.models import Source
+from thrifty.models.disk import TensorInfo
+from thrifty.models.folder import scan_folder
+from thrifty.models.skeleton import build_skeleton
+from thrifty.runtime.linear import PackedLinear
+
+MOST_BITS = 8
+"""Wider codes are decoded while loading."""
+
+
+def open_container(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Container:
+    """The container whose files hold these tensors."""
+    pieces = {key: Piece(key, info.dtype, info.shape, info.file, info.start, info.bytes) for key, info in tensors.items()}
+    return Container(folder, config, pieces)
+
+
+class ContainerFolder:
+    """`source` decodes what is read; `layers` are those that stay packed.
+
+    settings: `quantization_config`; config: that of the model. Raises InputError for missing or broken files.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], config: Any, remote_code: str | None = None) -> None:
+        tensors, _ = scan_folder(folder, allow_pickle=False)
+        self.container = open_container(folder, settings, tensors)
+        dtype = config.dtype or torch.bfloat16
+        file = next(iter(tensors.values())).file
+        outlines = {key: TensorInfo(file, dtype, shape, 0, 0) for key, shape in self.container.shapes.items()}
+        plain = {key: tensors[key] for key in self.container.plain}
+        self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self.container), remote_code)
+
+    def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """The packed layers by module path, their biases still to be filled."""
+        found: dict[str, nn.Module] = {}
+        for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
+            matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "") if type(module) is nn.Linear else None
+            if matrix is not None and not matrix.layout.transposed:
+                encoded = packable(self.container.encoded(str(self.source.disk_name(f"{path}.weight"))))
+                if encoded is not None:
+                    found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype)
+        return found
+
+
+def packable(encoded: Encoded) -> Encoded | None:
+    """The codes as a packed layer takes them: integers in 4 or 8 bits, as the kernels have them, numbers in whole bits; None for others."""
+    bits = math.ceil(encoded.bits)
+    if encoded.layout not in ("int", "numbers") or bits > MOST_BITS:
+        return None
+    if encoded.layout == "int":
+        return replace(encoded, bits=4.0 if bits <= 4 else 8.0)
+    return replace(encoded, bits=float(bits))
+
+
+class _Decoded(Mapping[str, Tensor]):
+    """What is held as codes, by the key of the model's own tensor, decoded when read."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._container.shapes:
+            raise KeyError(key)
+        return self._container.read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._container.shapes)
+
+    def __len__(self) -> int:
+        return len(self._container.shapes)
