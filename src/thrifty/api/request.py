@@ -20,7 +20,7 @@ from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
 from thrifty.pipeline.footprint import footprints_of
-from thrifty.pipeline.packing import packing
+from thrifty.pipeline.mixing import foreseen
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
@@ -112,7 +112,7 @@ def prepare(request: Request) -> Job:
         recipe.with_places(_whole).to_yaml(),
         recipe.plain()["steps"],
         work,
-        packing(source, work),
+        foreseen(source, work),
         setting,
         load,
         calibration,

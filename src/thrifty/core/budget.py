@@ -2,17 +2,18 @@
 
     min over choice  sum_p loss[p, choice_p]   subject to   sum_p cost[p, choice_p] <= budget
 
-Bits, bytes, seconds, or weights that may stay: costs are just numbers. Small whole costs are solved exactly by a dynamic programme. Otherwise
-every part goes down the lower convex hull of its (cost, loss) points, the steepest step of all parts first, which is the best for the cost
-that it ends at; what is left of the budget goes into one more move of any part, from this point or from an earlier one where that gives more.
-The best of a family of choices that does not depend on the budget is taken, so more budget never loses more. What no choice can fall below
-follows from the step that did not fit, taken in part.
+Bits, bytes, seconds, or weights that may stay: costs are just numbers. Small whole costs are solved exactly by a dynamic programme.
+Otherwise every part goes down the lower convex hull of its (cost, loss) points, the steepest step of all parts first, which is the best for
+the cost that it ends at; what is left of the budget goes into one more move of any part, from this point or from an earlier one where that
+gives more. The best of a family of choices that does not depend on the budget is taken, so more budget never loses more. What no choice can
+fall below follows from the step that did not fit, taken in part.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -42,8 +43,8 @@ class Choice:
 def choose(losses: Float[Tensor, "parts options"], costs: Float[Tensor, "parts options"], budget: float) -> Choice:
     """The choice of least loss that costs at most `budget`: exact (gap 0) where costs are small whole multiples of one unit.
 
-    losses: an infinite one is an option that the part does not have. Raises InputError for shapes that differ, costs that are negative or not
-    finite, losses that are no numbers, a part without options, and a budget below what the cheapest options cost.
+    losses: an infinite one is an option that the part does not have. Raises InputError for shapes that differ, costs that are negative or
+    not finite, losses that are no numbers, a part without options, and a budget below what the cheapest options cost.
     """
     losses, costs = _checked(losses, costs, budget)
     unit = _unit(costs[losses.isfinite()])
@@ -150,7 +151,7 @@ def _steps(losses: Tensor, costs: Tensor) -> tuple[Tensor, list[tuple[int, int, 
     for part, (loss, cost) in enumerate(zip(losses.tolist(), costs.tolist(), strict=True)):
         hull = _hull(loss, cost)
         start.append(hull[0])
-        for one, other in zip(hull, hull[1:], strict=False):
+        for one, other in pairwise(hull):
             steps.append((part, other, loss[one] - loss[other], cost[other] - cost[one]))
     # a hull's own steps get flatter, so their order is kept
     return torch.tensor(start), sorted(steps, key=lambda step: (-step[2] / step[3], step[0], step[3]))

@@ -67,6 +67,7 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
+    disk += parts["rows"] if work.mixes else 0  # those that left the last block when the targets were tried
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 
@@ -100,7 +101,7 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     tokens = load.calibration_tokens if setting.order == "stage" else setting.batch * load.tokens
     done, peak = 0, 0
     # Gram matrices that are taken before the first stage is solved
-    held = sum(stage.reads.width**2 * 4 for stage in block.stages) if setting.order == "block" or work.transforms else 0
+    held = sum(stage.reads.width**2 * 4 for stage in block.stages) if setting.order == "block" or work.transforms or work.mixes else 0
     for stage in block.stages:
         if block.path in load.calibration:
             known = load.calibration[block.path]

@@ -172,7 +172,8 @@ def _pass_seconds(source: Source, kind: Kind, batch: int, dtype: torch.dtype, de
 
 
 def _treatments(work: Work) -> set[Treatment]:
-    return {treatment for chosen in work.treatments.values() for treatment in chosen}
+    tried = {mix.treatment(option) for mix, _ in work.mixes.values() for option in range(len(mix.into))}
+    return tried | {treatment for chosen in work.treatments.values() for treatment in chosen}
 
 
 def _transforms(source: Source, work: Work) -> set[tuple[Transform, Treatment | None]]:
