@@ -33,6 +33,11 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         "tests/weights/test_descent.py",
     ),
     "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
+    "polaron": (
+        "3 bits on average chosen by matrix from 2, 3, 4 and 8",
+        {"mix": {"budget": 3.5, "share": "polaron"}},
+        "tests/weights/test_polaron.py",
+    ),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
 }

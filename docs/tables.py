@@ -233,6 +233,20 @@ def lowest_bits() -> str:
     return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
+def allocation() -> str:
+    """Every way to share bits among the matrices, at the same mean."""
+    found = _read("allocation.json")["rows"]
+    rows = []
+    for row in sorted(found, key=lambda row: (row["mean"], -row["kl"]["value"])):
+        counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
+        kl = row["kl"]
+        after = row["perplexity"]["after"]["value"]
+        interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
+        rows.append([f"{row['mean']:g}", f"`{row['share']}`", f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
+    head = ["budget", "chosen by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+
+
 def relevance() -> str:
     """How well core and near papers are told from the rest."""
     found = _read("relevance.json")
@@ -284,6 +298,7 @@ TABLES = {
     "versions": versions,
     "number formats": number_formats,
     "lowest bits": lowest_bits,
+    "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
 }

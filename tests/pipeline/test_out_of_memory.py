@@ -48,5 +48,5 @@ def test_not_even_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise torch.OutOfMemoryError("the device is full")
 
     monkeypatch.setattr(Source, "block", full)
-    with pytest.raises(RunError, match="out of memory on (cpu|cuda) even with one row at a time; use shorter --tokens"):
+    with pytest.raises(RunError, match=r"out of memory on (cpu|cuda) even with one row at a time; use shorter --tokens"):
         compress(model, tmp_path / "out")

@@ -19,9 +19,10 @@ from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.models import Source, open_model
-from thrifty.pipeline.container import ContainerPacking, container_packing
+from thrifty.pipeline.container import ContainerPacking
 from thrifty.pipeline.footprint import footprints_of
-from thrifty.pipeline.packing import Packing, packing
+from thrifty.pipeline.mixing import foreseen
+from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
@@ -41,7 +42,7 @@ are as good; it passes the rows through each block once more."""
 FOR_CALIBRATION = 0.75
 """The share of the images of a folder that are taken to calibrate on where the same folder has to judge."""
 
-FORMATS = {Packing.format: packing, ContainerPacking.format: container_packing}
+FORMATS = {known.format: known for known in (Packing, ContainerPacking)}
 """What a result can be stored in, and how that is decided."""
 
 Words = str | Path | Sequence[str | Path]
@@ -120,7 +121,7 @@ def prepare(request: Request) -> Job:
         recipe.with_places(_whole).to_yaml(),
         recipe.plain()["steps"],
         work,
-        FORMATS[request.format](source, work),
+        foreseen(source, work, FORMATS[request.format]),
         setting,
         load,
         calibration,

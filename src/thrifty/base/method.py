@@ -93,7 +93,7 @@ class Method:
         """The JSON schema of each hyperparameter, defaults included."""
         properties = {name: dict(schema) for name, schema in _adapter(cls).json_schema().get("properties", {}).items()}
         for field in dataclasses.fields(cls):
-            if isinstance(field.default, Method):
+            if isinstance(field.default, Method | tuple):
                 properties[field.name]["default"] = _plain(field.default)
         return properties
 

@@ -95,6 +95,17 @@ class Encoded:
         return float(math.ceil(self.bits))
 
     @property
+    def stored_bits(self) -> int:
+        """Bits of the codes, and of the scales and zero points as the narrowest format holds them, whatever file they will lie in.
+
+        Known of an outline, too. Scales of MX and NVFP4 take 8 bits, all others 16; a zero point takes as many as a code.
+        """
+        codes = math.ceil(self.bits * self.shape[0] * self.shape[1])
+        counts = {name: self.tensors[name].numel() for name in ("scale", "zero_point") if name in self.tensors}
+        scale = 8 if self.standard in ("nvfp4", "mxfp4", "mxfp8") else 16
+        return codes + scale * counts.get("scale", 0) + math.ceil(self.bits) * counts.get("zero_point", 0)
+
+    @property
     def sparsity(self) -> float:
         """Share of exact zeros, 0 to 1."""
         return float((self.decode() == 0).float().mean())
@@ -158,3 +169,26 @@ class Rewrite:
     def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
         """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
         return gram / (self.scale[:, None] * self.scale[None, :])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one part of a model loses, and what it costs, at each of the options that all parts have. size: number of its weights."""
+
+    name: str
+    size: int
+    losses: tuple[float, ...]
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Who gets which option: its position, by the name of the part. loss, cost: their sums.
+
+    gap: how far above the least possible loss that is, at most; None where the method does not know.
+    """
+
+    options: dict[str, int]
+    loss: float
+    cost: float
+    gap: float | None = None

@@ -276,10 +276,10 @@ class BlockRun:
             self._solve_alike(wanted, gram, tokens)
 
     def _solve_alike(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
-        for treatments, linears in _alike(wanted, self.work):
+        for treatments, linears in alike(wanted, self.work.treatments):
             paths = [linear.path for linear in linears]
             weight = torch.cat([self.view.read(path).to(self.device) for path in paths])
-            solution = _solve_all(weight, gram, tokens, treatments, ", ".join(paths), self.seed)
+            solution = solve_all(weight, gram, tokens, treatments, ", ".join(paths), self.seed)
             self.warnings.extend(solution.warnings)
             self._accept(linears, weight, solution, gram, tokens)
         self._install({linear.path for linear in wanted})
@@ -377,11 +377,11 @@ def gather(inputs: Tensor) -> Statistics:
     return total
 
 
-def _alike(linears: list[Linear], work: Work) -> Iterator[tuple[tuple[Treatment, ...], list[Linear]]]:
+def alike(linears: list[Linear], by_path: Mapping[str, tuple[Treatment, ...]]) -> Iterator[tuple[tuple[Treatment, ...], list[Linear]]]:
     """Linears that are treated alike go into one problem, unless their rows compete within a matrix."""
     groups: list[tuple[tuple[Treatment, ...], list[Linear]]] = []
     for linear in linears:
-        treatments = work.treatments[linear.path]
+        treatments = by_path[linear.path]
         alone = any(treatment.alone for treatment in treatments)
         same = None if alone else next((group for group in groups if group[0] == treatments), None)
         if same is None:
@@ -391,7 +391,7 @@ def _alike(linears: list[Linear], work: Work) -> Iterator[tuple[tuple[Treatment,
     yield from groups
 
 
-def _solve_all(weight: Tensor, gram: Tensor, tokens: int, treatments: tuple[Treatment, ...], name: str, seed: int) -> Solution:
+def solve_all(weight: Tensor, gram: Tensor, tokens: int, treatments: tuple[Treatment, ...], name: str, seed: int) -> Solution:
     """One treatment after the other; what an earlier one pruned stays pruned."""
     solution = solve(Problem(weight, gram, tokens, name, seed), treatments[0])
     for treatment in treatments[1:]:

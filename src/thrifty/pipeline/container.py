@@ -39,6 +39,10 @@ class ContainerPacking(Packing):
 
     format: ClassVar[str] = METHOD
 
+    @classmethod
+    def decide(cls, source: Source, work: Work) -> ContainerPacking:
+        return container_packing(source, work)
+
     def accept(self, linear: Linear, encoded: Encoded, values: Float[Tensor, "out in"]) -> tuple[Encoded, Tensor]:
         if encoded.layout != "dense":
             return encoded, values

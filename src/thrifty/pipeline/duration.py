@@ -21,6 +21,8 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
     """Seconds of the whole run."""
     blocks = source.anatomy.blocks
     total = sum(_compressing(block, work, setting, load, rates) + _evaluating(block, load, rates) for block in blocks)
+    if work.mixes:
+        total += sum(_choosing(block, work, setting, load, rates) for block in blocks)
     logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
     stored = sum(info.bytes for info in source.tensors.values())
     return total + 2 * logits + 4 * stored / rates.disk + _speed(source, load, rates) + FIXED
@@ -42,6 +44,23 @@ def _healing(block: Block, work: Work, load: Load, setting: Setting, rates: Rate
     rows = sum(healer.row_passes for healer in healers if healer is not None)
     rows += 2 * load.rows if rows else load.rows if work.heals else 0
     return rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+
+
+def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds in which every target of a `mix` is solved for and tried on some rows."""
+    row = _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+    total = load.rows * row
+    mixed = [linear for linear in block.linears if linear.path in work.mixes]
+    if mixed:
+        total += load.rows * row + sum(_gram(block, stage, load, rates) for stage in block.stages)
+    for linear in mixed:
+        mix, place = work.mixes[linear.path]
+        others = [treatment for position, treatment in enumerate(work.treatments[linear.path]) if position != place]
+        for option in range(len(mix.into)):
+            total += min(mix.rows, load.rows) * row
+            for treatment in (*others, mix.treatment(option)):
+                total += rates.treatments[treatment].seconds(linear.out_features, linear.in_features)
+    return total
 
 
 def _evaluating(block: Block, load: Load, rates: Rates) -> float:

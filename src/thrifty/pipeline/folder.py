@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class BlockRecord:
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     packed: dict[str, dict[str, Any]]
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """Where targets are only tried (`pipeline.mixing`): what each option loses, by linear."""
 
 
 class RunFolder:
@@ -40,6 +42,12 @@ class RunFolder:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.path = out / ".run"
+
+    def inside(self, name: str) -> RunFolder:
+        """A place in this run's folder for the blocks of a pass of its own; it goes when the run's folder goes."""
+        folder = RunFolder(self.out)
+        folder.path = self.path / name
+        return folder
 
     @property
     def rejected(self) -> Path:
@@ -126,6 +134,7 @@ class RunFolder:
                 tuple(data["warnings"]),
                 data["seconds"],
                 data["packed"],
+                data["losses"],
             )
             whole = data["tensors"] == file_digest(tensors)
         except (OSError, ValueError, KeyError, TypeError):
@@ -147,6 +156,7 @@ class RunFolder:
                 "warnings": list(record.warnings),
                 "seconds": record.seconds,
                 "packed": record.packed,
+                "losses": record.losses,
             },
         )
         for other in rows.parent.glob("*.safetensors"):

@@ -47,6 +47,11 @@ class Packing:
     dequantize: bool
     warnings: tuple[str, ...]
 
+    @classmethod
+    def decide(cls, source: Source, work: Work) -> Packing:
+        """Which matrices of a whole model are stored as codes. Raises InputError when no reader would read the file."""
+        return packing(source, work)
+
     def scale_types(self, linear: Linear) -> tuple[torch.dtype, ...]:
         """What the scales of a linear may be stored in, the first that holds them.
 

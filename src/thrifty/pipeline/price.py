@@ -74,6 +74,7 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
+    disk += parts["rows"] if work.mixes else 0  # those that left the last block when the targets were tried
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 
@@ -105,7 +106,8 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
 def _solving(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
     """The peak while Gram matrices are taken and the stages of a block are solved."""
     module = source.block_parameters(block) * setting.dtype.itemsize
-    apart = setting.order == "block" or bool(work.transforms)  # Gram matrices of all stages are taken before the first is solved
+    # Gram matrices of all stages are taken before the first is solved
+    apart = setting.order == "block" or bool(work.transforms or work.mixes)
     held = sum(stage.reads.width**2 * 4 for stage in block.stages) if apart else 0
     in_passing = setting.order == "stage"
     tokens = load.calibration[block.path].tokens if block.path in load.calibration else load.tokens

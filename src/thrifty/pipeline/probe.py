@@ -178,7 +178,8 @@ def _pass_seconds(source: Source, kind: Kind, batch: int, dtype: torch.dtype, de
 def _treatments(source: Source, work: Work) -> dict[Treatment, int]:
     """Every treatment, and the width of a matrix that it is for."""
     widths = {linear.path: linear.in_features for linear in source.anatomy.linears}
-    return {treatment: widths[path] for path, chosen in work.treatments.items() for treatment in chosen}
+    tried = {mix.treatment(option): widths[path] for path, (mix, _) in work.mixes.items() for option in range(len(mix.into))}
+    return tried | {treatment: widths[path] for path, chosen in work.treatments.items() for treatment in chosen}
 
 
 def _transforms(source: Source, work: Work) -> dict[tuple[Transform, Treatment | None], int]:

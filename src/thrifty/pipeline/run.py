@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
+from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
@@ -98,13 +99,22 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
+        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
+        choosing, passed = 0.0, time.perf_counter()
+        if job.work.mixes:
+            losses, choosing = losses_of(walk, key)
+            work = decided(job.source, job.work, losses, type(job.packing))
+            walk.work, walk.packing = work, job.packing.decide(job.source, work)
+            job = replace(job, work=work, packing=walk.packing)
+        passed = time.perf_counter() - passed
         for warning in job.packing.warnings:
             events.warn(warning)
         if job.packing.schemes and job.source.anatomy.inferred and not full:
             name = job.source.anatomy.architecture
             events.warn(f"{name} was worked out, not declared: whether transformers reads its packed weights is told by --verify full only")
-        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
         records, streams, watch = walk.run(key)
+        if choosing:
+            watch.add("choose", choosing)
         measured: dict[str, Any] = {}
         beside: dict[str, Any] = {}
         with watch.during("score"):
@@ -121,7 +131,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
                 beside = side_by_side(job.source, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
             measured = {**measured, "quality": [*measured.get("quality", ()), *beside.get("quality", ())]}
         spent = {**_seconds_of(records), **watch.seconds}
-        seconds = time.perf_counter() - began + sum(_seconds_of(records[: walk.resumed]).values())
+        seconds = time.perf_counter() - began + sum(_seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
         costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read()), "speed": beside.get("speed")}
         verified: Verified = "full" if full else "exact"
         certificate = _certificate(job, key, digest, records, staging, measured, said, verified=verified, **costs)

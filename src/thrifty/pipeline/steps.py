@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.weights.base import Healer, Preset, Transform, Treatment, check_zero
+from thrifty.weights.preset.mix import Mix
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Work:
-    """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order."""
+    """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order.
+
+    mixes: of linears whose target is still to be chosen (`pipeline.mixing`), the step that does and the place of its treatment, which
+    stands for all that it may become.
+    """
 
     transforms: tuple[Mapping[str, Transform], ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
     names: Mapping[str, str]
+    mixes: Mapping[str, tuple[Mix, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Work:
@@ -33,6 +39,7 @@ class Work:
         transforms: list[Mapping[str, Transform]] = []
         treatments: dict[str, tuple[Treatment, ...]] = {}
         names: dict[str, list[str]] = {}
+        mixes: dict[str, tuple[Mix, int]] = {}
         for position, step in enumerate(steps, 1):
             chosen: dict[str, Transform] = {}
             for path, method in step.methods.items():
@@ -40,9 +47,14 @@ class Work:
                 if isinstance(method, Transform):
                     chosen[path] = method
                 elif isinstance(method, Preset):
+                    if isinstance(method, Mix):
+                        if path in mixes:
+                            raise InputError(f"step {position}: the target of {path} is already chosen by an earlier mix; skip it in one")
+                        mixes[path] = (method, len(treatments.get(path, ())))
                     treatment = method.expand()
                     if path in treatments:
-                        check_zero(treatment.target, f"step {position}: ")
+                        for target in method.into if isinstance(method, Mix) else (treatment.target,):
+                            check_zero(target, f"step {position}: ")
                     if treatment.heal is not None and path in treatments:
                         raise InputError(f"step {position}: {step.name} would not keep what an earlier step pruned of {path}; drop one")
                     treatments[path] = (*treatments.get(path, ()), treatment)
@@ -54,12 +66,14 @@ class Work:
                 transforms.append(chosen)
         if transforms and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
-        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()})
+        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether any step looks at calibration data."""
-        return bool(self.transforms) or any(treatment.calibrated for chosen in self.treatments.values() for treatment in chosen)
+        return bool(self.transforms or self.mixes) or any(
+            treatment.calibrated for chosen in self.treatments.values() for treatment in chosen
+        )
 
     @property
     def heals(self) -> bool:
@@ -75,6 +89,16 @@ class Work:
         for linear in anatomy.linears:
             for treatment in self.treatments.get(linear.path, ()):
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
+            for target in self.mixes[linear.path][0].into if linear.path in self.mixes else ():
+                target.check(linear.out_features, linear.in_features, linear.path)
+
+    def with_options(self, options: Mapping[str, int]) -> Work:
+        """The same work with the targets of these linears chosen."""
+        treatments = dict(self.treatments)
+        for path, option in options.items():
+            mix, place = self.mixes[path]
+            treatments[path] = (*treatments[path][:place], mix.treatment(option), *treatments[path][place + 1 :])
+        return replace(self, treatments=treatments, mixes={path: mix for path, mix in self.mixes.items() if path not in options})
 
     def transform_for(self, position: int, space: Space) -> Transform | None:
         """The transform of step `position` for a space: the one chosen for its first selected consumer."""
@@ -89,7 +113,8 @@ class Work:
         """Everything that decides what happens to a block, as JSON values: part of its content key."""
         chosen = [{path: {m.name: m.settings()} for path, m in step.items() if _inside(path, block)} for step in self.transforms]
         solved = {linear.path: [_plain(t) for t in self.treatments.get(linear.path, ())] for linear in block.linears}
-        return [chosen, solved]
+        mixed = {path: [mix.settings(), place] for path, (mix, place) in self.mixes.items() if _inside(path, block)}
+        return [chosen, solved, mixed] if mixed else [chosen, solved]
 
     def solves(self, linear: Linear) -> bool:
         """Whether a step gives this linear new values."""

@@ -47,6 +47,9 @@ class Walk:
     write_block: WriteBlock
     resumed: int = 0
     """Blocks that an earlier attempt had finished."""
+    visit: type[BlockRun] = BlockRun
+    """What happens inside a block."""
+    title: str = "blocks"
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
         """Walk all blocks; those that an earlier attempt finished are skipped."""
@@ -55,7 +58,7 @@ class Walk:
         keys = self._keys(key, [block for _, block in order])
         records, streams = self._resume(keys)
         self.resumed = start = len(records)
-        with events.task("blocks", len(order)) as advance:
+        with events.task(self.title, len(order)) as advance:
             advance(start, "")
             for position in range(start, len(order)):
                 chain, block = order[position]
@@ -167,7 +170,7 @@ class Walk:
             run = None
             try:
                 call = None if call is None else call.to(device, setting.dtype)
-                run = BlockRun(
+                run = self.visit(
                     BlockView(self.source, block, self.packing),
                     call,
                     self.work,

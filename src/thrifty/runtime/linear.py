@@ -46,8 +46,8 @@ SMALLEST = 1e-8
 class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
-    encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in. fine: whether
-    weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time.
+    encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in.
+    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.

@@ -10,7 +10,7 @@ heal       what is given back once all matrices of a block are solved
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.base.records import Encoded, Problem, Rewrite, Solution
+from thrifty.base.records import Curve, Encoded, Problem, Rewrite, Share, Solution
 from thrifty.core.masks import apply_mask
 from thrifty.core.statistics import Statistics
 
@@ -130,6 +130,27 @@ class Transform(Method, ABC):
 
         treatment: what comes next for the consumers, for methods that search against it; None where none of them is solved.
         """
+
+
+class Sharing(Method, ABC):
+    """Which of the options each part of a model gets, so that all of them together stay within a budget."""
+
+    family: ClassVar[str] = "weights.allocate"
+
+    @abstractmethod
+    def share(self, curves: Sequence[Curve], budget: float) -> Share:
+        """One option for each part, given in the order of the model; the costs add up to `budget` at most.
+
+        Raises InputError when even the cheapest options cost more.
+        """
+
+    @staticmethod
+    def of(curves: Sequence[Curve], options: Sequence[int], gap: float | None = None) -> Share:
+        """The share with these options, in the order of the parts."""
+        pairs = list(zip(curves, options, strict=True))
+        loss = sum(curve.losses[option] for curve, option in pairs)
+        cost = sum(curve.costs[option] for curve, option in pairs)
+        return Share({curve.name: option for curve, option in pairs}, loss, cost, gap)
 
 
 class Allocator(Method, ABC):

@@ -1,0 +1,74 @@
+"""Each matrix of a model gets its own target out of a few: bit widths and number formats are mixed within one budget.
+
+    min over choice  sum_l loss_l(choice_l)   subject to   sum_l cost_l(choice_l) <= budget
+
+The loss of a choice is measured before anything is chosen: every matrix is solved with every target, put into its block alone, and
+
+    loss_l(t) = ||block(x; V_l in W_l's place) - block(x)||^2 / ||block(x)||^2    over the first `rows` calibration rows x.
+
+Then `share` chooses, and the matrices are solved as if the recipe had named the targets one by one. All linears that a step selects share
+its budget; those with other settings by `override` have a budget of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from thrifty.base.errors import InputError
+from thrifty.weights.allocate.optimal import Optimal
+from thrifty.weights.base import Preset, Sharing, Solver, Target, Treatment
+from thrifty.weights.solve.obs import OBS
+from thrifty.weights.target.int import Int
+
+NOMINAL = 4096
+"""Width of the matrix whose rate stands for all while nothing is chosen yet."""
+
+
+@dataclass(frozen=True)
+class Mix(Preset):
+    """budget: in `bits`, the mean bits of a weight, its scales and zero points counted, whatever file it will lie in; in `bytes`, what the
+    matrices take in the file, all together; in `time`, the mean time of a weight's multiplication, which takes 1 / speed.
+
+    into: the targets to choose from. speeds: of each target, for `time`. by: the solver. share: how the choice is made. rows: calibration
+    rows that every choice is tried on.
+    """
+
+    name: ClassVar[str] = "mix"
+
+    budget: Annotated[float, Field(gt=0)] = 4.5
+    unit: Literal["bits", "bytes", "time"] = "bits"
+    into: Annotated[tuple[Target, ...], Field(min_length=2, max_length=64)] = (
+        Int(2, range="mse"),
+        Int(3, range="mse"),
+        Int(4, range="mse"),
+        Int(8, range="mse"),
+    )
+    speeds: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    by: Solver = OBS()
+    share: Sharing = Optimal()
+    rows: Annotated[int, Field(ge=1)] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for target in self.into:
+            Treatment(self.by, target)
+        if len(self.speeds) != (len(self.into) if self.unit == "time" else 0):
+            raise InputError(f"mix: speeds is wrong, it needs one for each target with unit: time, and none else; got {list(self.speeds)}")
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Two ways to fit the same grid, so that files of every architecture can hold both."""
+        return (cls(budget=4.5, into=(Int(4), Int(4, range="mse"))),)
+
+    def treatment(self, option: int) -> Treatment:
+        """What is done to a matrix that gets this option."""
+        return Treatment(self.by, self.into[option])
+
+    def expand(self) -> Treatment:
+        """What stands for the choice until it is made: the target whose rate comes nearest to the budget from below."""
+        rates = [target.outline(NOMINAL, NOMINAL).stored_bits / NOMINAL**2 for target in self.into]
+        within = [rate for rate in rates if rate <= self.budget] if self.unit == "bits" else []
+        return self.treatment(rates.index(max(within) if within else min(rates)))
