@@ -1,6 +1,6 @@
 """The main job and every method of weights on a CUDA device, beside the processor of the same machine.
 
-Usage: python bench/on_cuda.py [--out FILE]            (writes bench/results/on_cuda.json; some minutes)
+Usage: python bench/on_cuda.py [--out FILE] [--parts NAME...]       (writes bench/results/on_cuda.json; some minutes)
 
 Four parts: every method on one matrix, on both; the run on the model inside the package, on both; a random Llama of 300 million parameters,
 on both; and the same on a device that is short of memory, where batches are halved until they fit.
@@ -43,6 +43,7 @@ SHORT = 0.35
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "on_cuda.json")
+    parser.add_argument("--parts", nargs="*", help="some of: methods, embedded, large, short")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     words = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,11 @@ def main() -> None:
     }
     if words.device == "cuda":
         found["device"] = torch.cuda.get_device_name()
-    for name, part in (("methods", methods), ("embedded", embedded), ("300 million parameters", large), ("short of memory", short)):
+    if words.out.exists():
+        found = json.loads(words.out.read_text()) | found
+    for name, part in PARTS.items():
+        if words.parts and name not in words.parts:
+            continue
         began = time.perf_counter()
         try:
             found[name] = part(words.device)
@@ -155,6 +160,9 @@ def run(device: str, name: str, **words: Any) -> dict[str, Any]:
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     shutil.rmtree(out, ignore_errors=True)
     return found
+
+
+PARTS = {"methods": methods, "embedded": embedded, "large": large, "short": short}
 
 
 if __name__ == "__main__":

@@ -233,6 +233,26 @@ def lowest_bits() -> str:
     return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
+def solvers() -> str:
+    """Solvers of the same grids on `shakespeare-1m`, each divergence with its interval, and auto-round where it was run."""
+    found = _read("solvers_shakespeare.json")["rows"]
+    names = list(dict.fromkeys(name for row in found for name in row["results"]))
+    rows = []
+    for row in found:
+        words = [f"{row['bits']} bit, {'symmetric' if row['symmetric'] else 'zero points'}"]
+        for name in names:
+            scores = row["results"].get(name)
+            words.append("" if scores is None else f"{scores['perplexity']['value']:.2f} / {scores['kl']['value']:.4f}")
+        rows.append(words)
+    before = found[0]["results"][names[0]]["perplexity_before"]["value"]
+    last = found[0]["differences"]["auto_round minus auto-round"]
+    paired = f"perplexity {_interval(last['perplexity_difference'], 2)}, divergence {_interval(last['kl_difference'], 3)}"
+    return (
+        f"{_table(['perplexity / KL divergence', *(f'`{name}`' for name in names)], rows)}\n\nThe original has perplexity {before:.2f}. "
+        f"At 2 bits with zero points `auto_round` minus auto-round, window by window: {paired}."
+    )
+
+
 def allocation() -> str:
     """Every way to share bits among the matrices, at the same mean."""
     found = _read("allocation.json")["rows"]
@@ -298,6 +318,7 @@ TABLES = {
     "versions": versions,
     "number formats": number_formats,
     "lowest bits": lowest_bits,
+    "solvers": solvers,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
