@@ -233,6 +233,24 @@ def lowest_bits() -> str:
     return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
+def on_cuda() -> str:
+    """The same run on the processor and on a CUDA device, and on one with little memory."""
+    found = _read("on_cuda.json")
+    names = ("forward", "gram", "solve", "evaluate")
+    rows = []
+    for job, words in (("embedded", "the model inside the package"), ("large", "300 million parameters")):
+        for where, run in found[job].items():
+            rows.append(
+                [words, where, f"{run['seconds']:.0f} s", *(f"{run['phases'][name]:.1f} s" for name in names), f"{run['kl']['value']:.4f}"]
+            )
+    short = found["short"]
+    said = [warning for warning in short["warnings"] if "out of memory" in warning]
+    head = ["model", "on", "whole call", *names, "KL divergence"]
+    device = f"{found['device']}, beside {found['threads']} threads of the same machine."
+    said = f"With 350 MB of the device the second model took {short['seconds']:.0f} s; it said: {'; '.join(said)}."
+    return f"{_table(head, rows)}\n\n{device} {said}"
+
+
 def solvers() -> str:
     """Solvers of the same grids on `shakespeare-1m`, each divergence with its interval, and auto-round where it was run."""
     found = _read("solvers_shakespeare.json")["rows"]
@@ -318,6 +336,7 @@ TABLES = {
     "versions": versions,
     "number formats": number_formats,
     "lowest bits": lowest_bits,
+    "on cuda": on_cuda,
     "solvers": solvers,
     "allocation": allocation,
     "relevance": relevance,
