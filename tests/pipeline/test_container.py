@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from itertools import cycle
@@ -38,6 +39,8 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "fp6": [into({"float": {"format": "e2m3", "group_size": 0, "scale": "power_of_two"}})],
     "2:4 on a grid": [into({"both": {"mask": "n_m", "grid": {"int": {"bits": 3, "group_size": 0}}}})],
     "wide fixed": [into({"fixed": {"bits": 12}})],
+    "without zero": [into({"zero_free": {"bits": 2}})],
+    "codebooks": [into({"additive": {"codebooks": 1, "bits": 3, "group_size": 4}})],
 }
 CASES = dict(zip(ARCHITECTURES, cycle(RECIPES.items()), strict=False))
 
@@ -69,7 +72,7 @@ def test_round_trip_on_every_architecture(architecture: str, tmp_path: Path) -> 
     ours = thrifty.load(tmp_path / "out", torch.float32)
     torch.testing.assert_close(main_output(ours(**rows)), expected, rtol=1e-6, atol=1e-6)
     packed = any(isinstance(module, PackedLinear) for module in ours.modules())
-    assert packed == (architecture != "gpt2" and name not in ("2:4", "wide fixed"))
+    assert packed == (architecture != "gpt2" and name not in ("2:4", "wide fixed", "codebooks"))
 
 
 def test_columns_of_different_widths(tmp_path: Path) -> None:
@@ -140,7 +143,8 @@ assert "thrifty" not in sys.modules
 import thrifty
 LlamaForCausalLM.from_pretrained({str(tmp_path / "out")!r})
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    spoken = {**os.environ, "TRANSFORMERS_VERBOSITY": "warning"}  # whatever a command has set in this process before
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=spoken)
     assert done.returncode == 0, done.stderr
     assert "Unknown quantization type, got thrifty" in done.stderr and "MISMATCH" in done.stderr
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tests.weights.problems import correlated_gram, draw, loss, problem
 from thrifty.base.records import Problem
-from thrifty.core.linalg import largest_eigenvalue
+from thrifty.core.linalg import HARDLY_SEEN, largest_eigenvalue
 from thrifty.weights.base import hold
-from thrifty.weights.solve.awp import AWP, HARDLY_SEEN
+from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.both import Both

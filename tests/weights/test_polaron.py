@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.weights.curves import MEANS, curves, weights
@@ -41,10 +41,12 @@ def plain(parts: list[Curve], budget: float) -> list[int]:
 
 
 @given(st.integers(0, 10_000), MEANS)
+@example(0, 7.999999999999999)
 def test_it_is_the_policy(seed, mean):
     parts = [replace(curve, losses=tuple(sorted(curve.losses, reverse=True))) for curve in curves(seed)]
     budget = mean * weights(parts)
-    assert list(Polaron().share(parts, budget).options.values()) == plain(parts, budget)
+    allowed = budget * (1 + 1e-12)  # what sums of costs are off by
+    assert list(Polaron().share(parts, budget).options.values()) == plain(parts, allowed)
 
 
 def test_the_ends_start_one_step_higher():

@@ -69,6 +69,16 @@ def _panels(width: int) -> Iterator[tuple[int, int]]:
     return pairwise(round(width * part / PANELS) for part in range(PANELS + 1))
 
 
+HARDLY_SEEN = 1e-3
+"""Inputs with less than this share of the mean energy count, where a step is divided by it, as if they had as much."""
+
+
+def seen_diagonal(gram: Float[Tensor, "in in"]) -> Float[Tensor, "in"]:
+    """diag(gram), with what was hardly seen as large as `HARDLY_SEEN` says; what was never seen stays 0."""
+    diagonal = gram.diagonal()
+    return torch.where(diagonal > 0, diagonal.clamp_min(HARDLY_SEEN * float(diagonal.mean())), 0.0)
+
+
 def largest_eigenvalue(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     """An upper bound on the largest eigenvalue of symmetric positive semidefinite matrices; NaN or infinite where an entry is.
 

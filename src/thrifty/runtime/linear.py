@@ -31,6 +31,9 @@ from thrifty.core.packing import pack_words, unpack_words
 FEW_TOKENS = 4
 """Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/linear_kernels.py`)."""
 
+FINE_ROLES = frozenset({"q", "k", "v", "qkv", "o"})
+"""What is loaded `fine`: attention has a quarter of the weights, whose rounding to 8 bits costs as much as that of all others together."""
+
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16
 INNER_TILES = 2

@@ -20,10 +20,7 @@ from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, scan_folder
 from thrifty.models.skeleton import build_skeleton, restore_cache
 from thrifty.runtime.container import ContainerFolder
-from thrifty.runtime.linear import PackedLinear
-
-FINE_ROLES = frozenset({"q", "k", "v", "qkv", "o"})
-"""What attention is made of: a quarter of the weights, whose rounding to 8 bits cost as much as that of all others together."""
+from thrifty.runtime.linear import FINE_ROLES, PackedLinear
 
 
 def load(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.core.codebooks.additive import rate_of_sums
 from thrifty.core.formats import FLOATS, fixed_format, posit_format
 from thrifty.core.grids import code_limits, snap_scale
 from thrifty.core.scaled import STANDARDS
@@ -49,6 +50,27 @@ def integers(seed: int, out: int, width: int, levels: int, group_size: int, symm
     hole = torch.rand(out, width, generator=draw) < zeros
     tensors["codes"] = torch.where(hole, zero.repeat_interleave(width // groups, dim=1), codes)
     return Encoded("int", tensors, (out, width), math.log2(levels), group_size)
+
+
+def odd_integers(seed: int, out: int, width: int, bits: int, kind: str) -> Encoded:
+    """Odd codes on both sides of zero, the largest among them."""
+    draw = generator(seed)
+    codes = 2 * torch.randint(0, 2**bits, (out, width), generator=draw) - 2**bits + 1
+    codes[0, 0] = 2**bits - 1
+    return Encoded("int", {"codes": codes.to(torch.int8), "scale": scales(draw, kind, out, 1)}, (out, width), float(bits))
+
+
+def sums(seed: int, out: int, groups: int, codebooks: int, bits: int, group_size: int, kind: str) -> Encoded:
+    """Sums of codewords, with numbers that float16 holds."""
+    draw = generator(seed)
+    dtype = torch.uint8 if bits <= 8 else torch.uint16
+    tensors = {
+        "codes": torch.randint(0, 2**bits, (out, groups, codebooks), generator=draw).to(dtype),
+        "codebooks": torch.randn(codebooks, 2**bits, group_size, generator=draw).half().float(),
+        "scale": scales(draw, kind, out, 1),
+    }
+    shape = (out, groups * group_size)
+    return Encoded("additive", tensors, shape, rate_of_sums(codebooks, bits, group_size, shape), group_size, simulated=True)
 
 
 TABLES: dict[str, Callable[[], Tensor]] = {

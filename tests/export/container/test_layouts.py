@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.export.container.matrices import TABLES, columns, held, integers, numbers, same, standard, values
+from tests.export.container.matrices import TABLES, columns, held, integers, numbers, odd_integers, same, standard, sums, values
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.core.formats import format_named, name_of, posit_format
 from thrifty.core.scaled import STANDARDS
 from thrifty.export.container import Parts, estimate, layout_of, layouts
+from thrifty.export.container.scales import narrowest, pack_scale
 from thrifty.weights.base import Target
 from thrifty.weights.target.float import SmallFloat
 from thrifty.weights.target.int import Int
@@ -85,6 +86,24 @@ def test_columns(seed: int, out: int, width: int, most: int) -> None:
 @given(SEED, SIZE, st.integers(1, 20), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), ZEROS)
 def test_values(seed: int, out: int, width: int, dtype: torch.dtype, zeros: float) -> None:
     returns(values(seed, out, width, dtype, zeros), True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEED, SIZE, st.integers(1, 9), st.integers(1, 6), KIND)
+def test_odd_integers_take_no_more_than_their_levels(seed: int, out: int, width: int, bits: int, kind: str) -> None:
+    encoded = odd_integers(seed, out, width, bits, kind)
+    scale = len(pack_scale(encoded.tensors["scale"], narrowest(encoded.tensors["scale"])).view(torch.uint8))
+    assert returns(encoded, False) == out * -(-bits * width // 8) + scale
+    assert layout_of(encoded, sparse=True) == layout_of(encoded), "no code of these is zero"
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEED, SIZE, SIZE, st.integers(1, 4), st.integers(1, 9), st.integers(1, 8), KIND)
+def test_sums_of_codewords(seed: int, out: int, groups: int, codebooks: int, bits: int, group_size: int, kind: str) -> None:
+    encoded = sums(seed, out, groups, codebooks, bits, group_size, kind)
+    parts = held("k", layout_of(encoded), encoded)
+    assert parts["k"].nbytes == out * -(-groups * codebooks * bits // 8)
+    returns(encoded, False)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from torch import Tensor
 from thrifty.core.codebooks.kmeans import CHUNK, fit_codebook, nearest, sums
 from thrifty.core.codebooks.quantizer import Quantizer
 
+NUMBER_BITS = 16
+"""Bits of a number of a codebook, and of a scale."""
+
 RIDGE = 1e-6
 """Share of an entry's vectors that holds it where it was: codebooks can trade a constant, so their system has no unique solution."""
 
@@ -151,3 +154,9 @@ def least_squares(vectors: Float[Tensor, "n d"], indices: Int[Tensor, "n m"], co
     normal.diagonal().mul_(1 + RIDGE).add_((normal.diagonal() == 0).to(torch.float64))
     change = torch.cholesky_solve(right, torch.linalg.cholesky(normal))
     return codebooks + change.view_as(codebooks).to(codebooks.dtype)
+
+
+def rate_of_sums(codebooks: int, bits: float, group_size: int, shape: tuple[int, int]) -> float:
+    """Bits of a weight in an [out, in] matrix of sums of codewords: codes of `bits`, codebooks and a scale a row in numbers of 16 bits."""
+    numbers = codebooks * 2**bits * group_size + shape[0]
+    return codebooks * bits / group_size + NUMBER_BITS * numbers / (shape[0] * shape[1])

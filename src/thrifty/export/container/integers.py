@@ -1,4 +1,4 @@
-"""Layout `int`: value = (code - zero_point) * scale.
+"""Layout `int`: value = (code - zero_point) * scale; where only odd codes occur, these are 2 code + 1 of what is stored.
 
 K               codes + levels // 2 as digits in base `levels`, rows of whole bytes
 K.scale         [out * groups], see `scales`
@@ -27,7 +27,10 @@ ZERO_POINT = "zero_point"
 
 
 class Integers(Layout):
-    """levels: points of the grid. group_size: inputs that share a scale, 0 for the whole row. scale: how scales are stored."""
+    """levels: points of the grid. group_size: inputs that share a scale, 0 for the whole row. scale: how scales are stored.
+
+    odd: whether codes are the odd numbers on both sides of zero.
+    """
 
     name: ClassVar[str] = "int"
     part_names: ClassVar[tuple[str, ...]] = ("scale", ZERO_POINT, MASK)
@@ -37,15 +40,18 @@ class Integers(Layout):
     scale: ScaleType
     symmetric: bool = True
     sparse: bool = False
+    odd: bool = False
 
     @classmethod
     def of(cls, encoded: Encoded, sparse: bool) -> Self:
-        symmetric = ZERO_POINT not in encoded.tensors
+        symmetric, levels = ZERO_POINT not in encoded.tensors, round(2**encoded.bits)
+        odd = symmetric and _lie_apart(encoded.tensors["codes"], levels)
         scale = narrowest(encoded.tensors["scale"])
-        return cls(levels=round(2**encoded.bits), group_size=encoded.group_size, scale=scale, symmetric=symmetric, sparse=sparse)
+        return cls(levels=levels, group_size=encoded.group_size, scale=scale, symmetric=symmetric, sparse=sparse and not odd, odd=odd)
 
     def encode(self, encoded: Encoded) -> dict[str, Tensor]:
-        codes = self._digits(encoded.tensors["codes"])
+        codes = encoded.tensors["codes"]
+        codes = self._digits((codes - 1) // 2 if self.odd else codes)
         tensors = {"scale": pack_scale(encoded.tensors["scale"], self.scale)}
         zero = torch.full((1, 1), self.levels // 2, dtype=torch.int32)
         if not self.symmetric:
@@ -65,7 +71,7 @@ class Integers(Layout):
 
     def decode(self, parts: Parts, shape: tuple[int, int]) -> Encoded:
         groups = groups_of(shape[1], self.group_size)
-        kind = torch.int8 if self.levels <= 256 else torch.int16
+        kind = torch.int8 if self.levels * (1 + self.odd) <= 256 else torch.int16
         low, count = -(self.levels // 2), shape[0] * groups
         tensors = {"scale": read_scale(parts, "scale", self.scale, (shape[0], groups))}
         zero = torch.full((1, 1), -low, dtype=torch.int32)
@@ -77,7 +83,8 @@ class Integers(Layout):
                 raise parts.fail(ZERO_POINT, str(error)) from None
             tensors[ZERO_POINT] = (zero + low).to(kind)
         codes = read_codes(parts, shape, self.levels, self._spread(zero, shape) if self.sparse else None)
-        tensors["codes"] = (codes.to(torch.int32) + low).to(kind)
+        codes = codes.to(torch.int32) + low
+        tensors["codes"] = (2 * codes + 1 if self.odd else codes).to(kind)
         return Encoded("int", tensors, shape, math.log2(self.levels), self.group_size)
 
     @classmethod
@@ -86,3 +93,11 @@ class Integers(Layout):
         scales = out * groups_of(width, outline.group_size)
         zero_points = packed_length(scales, levels) if ZERO_POINT in outline.tensors else 0
         return codes_length(outline.shape, levels, kept) + 2 * scales + zero_points
+
+
+def _lie_apart(codes: Tensor, levels: int) -> bool:
+    """Whether codes are odd numbers of which neighbouring ones would not go so far."""
+    low, high = code_limits(levels)
+    if not codes.numel() or (low <= int(codes.min()) and int(codes.max()) <= high):
+        return False
+    return bool((codes % 2 != 0).all())

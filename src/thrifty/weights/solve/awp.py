@@ -26,12 +26,9 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
-from thrifty.core.linalg import largest_eigenvalue
+from thrifty.core.linalg import largest_eigenvalue, seen_diagonal
 from thrifty.weights.base import Points, Solver, Target
 from thrifty.weights.solve.obs import OBS
-
-HARDLY_SEEN = 1e-3
-"""Inputs with less than this share of the mean energy take steps as if they had as much."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class AWP(Solver):
 
     def solve(self, problem: Problem, target: Target) -> Solution:
         weight, gram = problem.weight, problem.gram.to(problem.weight.dtype)
-        metric = _metric(gram)
+        metric = seen_diagonal(gram)
         points = target.fit(weight, metric if self.precondition else None)
         step = self._step(gram, metric)
         now = self._first(weight, gram, points, target)
@@ -94,12 +91,6 @@ class AWP(Solver):
             return 1.0 / (float(largest_eigenvalue(gram)) or 1.0)
         root = torch.where(metric > 0, metric.rsqrt(), 0.0)
         return root.square() / (float(largest_eigenvalue(gram * root[:, None] * root)) or 1.0)
-
-
-def _metric(gram: Float[Tensor, "in in"]) -> Float[Tensor, "in"]:
-    """diag(G), with what was hardly seen as large as `HARDLY_SEEN` says; what was never seen stays 0 and free."""
-    diagonal = gram.diagonal()
-    return torch.where(diagonal > 0, diagonal.clamp_min(HARDLY_SEEN * float(diagonal.mean())), 0.0)
 
 
 def _better(values: Tensor, loss: Tensor, best: Tensor, least: Tensor, target: Target) -> tuple[Tensor, Tensor]:

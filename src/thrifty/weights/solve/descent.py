@@ -23,9 +23,8 @@ from torch import Tensor
 
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
-from thrifty.core.linalg import row_forms
+from thrifty.core.linalg import row_forms, seen_diagonal
 from thrifty.weights.base import Points, Solver, Target
-from thrifty.weights.solve.awp import HARDLY_SEEN
 from thrifty.weights.solve.obs import OBS, PANEL
 
 
@@ -90,10 +89,9 @@ class _Descent:
         self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], points: Points, values: Float[Tensor, "out in"]
     ) -> None:
         self.weight, self.values, self.gram, self.points = weight.T.contiguous(), values.T.contiguous(), gram, points
-        diagonal = gram.diagonal()
         # Steps of inputs that were hardly seen are bounded: rounding errors of the slope would be all that moved their entries.
-        curvature = diagonal.clamp_min(HARDLY_SEEN * float(diagonal.mean()))
-        self.inverse: list[float] = torch.where(diagonal > 0, curvature.reciprocal(), 0.0).tolist()
+        curvature = seen_diagonal(gram)
+        self.inverse: list[float] = torch.where(curvature > 0, curvature.reciprocal(), 0.0).tolist()
 
     def refit(self) -> bool:
         """Fit what entries share; whether anything changed."""

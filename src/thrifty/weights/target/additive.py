@@ -25,14 +25,11 @@ from torch import Tensor
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
-from thrifty.core.codebooks.additive import beam_search_in, fit_residual, sum_codewords
+from thrifty.core.codebooks.additive import beam_search_in, fit_residual, rate_of_sums, sum_codewords
 from thrifty.core.codebooks.gram import Coded
 from thrifty.core.grids import snap_scale
 from thrifty.core.scaled import LARGEST, SMALLEST
 from thrifty.weights.base import Points, Target
-
-NUMBER_BITS = 16
-"""Bits of a number of a codebook, and of a scale."""
 
 SCALE_BITS = 8
 """Significant bits of a scale: bfloat16 holds it."""
@@ -76,8 +73,7 @@ class Additive(Target):
 
     def rate(self, out_features: int, in_features: int) -> float:
         """Bits of a weight in a matrix of this shape, codebooks and scales counted."""
-        numbers = self.codebooks * 2**self.bits * self.group_size + out_features
-        return self.codebooks * self.bits / self.group_size + NUMBER_BITS * numbers / (out_features * in_features)
+        return rate_of_sums(self.codebooks, self.bits, self.group_size, (out_features, in_features))
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
         tensors = {
