@@ -126,13 +126,17 @@ def plan() -> str:
 def inference() -> str:
     """Seconds of a generation, and what the fast path loses."""
     found = _read("inference.json")
-    rows = [
-        [name, f"{seconds['prefill'] * 1e3:.0f} ms", f"{seconds['decode'] * 1e3:.0f} ms", f"{seconds['whole'] * 1e3:.0f} ms"]
-        for name, seconds in found["seconds"].items()
-    ]
+    beside = found["beside_llama_cpp"]
+
+    def rows(seconds: dict[str, dict[str, float]]) -> list[list[str]]:
+        return [[name, *(f"{taken[phase] * 1e3:.0f} ms" for phase in ("prefill", "decode", "whole"))] for name, taken in seconds.items()]
+
     lost = [[name, f"{kl['prompt']['value']:.2g}", f"{kl['new tokens']['value']:.2g}"] for name, kl in found["kl_of_the_fast_path"].items()]
     head = ["", f"{found['prompt_tokens']} tokens at once", f"{found['new_tokens'] - 1} tokens one by one", "both"]
-    return "\n\n".join([_table(head, rows), _table(["KL divergence from float32", "over the prompt", "over the new tokens"], lost)])
+    told = [_table(head, rows(found["seconds"])), _table(["KL divergence from float32", "over the prompt", "over the new tokens"], lost)]
+    if beside["seconds"] != found["seconds"]:
+        told += ["An earlier run, in which llama.cpp took its turn:", _table(head, rows(beside["seconds"]))]
+    return "\n\n".join(told)
 
 
 def llama_cpp() -> str:

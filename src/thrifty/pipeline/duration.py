@@ -13,8 +13,8 @@ from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, Rates
 from thrifty.pipeline.sample import SIZES
 from thrifty.pipeline.steps import Work
 
-FIXED = 1.0
-"""Seconds that any run takes: reading the data, opening files, pages of the result."""
+FIXED = 4.0
+"""Seconds that any run takes, about: reading the data, opening files, reading the result back, its pages and plots."""
 
 
 def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:

@@ -94,20 +94,19 @@ class PackedLinear(nn.Module):
         coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
         step.clamp_min_(SMALLEST)
         codes = exact.sub_(low).div_(step).round()
-        out, row_sum = self._bytes(codes), self.wide_sum
-        if "rest_codes" in self._buffers:
-            out += byte_products(codes.to(torch.uint8), self.rest_codes, self.rest_scale, self.wide_zero)
-            row_sum = row_sum + self.rest_sum
+        out = self._bytes(codes)
         if bool(coarse.any()):
             two = slice(None) if bool(coarse.all()) else coarse
             out[two] += self._bytes(exact[two].sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()).div_(PIECES).sub_(self.wide_sum / 2)
         # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
-        out.mul_(step).addr_(low[:, 0], row_sum)
+        out.mul_(step).addr_(low[:, 0], self.wide_sum)
         return (out[:1] if alone else out).to(torch.bfloat16)
 
     def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        """Whole numbers from 0 to 255 times the weights."""
-        return byte_products(codes.to(torch.uint8), self.wide_codes, self.wide_scale, self.wide_zero)
+        """Whole numbers from 0 to 255 times the weights, in one product where these have two pieces."""
+        out = byte_products(codes.to(torch.uint8), self.wide_codes, self.wide_scale, self.wide_zero)
+        first, second = out[:, : self.out_features], out[:, self.out_features :]
+        return first + second if second.numel() else first
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
@@ -194,17 +193,23 @@ def kernel_form(encoded: Encoded, fine: bool = False) -> dict[str, Tensor]:
     zero_point = encoded.tensors.get("zero_point")
     offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
     weight = encoded.decode()
-    wide_scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
-    steps = weight / wide_scale[:, None]
-    form = {
+    return {
         "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES),
         "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
-        **wide_form(torch.round(steps).to(torch.int8), wide_scale),
+        **_wide(weight, fine),
     }
+
+
+def _wide(weight: Float[Tensor, "out in"], fine: bool) -> dict[str, Tensor]:
+    """The weights rounded to 8 bits, row by row; fine: and below them what that leaves, in steps of 1/PIECES."""
+    scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
+    steps = weight / scale[:, None]
+    codes = torch.round(steps)
     if not fine:
-        return form
-    rest = wide_form(torch.round((steps - torch.round(steps)) * PIECES).to(torch.int8), wide_scale / PIECES)
-    return {**form, **{f"rest_{name}": rest[f"wide_{name}"] for name in ("codes", "scale", "sum")}}
+        return wide_form(codes.to(torch.int8), scale)
+    rest = torch.round((steps - codes) * PIECES)
+    form = wide_form(torch.cat([codes, rest]).to(torch.int8), torch.cat([scale, scale / PIECES]))
+    return {**form, "wide_sum": form["wide_sum"].view(2, -1).sum(0)}
 
 
 def wide_form(codes: Int8[Tensor, "out in"], scale: Float[Tensor, "out"]) -> dict[str, Tensor]:
