@@ -88,7 +88,7 @@ def _gram(block: Block, stage: Stage, load: Load, rates: Rates) -> float:
 def _solving(stage: Stage, work: Work, rates: Rates) -> float:
     """Linears that are treated alike are one matrix."""
     width = stage.reads.width
-    return sum(rates.treatments[treatment].seconds(rows, width) for chosen, rows in stacked(stage, work).items() for treatment in chosen)
+    return sum(rates.treatments[treatment].seconds(rows, width) for chosen, rows in stacked(stage, work) for treatment in chosen)
 
 
 def _transforming(block: Block, work: Work, rates: Rates) -> float:

@@ -13,7 +13,7 @@ import torch
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
 from thrifty.models import Source
-from thrifty.pipeline.block import CHUNK
+from thrifty.pipeline.block import CHUNK, alike
 from thrifty.pipeline.footprint import Footprint
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
@@ -143,20 +143,16 @@ def _treating(stage: Stage, work: Work, *, sums: bool) -> int:
     """Bytes while the linears of a stage are solved, all that are treated alike at once. sums: whether its sum of products is alive and not
     counted elsewhere, beside the mean."""
     width, peak = stage.reads.width, 0
-    for treatments, rows in stacked(stage, work).items():
+    for treatments, rows in stacked(stage, work):
         solver = max((appetite(treatment, width).bytes(rows, width) for treatment in treatments), default=0)
         peak = max(peak, rows * width * 8 + solver)  # the stacked matrix, and the one that it was read from
     return peak + (8 if sums else 4) * width**2
 
 
-def stacked(stage: Stage, work: Work) -> dict[tuple[Treatment, ...], int]:
-    """Rows of the linears of a stage that are solved together, by how they are treated."""
-    found: dict[tuple[Treatment, ...], int] = {}
-    for linear in stage.linears:
-        if work.solves(linear):
-            chosen = work.treatments[linear.path]
-            found[chosen] = found.get(chosen, 0) + linear.out_features
-    return found
+def stacked(stage: Stage, work: Work) -> list[tuple[tuple[Treatment, ...], int]]:
+    """(how they are treated, their rows) of the linears of a stage that are solved together."""
+    solved = [linear for linear in stage.linears if work.solves(linear)]
+    return [(treatments, sum(linear.out_features for linear in linears)) for treatments, linears in alike(solved, work.treatments)]
 
 
 def _healing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:

@@ -333,6 +333,15 @@ def check_zero(target: Target, where: str = "") -> None:
         raise InputError(f"{where}{target.name} cannot keep the zeros of an earlier step; solve into it alone, or take int")
 
 
+def outlined(out_features: int, in_features: int, group_size: int, scale_type: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The codes and the scales of such a matrix on the meta device; group_size: inputs that share a scale, 0 for the whole row."""
+    groups = in_features // group_size if group_size else 1
+    return {
+        "codes": torch.empty(out_features, in_features, device="meta"),
+        "scale": torch.empty(out_features, groups, dtype=scale_type, device="meta"),
+    }
+
+
 def check_groups(group_size: int, in_features: int, name: str) -> None:
     """Raise InputError, naming the linear and a size that fits, when groups of inputs do not divide its width; 0 is the whole row."""
     if group_size and in_features % group_size:

@@ -16,7 +16,7 @@ from thrifty.core.formats import Format
 from thrifty.core.grids import Step, grouped
 from thrifty.core.refit import refit_step
 from thrifty.core.scaled import ScaleRule, Scales, nearest_scale, round_to
-from thrifty.weights.base import Points, Target, check_groups
+from thrifty.weights.base import Points, Target, check_groups, outlined
 
 GroupSize = Annotated[int, Field(ge=0)]
 """Inputs that share a scale; 0 for the whole row."""
@@ -56,12 +56,8 @@ class Scaled(Target):
         check_groups(self.group_size, in_features, name)
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
-        groups = in_features // self.group_size if self.group_size else 1
-        tensors = {
-            "codes": torch.empty(out_features, in_features, device="meta"),
-            "scale": torch.empty(out_features, groups, dtype=_STORED[self.scale_rule], device="meta"),
-            "numbers": self.form.numbers,
-        }
+        tensors = outlined(out_features, in_features, self.group_size, _STORED[self.scale_rule])
+        tensors["numbers"] = self.form.numbers
         bits, standard = float(self.form.bits), self.standard
         return Encoded("numbers", tensors, (out_features, in_features), bits, self.group_size, standard, simulated=not standard)
 

@@ -24,7 +24,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to, significant_bits, snap_scale
 from thrifty.core.refit import refit_step
-from thrifty.weights.base import Points, Target, check_groups
+from thrifty.weights.base import Points, Target, check_groups, outlined
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,9 @@ class Int(Target):
         check_groups(self.group_size, in_features, name)
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
-        groups = in_features // self.group_size if self.group_size else 1
-        tensors = {
-            "codes": torch.empty(out_features, in_features, device="meta"),
-            "scale": torch.empty(out_features, groups, device="meta"),
-        }
+        tensors = outlined(out_features, in_features, self.group_size)
         if not self.symmetric:
-            tensors["zero_point"] = torch.empty(out_features, groups, device="meta")
+            tensors["zero_point"] = torch.empty_like(tensors["scale"])
         return Encoded("int", tensors, (out_features, in_features), math.log2(self.level_count), self.group_size)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> IntPoints:

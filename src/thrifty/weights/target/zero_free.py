@@ -26,7 +26,7 @@ from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, grouped, snap_scale
 from thrifty.core.least_squares import SCALE_BITS, least_squares_scale
-from thrifty.weights.base import Points, Target, check_groups
+from thrifty.weights.base import Points, Target, check_groups, outlined
 from thrifty.weights.scaled import GroupSize, Stretch
 
 
@@ -58,11 +58,7 @@ class ZeroFree(Target):
         check_groups(self.group_size, in_features, name)
 
     def outline(self, out_features: int, in_features: int) -> Encoded:
-        groups = in_features // self.group_size if self.group_size else 1
-        tensors = {
-            "codes": torch.empty(out_features, in_features, device="meta"),
-            "scale": torch.empty(out_features, groups, device="meta"),
-        }
+        tensors = outlined(out_features, in_features, self.group_size)
         return Encoded("int", tensors, (out_features, in_features), float(self.bits), self.group_size)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> ZeroFreePoints:
