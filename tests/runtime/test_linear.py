@@ -16,7 +16,7 @@ from tests.export.codes import encoded
 from tests.runtime.kernels import needs_kernels
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
-from thrifty.runtime.linear import FEW_TOKENS, PackedLinear
+from thrifty.runtime.linear import FEW_TOKENS, PIECES, PackedLinear
 
 BF16 = 2.0**-8
 """Largest relative error of rounding to bfloat16 (8 significant bits)."""
@@ -38,8 +38,8 @@ def tokens(count: int, width: int, dtype: torch.dtype = torch.bfloat16, mean: fl
     return (torch.randn(count, width, generator=generator) + mean).to(dtype)
 
 
-def layer_of(code: Encoded, dtype: torch.dtype = torch.bfloat16, bias: Tensor | None = None) -> PackedLinear:
-    layer = PackedLinear(code, bias=bias is not None, dtype=dtype)
+def layer_of(code: Encoded, dtype: torch.dtype = torch.bfloat16, bias: Tensor | None = None, fine: bool = False) -> PackedLinear:
+    layer = PackedLinear(code, bias=bias is not None, dtype=dtype, fine=fine)
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
     return layer
@@ -83,21 +83,22 @@ def test_few_tokens(count: int, shape: tuple[int, int, int], symmetric: bool) ->
 
 
 @needs_kernels
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 40.0])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("shape", KERNEL_SHAPES)
 @pytest.mark.parametrize("count", [FEW_TOKENS + 1, 33])
-def test_many_tokens(count: int, shape: tuple[int, int, int], symmetric: bool, mean: float) -> None:
-    """A weight is off by at most half of 1/127 of its row's largest, an input by half of 1/255 of its token's range."""
+def test_many_tokens(count: int, shape: tuple[int, int, int], symmetric: bool, mean: float, fine: bool) -> None:
+    """A weight is off by half of 1/127 of its row's largest (fine: 1/254 of that), an input by half of 1/255 of its token's range."""
     code = matrix(*shape, symmetric=symmetric)
-    layer = layer_of(code)
+    layer = layer_of(code, fine=fine)
     assert layer.kernel
     inputs = tokens(count, shape[1], mean=mean)
     found, expected = layer(inputs), exact(inputs, code)
     assert found.dtype == torch.bfloat16
     error = (found.double() - expected).abs()
     weight, values = code.decode().double(), inputs.double()
-    weight_step = weight.abs().amax(1) / 127
+    weight_step = weight.abs().amax(1) / 127 / (PIECES if fine else 1)
     input_step = (values.amax(1) - values.amin(1)) / 255
     row, token = (weight.abs() + weight_step[:, None] / 2).sum(1), values.abs().sum(1)
     bound = token[:, None] * weight_step / 2 + input_step[:, None] / 2 * row

@@ -18,7 +18,7 @@ from thrifty.models import Source
 from thrifty.models.disk import TensorInfo
 from thrifty.models.folder import scan_folder
 from thrifty.models.skeleton import build_skeleton
-from thrifty.runtime.linear import PackedLinear
+from thrifty.runtime.linear import FINE_ROLES, PackedLinear
 
 MOST_BITS = 8
 """Wider codes are decoded while loading."""
@@ -48,12 +48,13 @@ class ContainerFolder:
     def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
         """The packed layers by module path, their biases still to be filled."""
         found: dict[str, nn.Module] = {}
+        roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
         for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
             matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "") if type(module) is nn.Linear else None
             if matrix is not None and not matrix.layout.transposed:
                 encoded = packable(self.container.encoded(str(self.source.disk_name(f"{path}.weight"))))
                 if encoded is not None:
-                    found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype)
+                    found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype, fine=roles.get(path) in FINE_ROLES)
         return found
 
 

@@ -5,8 +5,8 @@ Three ways lead from codes to outputs, and the number of tokens decides which on
     few tokens    torch's 4-bit kernel: reads the codes alone, so it is bound by a quarter of the memory traffic
     many tokens   8-bit products: inputs are rounded to 8 bits token by token, each between its own smallest and largest value, weights
                   once to 8 bits row by row (held beside the codes). Tokens whose outliers would make that too coarse are multiplied
-                  twice, what rounding left in a second piece. Weights of 8 bits with one scale a row are taken as they are, and this
-                  way for few tokens, too
+                  twice, what rounding left in a second piece; so are the weights of matrices that are asked for `fine`. Weights of 8 bits
+                  with one scale a row are taken as they are, and this way for few tokens, too
     elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
 The first two need a processor that multiplies bytes exactly, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
@@ -31,6 +31,10 @@ from thrifty.core.packing import pack_words, unpack_words
 FEW_TOKENS = 4
 """Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/linear_kernels.py`)."""
 
+FINE_ROLES = frozenset({"v", "qkv", "o"})
+"""What is loaded `fine`: attention averages its values over tokens, which averages out how their inputs were rounded, but not how their
+weights were. On a random model those few weights cost as much as all others together."""
+
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16
 INNER_TILES = 2
@@ -47,19 +51,20 @@ class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
     encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in.
+    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
     """
 
-    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = encoded.shape
         self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
         self.bias = nn.Parameter(torch.empty(self.out_features, dtype=dtype, device="meta"), requires_grad=False) if bias else None
         self.kernel = dtype == torch.bfloat16 and kernel_takes(encoded)
-        for name, tensor in (kernel_form(encoded) if self.kernel else plain_form(encoded)).items():
+        for name, tensor in (kernel_form(encoded, fine) if self.kernel else plain_form(encoded)).items():
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -85,22 +90,29 @@ class PackedLinear(nn.Module):
         # oneDNN takes a hundred times as long for one row as for two where the matrix is small
         alone = rows.shape[0] == 1
         exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
-        low, high = torch.aminmax(exact, dim=1, keepdim=True)
+        low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)  # torch.aminmax takes ten times as long
         step = (high - low) / 255
         coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
         step.clamp_min_(SMALLEST)
-        codes = exact.sub_(low).div_(step).round()
+        exact.sub_(low).div_(step)
+        two = (slice(None) if bool(coarse.all()) else coarse) if bool(coarse.any()) else None
+        rest = None if two is None else exact[two].clone()
+        codes = exact.round_()
         out = self._bytes(codes)
-        if bool(coarse.any()):
-            two = slice(None) if bool(coarse.all()) else coarse
-            out[two] += self._bytes(exact[two].sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()).div_(PIECES).sub_(self.wide_sum / 2)
+        if rest is not None:
+            rest.sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()
+            out[two] += self._bytes(rest).div_(PIECES).sub_(self.wide_sum / 2)
         # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
         out.mul_(step).addcmul_(low, self.wide_sum)
         return (out[:1] if alone else out).to(torch.bfloat16)
 
     def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        """Whole numbers from 0 to 255 times the weights."""
-        return byte_products(codes.to(torch.uint8), self.wide_codes, self.wide_scale, self.wide_zero)
+        """Whole numbers from 0 to 255 times the weights, in one product where these have two pieces."""
+        # torch's way from floats to bytes is four times as slow as the one over integers
+        bytes_ = codes.to(torch.int32).to(torch.uint8)
+        out = byte_products(bytes_, self.wide_codes, self.wide_scale, self.wide_zero)
+        first, second = out[:, : self.out_features], out[:, self.out_features :]
+        return first + second if second.numel() else first
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
@@ -175,10 +187,11 @@ def plain_form(encoded: Encoded) -> dict[str, Tensor]:
     return {"codes": pack_words(codes.to(torch.int32) - 2 ** (bits - 1) if encoded.layout == "numbers" else codes, bits), **rest}
 
 
-def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
+def kernel_form(encoded: Encoded, fine: bool = False) -> dict[str, Tensor]:
     """What the kernels read: codes of 8 bits as they are, those of 4 bits twice, for few tokens and for many.
 
-    The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for.
+    The 4-bit kernel counts codes from 0 and takes [groups, out, 2]: the scale, and the value that code 8 stands for. fine: what rounding to
+    8 bits leaves is held, too.
     """
     codes, scale = encoded.tensors["codes"], encoded.tensors["scale"]
     if encoded.bits == 8:
@@ -186,12 +199,23 @@ def kernel_form(encoded: Encoded) -> dict[str, Tensor]:
     zero_point = encoded.tensors.get("zero_point")
     offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
     weight = encoded.decode()
-    wide_scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
     return {
         "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES),
         "scale": torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous(),
-        **wide_form(torch.round(weight / wide_scale[:, None]).to(torch.int8), wide_scale),
+        **_wide(weight, fine),
     }
+
+
+def _wide(weight: Float[Tensor, "out in"], fine: bool) -> dict[str, Tensor]:
+    """The weights rounded to 8 bits, row by row; fine: and below them what that leaves, in steps of 1/PIECES."""
+    scale = weight.abs().amax(1).clamp_min(SMALLEST) / 127
+    steps = weight / scale[:, None]
+    codes = torch.round(steps)
+    if not fine:
+        return wide_form(codes.to(torch.int8), scale)
+    rest = torch.round((steps - codes) * PIECES)
+    form = wide_form(torch.cat([codes, rest]).to(torch.int8), torch.cat([scale, scale / PIECES]))
+    return {**form, "wide_sum": form["wide_sum"].view(2, -1).sum(0)}
 
 
 def wide_form(codes: Int8[Tensor, "out in"], scale: Float[Tensor, "out"]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, scan_folder
 from thrifty.models.skeleton import build_skeleton, restore_cache
 from thrifty.runtime.container import ContainerFolder
-from thrifty.runtime.linear import PackedLinear
+from thrifty.runtime.linear import FINE_ROLES, PackedLinear
 
 
 def load(
@@ -114,10 +114,12 @@ class PackedFolder:
         """The packed layers by module path, their biases still to be filled."""
         found: dict[str, nn.Module] = {}
         stems = set(packed_stems(self._tensors))
+        roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
         for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
             stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
             if type(module) is nn.Linear and stem in stems:
-                found[path] = PackedLinear(self.encoded(stem), bias=module.bias is not None, dtype=dtype)
+                fine = roles.get(path) in FINE_ROLES
+                found[path] = PackedLinear(self.encoded(stem), bias=module.bias is not None, dtype=dtype, fine=fine)
         return found
 
     def _outline(self, stem: str, dtype: torch.dtype) -> TensorInfo:
