@@ -30,6 +30,9 @@ PLACES = {
     "weights.solve": "Solvers: how the target is reached",
     "weights.target": "Targets: the set a matrix must end up in",
     "weights.allocate": "Allocation: who gets how much",
+    "weights.heal": "Healing: what is given back once a block is solved",
+    "weights.activation": "Activations: what inputs are rounded to",
+    "tune": "Training: all matrices together, after the steps that solve",
 }
 
 

@@ -16,6 +16,7 @@ from tests.export.codes import encoded
 from tests.runtime.kernels import needs_kernels
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
+from thrifty.core.activations import Rounding
 from thrifty.runtime.linear import FEW_TOKENS, PIECES, PackedLinear
 
 BF16 = 2.0**-8
@@ -353,3 +354,29 @@ def test_pickles() -> None:
 
 def test_what_it_says_of_itself() -> None:
     assert repr(layer_of(matrix(32, 64, 0))) == "PackedLinear(in_features=64, out_features=32, bits=4, group_size=64)"
+
+
+ROUNDINGS = {
+    "token": Rounding(8, "token", True),
+    "asymmetric": Rounding(8, "token", False),
+    "fixed": Rounding(8, "tensor", False, torch.tensor([0.03]), torch.tensor([-20.0])),
+    "six bits": Rounding(6, "token", True),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", [1, FEW_TOKENS + 1, 33])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ROUNDINGS)
+def test_inputs_are_rounded_first(name: str, bits: int, count: int) -> None:
+    """In float32 to the last bits, in bfloat16 but for its own type; weights of 4 bits are rounded to 8 for many tokens, too."""
+    rounding, code = ROUNDINGS[name], matrix(64, 256, 0 if bits == 8 else 64, bits)
+    inputs = tokens(count, 256, mean=0.5)
+    expected = exact(rounding(inputs.float()), code)
+    plain = PackedLinear(code, bias=False, dtype=torch.float32, rounding=rounding)
+    torch.testing.assert_close(plain(inputs.float()).double(), expected, rtol=1e-5, atol=1e-4)
+    layer = PackedLinear(code, bias=False, dtype=torch.bfloat16, rounding=rounding)
+    assert layer.kernel
+    error = (layer(inputs).double() - expected).norm() / expected.norm()
+    assert error < (BF16 if bits == 8 and rounding.bits == 8 else 0.012)
+    assert error < (exact(inputs, code) - expected).norm() / expected.norm() or bits == 4

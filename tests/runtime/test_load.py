@@ -20,7 +20,7 @@ from tests.export.codes import change_config, packed_model
 from tests.runtime.kernels import needs_kernels
 from tests.tiny import inputs, tiny
 from thrifty.base.errors import InputError, RunError
-from thrifty.export.compressed import INTEGERS, Scheme, library_decode, packed_stems, scheme_of
+from thrifty.export.compressed import Scheme, library_decode, packed_stems, scheme_of
 from thrifty.models.shell import main_output
 from thrifty.runtime.linear import FEW_TOKENS, PackedLinear
 from thrifty.runtime.load import PackedFolder
@@ -113,7 +113,7 @@ def test_every_packed_matrix_that_is_a_linear_layer_stays_packed(name: str, resu
 def test_decoded_weights_are_those_of_the_library_of_the_format(name: str, result_of: Callable[[str], Path]) -> None:
     folder = result_of(name)
     tensors = load_file(folder / "model.safetensors")
-    packed = PackedFolder(folder, INTEGERS)
+    packed = PackedFolder(folder, json.loads((folder / "config.json").read_text())["quantization_config"])
     stems = packed_stems(tensors)
     assert stems
     for stem in stems:

@@ -17,8 +17,9 @@ from tests.weights.problems import correlated_gram, draw
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded, Problem
 from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
+from thrifty.core.trainable import INSIDE
 from thrifty.weights.base import Treatment
-from thrifty.weights.heal.learned_rounding import INSIDE, LearnedRounding
+from thrifty.weights.heal.learned_rounding import LearnedRounding
 from thrifty.weights.preset.auto_round import AutoRound
 from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.round import Round

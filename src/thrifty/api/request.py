@@ -27,6 +27,7 @@ from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.tuning import check_tuning
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.recommend import recommend
@@ -107,6 +108,7 @@ def prepare(request: Request) -> Job:
     recipe = _recipe(request, source)
     work = Work.of(resolve(recipe, source.anatomy))
     calibration = _calibration(request, recipe, source) if work.needs_calibration else None
+    check_tuning(source, work, calibration)
     evaluation = _evaluation(request, recipe, source, calibration)
     if gate is not None and evaluation is None:
         raise InputError("a largest increase of perplexity was asked for, but there are no rows to judge on; give evaluation rows, too")

@@ -1,8 +1,11 @@
-"""Codes in the compressed-tensors format `pack-quantized`, which transformers and vLLM read.
+"""Integers in the compressed-tensors formats `pack-quantized` and `int-quantized`, which transformers and vLLM read.
 
 A matrix with the name `stem` is stored as `stem.weight_packed` int32 [out, words], `stem.weight_scale` [out, groups], `stem.weight_shape`
 int64 [2], and with zero points `stem.weight_zero_point` int32, packed along the outputs. Codes of 2 and 3 bits are held in 4-bit places
 and codes of 5 to 7 bits in 8-bit places: those are the two widths that all readers agree on.
+
+Readers round the inputs of a matrix, too, in `int-quantized` only: `stem.weight` int8 [out, in] whatever the bits, `stem.weight_scale`
+[out, groups], and where the grid of the inputs is fixed `stem.input_scale` float32 [1] and `stem.input_zero_point` int8 [1].
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
+from thrifty.core.activations import Rounding
 from thrifty.core.packing import pack_words, unpack_words
 from thrifty.export.compressed_floats import (
     FORMATS,
@@ -35,11 +39,24 @@ from thrifty.export.compressed_floats import (
 INTEGERS = "pack-quantized"
 """The format that holds integers."""
 
-PARTS = ("weight_packed", "weight", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
+BYTES = "int-quantized"
+"""The format that holds integers whose inputs are rounded, too."""
+
+PARTS = (
+    "weight_packed",
+    "weight",
+    "weight_scale",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_global_scale",
+    "input_scale",
+    "input_zero_point",
+)
 """The stored tensors of one matrix."""
 
 _NEEDED = {
     INTEGERS: ("weight_packed", "weight_scale", "weight_shape"),
+    BYTES: ("weight", "weight_scale"),
     FORMATS["nvfp4"]: ("weight_packed", "weight_scale", "weight_global_scale"),
     FORMATS["mxfp4"]: ("weight_packed", "weight_scale"),
     FORMATS["mxfp8"]: ("weight", "weight_scale"),
@@ -53,21 +70,51 @@ EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """How readers round the inputs of a matrix. dynamic: whether each call finds its own grid; the rest as `Rounding` has it."""
+
+    bits: int
+    per: Literal["token", "tensor"]
+    symmetric: bool
+    dynamic: bool
+
+    @classmethod
+    def of(cls, rounding: Rounding) -> Inputs:
+        """What readers must be told of a rounding."""
+        return cls(rounding.bits, rounding.per, rounding.symmetric, rounding.scale is None)
+
+    def to_config(self) -> dict[str, Any]:
+        """`input_activations` of a group."""
+        kind = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric}
+        return {**kind, "strategy": self.per, "dynamic": self.dynamic}
+
+    @classmethod
+    def from_config(cls, found: Mapping[str, Any]) -> Inputs:
+        """Read what `to_config` wrote. Raises InputError for what is rounded in another way."""
+        if found.get("type") != "int" or found.get("strategy") not in ("token", "tensor") or not isinstance(found.get("num_bits"), int):
+            raise InputError(f"inputs rounded like {dict(found)} are not read here; only integers with one scale a token or tensor are")
+        return cls(found["num_bits"], found["strategy"], bool(found.get("symmetric")), bool(found.get("dynamic")))
+
+
+@dataclass(frozen=True)
 class Scheme:
     """How a matrix is held. bits: width of a place, 4 or 8. group_size: inputs that share a scale, 0 for the whole row.
 
-    standard: which small floats the codes are, as `Encoded` has it; empty for integers.
+    standard: which small floats the codes are, as `Encoded` has it; empty for integers. packed: whether several codes lie in a word; else
+    each is a byte. inputs: how those of the matrix are rounded.
     """
 
     bits: int
     group_size: int
     symmetric: bool
     standard: str = ""
+    packed: bool = True
+    inputs: Inputs | None = None
 
     @property
     def format(self) -> str:
         """Its name in `quantization_config`."""
-        return FORMATS[self.standard] if self.standard else INTEGERS
+        return FORMATS[self.standard] if self.standard else INTEGERS if self.packed else BYTES
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -76,12 +123,28 @@ class Scheme:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Scheme:
         """Read what `to_json` wrote."""
-        return cls(values["bits"], values["group_size"], values["symmetric"], values["standard"])
+        inputs = values["inputs"]
+        return cls(**{**values, "inputs": None if inputs is None else Inputs(**inputs)})
 
 
 def scheme_of(encoded: Encoded) -> Scheme:
     """The scheme that holds these codes."""
     return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors, encoded.standard)
+
+
+def pack_bytes(
+    stem: str, encoded: Encoded, rounding: Rounding | None, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)
+) -> dict[str, Tensor]:
+    """The stored tensors of one matrix of integers without zero points, each code a byte. rounding: of its inputs; others as in `pack`."""
+    tensors = {
+        f"{stem}.weight": encoded.tensors["codes"].to(torch.int8).contiguous(),
+        f"{stem}.weight_scale": _narrow(encoded.tensors["scale"], scale_types, stem),
+    }
+    if rounding is not None and rounding.scale is not None:
+        tensors[f"{stem}.input_scale"] = rounding.scale.clone()
+        if not rounding.symmetric and rounding.zero_point is not None:
+            tensors[f"{stem}.input_zero_point"] = rounding.zero_point.to(torch.int8)
+    return tensors
 
 
 def pack(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> dict[str, Tensor]:
@@ -116,6 +179,9 @@ def packed_bytes(out_features: int, in_features: int, scheme: Scheme, scale_type
         return float_bytes(out_features, in_features, scheme.standard, scale_type.itemsize)
     per_word = 32 // scheme.bits
     groups = in_features // scheme.group_size if scheme.group_size else 1
+    if not scheme.packed:
+        fixed = scheme.inputs is not None and not scheme.inputs.dynamic
+        return out_features * in_features + scale_type.itemsize * out_features * groups + (5 if fixed else 0)
     zero_points = 0 if scheme.symmetric else 4 * -(-out_features // per_word) * groups
     return 4 * out_features * -(-in_features // per_word) + scale_type.itemsize * out_features * groups + zero_points + 16
 
@@ -124,8 +190,8 @@ def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
     """The codes of one matrix; `read` gives a stored tensor by name, and raises KeyError for one that is not there."""
     try:
         out, width = (int(length) for length in read(f"{stem}.weight_shape"))
-    except KeyError:  # integers alone have it
-        return read_floats(read, stem)
+    except KeyError:  # words of integers alone have it
+        return _read_bytes(read, stem) or read_floats(read, stem)
     words, scale = read(f"{stem}.weight_packed"), read(f"{stem}.weight_scale")
     bits = 4 if words.shape[1] == -(-width // 8) else 8
     tensors = {"codes": unpack_words(words, bits, width), "scale": scale.to(torch.float32)}
@@ -134,6 +200,32 @@ def read_packed(read: Callable[[str], Tensor], stem: str) -> Encoded:
         tensors["zero_point"] = unpack_words(zero_points.T.contiguous(), bits, out).T.contiguous()
     group_size = width // scale.shape[1] if scale.shape[1] > 1 else 0
     return Encoded("int", tensors, (out, width), float(bits), group_size)
+
+
+def _read_bytes(read: Callable[[str], Tensor], stem: str) -> Encoded | None:
+    """Codes that lie in a byte each; None where the matrix is none of these."""
+    with suppress(KeyError):
+        codes, scale = read(f"{stem}.weight"), read(f"{stem}.weight_scale").to(torch.float32)
+        if codes.dtype == torch.int8:
+            small = bool((codes >= -8).all()) and bool((codes <= 7).all())  # what fits places of 4 bits is no other matrix in them
+            group_size = codes.shape[1] // scale.shape[1] if scale.shape[1] > 1 else 0
+            return Encoded("int", {"codes": codes, "scale": scale}, tuple(codes.shape), 4.0 if small else 8.0, group_size)
+    return None
+
+
+def read_rounding(config: Mapping[str, Any], read: Callable[[str], Tensor], path: str, stem: str) -> Rounding | None:
+    """How the inputs of the linear module at `path` are rounded. config: `quantization_config`; `read` as in `read_packed`."""
+    groups = config.get("config_groups", {}).values()
+    group = next((group for group in groups if path in group["targets"] or "Linear" in group["targets"]), {})
+    if not group.get("input_activations"):
+        return None
+    inputs = Inputs.from_config(group["input_activations"])
+    if inputs.dynamic:
+        return Rounding(inputs.bits, inputs.per, inputs.symmetric)
+    scale, zero_point = read(f"{stem}.input_scale").to(torch.float32).reshape(1), torch.zeros(1)
+    with suppress(KeyError):
+        zero_point = read(f"{stem}.input_zero_point").to(torch.float32).reshape(1)
+    return Rounding(inputs.bits, inputs.per, inputs.symmetric, scale, zero_point)
 
 
 def packed_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:
@@ -162,7 +254,9 @@ def check_parts(keys: Collection[str], folder: Path, form: str = INTEGERS) -> No
 def library_decode(tensors: Mapping[str, Tensor], stem: str, scheme: Scheme) -> Float[Tensor, "out in"]:
     """The codes as the format's own library unpacks them, times the scales, float32: the proof that others read what was meant."""
     if scheme.standard:
-        return decode_by_library(tensors, stem, scheme.standard)
+        return decode_by_library(tensors, stem, FORMATS[scheme.standard], weights_of(scheme.standard))
+    if not scheme.packed:
+        return decode_by_library(tensors, stem, BYTES, _weights(scheme))
     shape = torch.Size(tensors[f"{stem}.weight_shape"].tolist())
     codes = unpack_from_int32(tensors[f"{stem}.weight_packed"], scheme.bits, shape).to(torch.float32)
     scale = tensors[f"{stem}.weight_scale"].to(torch.float32)
@@ -186,14 +280,20 @@ def quantization_config(
     look up by a pattern. One scheme for all is written as the target `Linear` with a list of exceptions, several are written out path by
     path; all have one format. dequantize: transformers decodes while loading; other readers pass over it.
     """
-    distinct = sorted(set(schemes.values()), key=lambda scheme: (scheme.bits, scheme.group_size, scheme.symmetric, scheme.standard))
+    distinct = sorted(set(schemes.values()), key=repr)
     groups = {}
     for index, scheme in enumerate(distinct):
         paths = [path for path, held in schemes.items() if held == scheme]
         targets = ["Linear"] if len(distinct) == 1 else [path for path in paths if path not in experts]
         if len(distinct) > 1 and any(path in experts for path in paths):
             targets.append(EXPERTS)
-        groups[f"group_{index}"] = {"targets": targets, "weights": _weights(scheme), "input_activations": None, "output_activations": None}
+        inputs = None if scheme.inputs is None else scheme.inputs.to_config()
+        groups[f"group_{index}"] = {
+            "targets": targets,
+            "weights": _weights(scheme),
+            "input_activations": inputs,
+            "output_activations": None,
+        }
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": distinct[0].format,
@@ -226,6 +326,10 @@ def check_format(config: Mapping[str, Any], folder: Path) -> str:
         if other or group.get("input_activations"):
             found = ", ".join(f"{key} {value}" for key, value in other.items()) or "inputs that are rounded, too"
             raise InputError(f"{folder}: of {config['format']} only what `float` writes is read; {name} has {found}")
+    for name, group in config.get("config_groups", {}).items() if config["format"] == BYTES else ():
+        weights = group["weights"]
+        if (weights.get("type"), weights.get("symmetric")) != ("int", True) or weights.get("strategy") not in ("channel", "group"):
+            raise InputError(f"{folder}: of {BYTES} only symmetric integers with a scale a row or group are read; {name} has {weights}")
     return str(config["format"])
 
 

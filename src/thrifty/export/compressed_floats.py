@@ -96,13 +96,13 @@ def float_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:
     return out, width
 
 
-def decode_by_library(tensors: Mapping[str, Tensor], stem: str, name: str) -> Float[Tensor, "out in"]:
-    """The matrix as the format's own library decodes it, float32."""
+def decode_by_library(tensors: Mapping[str, Tensor], stem: str, form: str, weights: Mapping[str, Any]) -> Float[Tensor, "out in"]:
+    """The matrix as the format's own library decodes it, float32. form: the format of the file. weights: how the config describes them."""
     parts = {key.removeprefix(f"{stem}."): tensor for key, tensor in tensors.items()}
-    if STANDARDS[name].scale == "real":
+    if weights["strategy"] == "channel" or form == "int-quantized":
         parts["weight_scale"] = parts["weight_scale"].to(torch.float32)  # the library computes in the type of the scale
-    compressor = BaseCompressor.get_value_from_registry(FORMATS[name])
-    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights_of(name)))
+    compressor = BaseCompressor.get_value_from_registry(form)
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
     return compressor.decompress(parts, scheme)["weight"].to(torch.float32)
 
 

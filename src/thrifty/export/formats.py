@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
+from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
 
 FORMATS = {"dense": "safetensors without codes, for runtimes that read no packed weights", "gguf": "one file for llama.cpp"}
+
+
+def rounds_inputs(folder: Path) -> bool:
+    """Whether readers of a result round what its matrices read."""
+    quantized = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    return any(group.get("input_activations") for group in quantized.get("config_groups", {}).values())
 
 
 def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
@@ -28,5 +36,7 @@ def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
         raise InputError(f"{out} exists; choose another --out")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out.absolute().parent} is not a folder; choose another --out")
+    if rounds_inputs(folder):
+        events.warn(f"in {out.name} inputs are no longer rounded, so what the certificate says of quality is said of {folder.name} alone")
     write = importlib.import_module(f"thrifty.export.{to}").write
     return {"folder": str(folder), "format": to, "out": str(out), **write(folder, out)}

@@ -21,7 +21,7 @@ from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.base.store import write_atomic
-from thrifty.export.compressed import INTEGERS, PARTS, check_format, check_parts, packed_stems, read_packed
+from thrifty.export.compressed import BYTES, INTEGERS, PARTS, check_format, check_parts, packed_stems, read_packed
 from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors
 from thrifty.export.gguf_tensors import LARGE_BLOCK, has_few_levels, rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
@@ -65,12 +65,13 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     """
     raw = json.loads((folder / "config.json").read_text())
     name, architecture = architecture_of(raw, str(folder))
-    if "quantization_config" in raw and check_format(raw["quantization_config"], folder) != INTEGERS:
+    form = check_format(raw["quantization_config"], folder) if "quantization_config" in raw else INTEGERS
+    if form not in (INTEGERS, BYTES):
         raise InputError(f"{folder} holds small floats, for which GGUF is not written; export to dense, or quantize to integers")
     config = AutoConfig.from_pretrained(folder).to_dict()
     check_config(name, architecture, config, str(folder))
     stored = stored_in(folder)
-    check_parts(stored, folder)
+    check_parts(stored, folder, form)
     if EMBEDDING not in stored:
         raise InputError(f"{folder} has no tensor {EMBEDDING} in safetensors files; it cannot be written to GGUF")
     entries = _entries(stored, architecture, config, f"{folder}: {name}")

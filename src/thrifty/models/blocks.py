@@ -86,6 +86,16 @@ def _run(module: nn.Module, hidden: Tensor, call: Call, weights: dict[str, Tenso
     return out[0] if isinstance(out, tuple | list) else out
 
 
+def change_inputs(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> None:
+    """Let a linear read `change(inputs)` from now on; None leaves them as they are."""
+
+    def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        changed = change(arguments[0])
+        return None if changed is None else (changed, *arguments[1:])
+
+    module.register_forward_pre_hook(before)
+
+
 def tensors_of(call: Call) -> list[Tensor]:
     """Every tensor that a call hands over, in order."""
     found: list[Tensor] = []

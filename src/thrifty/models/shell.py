@@ -91,7 +91,11 @@ class Shell:
 
     @torch.no_grad()
     def finish(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor]) -> Tensor:
-        """What the model makes of the final hidden states of all chains.
+        """`outputs` without gradients."""
+        return self.outputs(inputs, done)
+
+    def outputs(self, inputs: dict[str, Tensor], done: Mapping[str, Tensor]) -> Tensor:
+        """What the model makes of the final hidden states of all chains, differentiable in these.
 
         Logits [rows, length, vocabulary] of language models, logits [rows, classes] of classifiers, the image-text similarities
         [images, texts] of dual encoders, else the last hidden state.

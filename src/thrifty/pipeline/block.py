@@ -24,13 +24,14 @@ from thrifty.base.errors import RunError
 from thrifty.base.events import warn
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Problem, Solution
+from thrifty.core.activations import Histogram, Rounding
 from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
-from thrifty.models import Call, linear_modules, run_block, run_with_weights, set_weight
+from thrifty.models import Call, change_inputs, linear_modules, run_block, run_with_weights, set_weight
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.view import BlockView
-from thrifty.weights.base import Treatment, hold, solve
+from thrifty.weights.base import Activation, Treatment, hold, solve
 
 CHUNK = 8192
 
@@ -67,7 +68,7 @@ class BlockRun:
     call: what the block's forward gets besides hidden states; None where no rows go through it. dtype: type of the calibration pass.
     batch: rows that go through at once. few: how many tokens reached an expert's space, where the inputs of all experts stand in.
     reference: the rows of the original model, where something is healed. expected: what the original block makes of them.
-    unhealed: what is healed once the block is solved, by path.
+    unhealed: what is healed once the block is solved, by path. values: what the inputs of a space were, where a grid for them is fixed.
     """
 
     view: BlockView
@@ -85,6 +86,7 @@ class BlockRun:
     reference: Tensor | None = None
     expected: Tensor | None = None
     unhealed: dict[str, Unhealed] = field(default_factory=dict)
+    values: dict[str, Histogram] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.block: Block = self.view.block
@@ -94,6 +96,7 @@ class BlockRun:
         """The block as it stands, in the calibration type."""
         self.module = self.view.source.block(self.block, self.dtype, self.device, self.view.replacements())
         self.linears = linear_modules(self.module, self.block)
+        round_inputs(self.linears, self.view.roundings)
 
     def compress(self, rows: Tensor) -> Tensor:
         """Compress the block; returns the rows as the compressed block puts them out."""
@@ -115,6 +118,8 @@ class BlockRun:
                 statistics = self._rewrite(statistics)
             self.view.settle(set(self.view.linears) - solved)
             self._load()
+            if self.values:  # they were those of the inputs before the rewrite
+                self.values, statistics = {}, None
         if not solved:
             return self.forward(rows)
         if self.order == "stage":
@@ -130,6 +135,7 @@ class BlockRun:
         for stage in self.block.stages:
             wanted = [linear for linear in stage.linears if self.work.solves(linear)]
             self._solve_group(wanted, torch.eye(stage.reads.width, device=self.device), 0)
+            self._round(stage)
 
     def forward(self, rows: Tensor) -> Tensor:
         """The rows through the block as it stands, batch by batch."""
@@ -158,6 +164,7 @@ class BlockRun:
         def keep(space: Space, inputs: Tensor) -> None:
             with self.watch.during("gram"):
                 taken = gather(inputs)
+                self._observe(space, inputs)
             gathered[space.name] = gathered[space.name].merge(taken) if space.name in gathered else taken
 
         def keep_shared(space: Space, inputs: Tensor) -> None:
@@ -249,6 +256,7 @@ class BlockRun:
         def take(stage: Stage, inputs: Tensor) -> None:
             with self.watch.during("gram"):
                 seen = {stage.reads.name: gather(inputs)}
+                self._observe(stage.reads, inputs)
             settle(stage, seen)
 
         def keep(space: Space, inputs: Tensor) -> None:
@@ -270,6 +278,7 @@ class BlockRun:
             return
         gram, tokens = self._gram(stage, statistics)
         self._solve_group(wanted, gram, tokens)
+        self._round(stage)
 
     def _solve_group(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
         with self.watch.during("solve"):
@@ -283,6 +292,16 @@ class BlockRun:
             self.warnings.extend(solution.warnings)
             self._accept(linears, weight, solution, gram, tokens)
         self._install({linear.path for linear in wanted})
+
+    def _observe(self, space: Space, inputs: Tensor) -> None:
+        """Remember the values of a space that is rounded to a fixed grid."""
+        if any(activation.calibrated for activation in map(self._activation, space.consumers) if activation is not None):
+            taken = Histogram.of(inputs)
+            self.values[space.name] = self.values[space.name].merge(taken) if space.name in self.values else taken
+
+    def _activation(self, path: str) -> Activation | None:
+        """What a linear's inputs are rounded to, as far as readers of the result do it."""
+        return self.work.activation(path) if self.view.packing.rounds(path) else None
 
     def _gram(self, stage: Stage, statistics: dict[str, Statistics]) -> tuple[Tensor, int]:
         """The Gram matrix for a stage; says so when it is not of the stage's own tokens."""
@@ -326,6 +345,9 @@ class BlockRun:
             simulated = encoded.simulated and stored is None
             if simulated:
                 details["fixed_width_bits"] = encoded.fixed_width_bits
+            activation = self._activation(linear.path)
+            if activation is not None:
+                details["input_bits"] = float(activation.bits)
             self.reports[linear.path] = LayerReport(
                 name=linear.path,
                 method=self.work.names[linear.path],
@@ -358,6 +380,13 @@ class BlockRun:
                 self._accept([linear], found.weight, Solution(values, encoded, loss, details=details), found.gram, found.tokens)
             self._install(set(chosen))
 
+    def _round(self, stage: Stage) -> None:
+        """From now on inputs of the stage are rounded where a step says so."""
+        for linear in stage.linears:
+            activation = self._activation(linear.path)
+            if activation is not None and linear.path not in self.view.roundings:
+                self.view.roundings[linear.path] = activation.fit(self.values.get(stage.reads.name))
+
     def _install(self, paths: set[str]) -> None:
         """Let the module compute with the view's matrices."""
         for path in paths:
@@ -366,6 +395,12 @@ class BlockRun:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         warn(message, self.block.path)
+
+
+def round_inputs(linears: Mapping[str, nn.Module], roundings: Mapping[str, Rounding]) -> None:
+    """Let linears read rounded inputs; roundings by path are looked up whenever one is called, for more may be added on the way."""
+    for path, module in linears.items():
+        change_inputs(module, lambda inputs, path=path: roundings[path](inputs) if path in roundings else None)
 
 
 def gather(inputs: Tensor) -> Statistics:
@@ -426,7 +461,7 @@ def watching(
 
     for stage in block.stages:
         for linear in stage.linears:
-            handles.append(linears[linear.path].register_forward_pre_hook(hook(stage, linear.path)))
+            handles.append(linears[linear.path].register_forward_pre_hook(hook(stage, linear.path), prepend=True))  # before rounding
     if block.experts is not None:
         shared = {stage.reads.within for stage in block.stages if stage.reads.within}
         inside = module.get_submodule(block.experts.path.removeprefix(block.path + "."))

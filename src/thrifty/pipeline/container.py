@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.base.anatomy import Linear
+from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.core.activations import Rounding
 from thrifty.export.container import METHOD, Held, Parts, container_config, estimate, layout_of, layouts, names_of
 from thrifty.export.container.folder import Matrix
 from thrifty.export.container.layout import layout_from_json, name_of_part
@@ -49,7 +51,10 @@ class ContainerPacking(Packing):
         rounded = values.to(self.schemes[linear.path].dtype)
         return replace(encoded, tensors={"values": rounded}, bits=8.0 * rounded.itemsize), rounded.to(torch.float32)
 
-    def write(self, linear: Linear, encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def rounds(self, path: str) -> bool:
+        return False
+
+    def write(self, linear: Linear, encoded: Encoded, rounding: Rounding | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         layout = layout_of(encoded, sparse=self.schemes[linear.path].sparse, transposed=linear.storage == "conv1d")
         parts = {name_of_part(key_of(linear), part): tensor.contiguous() for part, tensor in layout.encode(encoded).items()}
         return parts, layout.to_json()
@@ -79,7 +84,10 @@ def key_of(linear: Linear) -> str:
 
 
 def container_packing(source: Source, work: Work) -> ContainerPacking:
-    """Decide for a whole model which matrices are stored as codes, or without their zeros."""
+    """Decide for a whole model which matrices are stored as codes, or without their zeros. Raises InputError for what it cannot hold."""
+    rounded = next((path for path in work.treatments if work.activation(path) is not None), None)
+    if rounded is not None:
+        raise InputError(f"the recipe rounds the inputs of {rounded}, which the container does not hold; leave --format out")
     schemes: dict[str, Outlook] = {}
     reasons: dict[str, str] = {}
     for linear in source.anatomy.linears:
@@ -94,7 +102,7 @@ def container_packing(source: Source, work: Work) -> ContainerPacking:
             reasons[linear.path] = found
     reasons |= _torn(source, schemes)
     schemes = {path: scheme for path, scheme in schemes.items() if path not in reasons}
-    return ContainerPacking(schemes, source.dtype, False, tuple(said_of(reasons)))
+    return ContainerPacking(schemes, source.dtype, False, tuple(said_of(reasons, "quantized, but stored dense at full size")))
 
 
 def _scheme(outline: Encoded, kept: float, dtype: torch.dtype) -> Outlook | str:

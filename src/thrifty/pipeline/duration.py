@@ -17,12 +17,18 @@ FIXED = 4.0
 """Seconds that any run takes, about: reading the data, opening files, reading the result back, its pages and plots."""
 
 
+MOVED = 200
+"""Bytes that a step of training moves for each entry of a matrix, about: value, gradient and moments, in float32 and in parts."""
+
+
 def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
     """Seconds of the whole run."""
     blocks = source.anatomy.blocks
     total = sum(_compressing(block, work, setting, load, rates) + _evaluating(block, load, rates) for block in blocks)
     if work.mixes:
         total += sum(_choosing(block, work, setting, load, rates) for block in blocks)
+    if work.tuner is not None:
+        total += _tuning(source, work, setting, load, rates)
     logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
     stored = sum(info.bytes for info in source.tensors.values())
     return total + 2 * logits + 4 * stored / rates.disk + _speed(source, load, rates) + FIXED
@@ -44,6 +50,20 @@ def _healing(block: Block, work: Work, load: Load, setting: Setting, rates: Rate
     rows = sum(healer.row_passes for healer in healers if healer is not None)
     rows += 2 * load.rows if rows else load.rows if work.heals else 0
     return rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+
+
+def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds of training, and of the walk that finds where it starts: the original's pass, the trained model's, once more that for its
+    gradients, and twice as long for these."""
+    assert work.tuner is not None
+    blocks = source.anatomy.blocks
+    row = sum(_row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates) for block in blocks)
+    logits = 2.0 * load.tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
+    passes = (5 if work.tuner.reference else 4) * row + (4 if work.tuner.reference else 3) * logits
+    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
+    moving = matrices * MOVED / rates.read
+    before = sum(_compressing(block, work, setting, load, rates) for block in blocks)
+    return before + work.tuner.steps * (work.tuner.batch * passes + moving)
 
 
 def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:

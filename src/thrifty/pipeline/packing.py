@@ -4,6 +4,7 @@ The format could hold more than its readers read. What is said here of transform
 
 - experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
   file is packed, plain experts are no longer read at all;
+- inputs are rounded in `int-quantized` files only, and not where transformers decodes while loading, nor those of experts;
 - zero points, small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`,
   and then every other matrix must be quantized alike.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,17 @@ from torch import Tensor
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
-from thrifty.export.compressed import Scheme, library_decode, pack, packed_bytes, quantization_config, scheme_of
+from thrifty.core.activations import Rounding
+from thrifty.export.compressed import (
+    Inputs,
+    Scheme,
+    library_decode,
+    pack,
+    pack_bytes,
+    packed_bytes,
+    quantization_config,
+    scheme_of,
+)
 from thrifty.models import Source
 from thrifty.pipeline.steps import Work
 
@@ -72,9 +83,17 @@ class Packing:
         """(what is stored for a solution, the values that readers get for it)."""
         return encoded, self.read(linear, values)
 
-    def write(self, linear: Linear, encoded: Encoded) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(the stored tensors of a linear, what must be known to read them as plain JSON values)."""
-        return pack(_stem(linear), encoded, self.scale_types(linear)), scheme_of(encoded).to_json()
+    def rounds(self, path: str) -> bool:
+        """Whether readers round the inputs of a linear, where a step asks for it."""
+        return path in self.schemes and self.schemes[path].inputs is not None
+
+    def write(self, linear: Linear, encoded: Encoded, rounding: Rounding | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(the stored tensors of a linear, what must be known to read them as plain JSON values). rounding: of its inputs."""
+        scheme, types = scheme_of(encoded), self.scale_types(linear)
+        if self.schemes[linear.path].packed:
+            return pack(_stem(linear), encoded, types), scheme.to_json()
+        scheme = replace(scheme, packed=False, inputs=None if rounding is None else Inputs.of(rounding))
+        return pack_bytes(_stem(linear), encoded, rounding, types), scheme.to_json()
 
     def read_back(
         self, linear: Linear, form: Mapping[str, Any], keys: Collection[str], get: Callable[[str], Tensor]
@@ -118,12 +137,51 @@ def packing(source: Source, work: Work) -> Packing:
         formats = ", ".join(sorted({scheme.format for scheme in schemes.values()}))
         raise InputError(f"a file holds codes of one format, and this recipe asks for several ({formats}); use one of them everywhere")
     cause = _decoded_while_loading(source, schemes)
+    schemes, unrounded = _with_inputs(schemes, outlines, work, experts, cause)
     if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
             f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "
             "use the same bits and group_size everywhere"
         )
-    return Packing(schemes, source.dtype, cause is not None, tuple(said_of(reasons)))
+    wide = {path: "readers round inputs only there" for path, scheme in schemes.items() if scheme.bits < 8 and not scheme.packed}
+    warnings = (
+        *said_of(reasons, "quantized, but stored dense at full size"),
+        *said_of(unrounded, "its inputs are not rounded"),
+        *said_of(wide, "a code takes a byte in the file whatever its bits"),
+    )
+    return Packing(schemes, source.dtype, cause is not None, warnings)
+
+
+def _with_inputs(
+    schemes: Mapping[str, Scheme], quantized: Collection[str], work: Work, experts: Collection[str], cause: str | None
+) -> tuple[dict[str, Scheme], dict[str, str]]:
+    """(the schemes with what readers do to inputs, why they leave the inputs of others as they are, by path).
+
+    quantized: all linears that become codes. cause: why transformers must decode while loading. Raises InputError where a step rounds
+    inputs and no reader would round any.
+    """
+    asked = {path: activation for path in quantized if (activation := work.activation(path)) is not None}
+    reasons: dict[str, str] = {}
+    for path in asked:
+        if path not in schemes:
+            reasons[path] = "its weights are stored dense, where no reader rounds inputs"
+        elif path in experts:
+            reasons[path] = "transformers reads no experts whose inputs are rounded"
+        elif schemes[path].standard:
+            reasons[path] = "they go with integers only, and its weights are small floats"
+        elif cause is not None:
+            reasons[path] = f"transformers would decode the file while it loads it, and then rounds none: {cause}"
+    if experts & schemes.keys():
+        reasons |= dict.fromkeys(asked, "transformers reads no experts whose inputs are rounded, and a file has one format")
+    if asked and not asked.keys() - reasons.keys():
+        path, reason = next(iter(reasons.items()))
+        raise InputError(f"no reader would round the inputs of this model ({path}: {reason}); leave `activation` out")
+    if not asked:
+        return dict(schemes), {}
+    return {
+        path: replace(scheme, packed=False, inputs=Inputs.of(asked[path].outline) if path in asked and path not in reasons else None)
+        for path, scheme in schemes.items()
+    }, reasons
 
 
 def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | None:
@@ -176,12 +234,12 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
     return None
 
 
-def said_of(reasons: Mapping[str, str]) -> list[str]:
-    """Warnings: what is quantized but stored dense, and why, by path."""
+def said_of(reasons: Mapping[str, str], what: str) -> list[str]:
+    """Warnings: what becomes of linears, and why, by path."""
     counts = Counter(reasons.values())
     said = []
     for reason, count in counts.items():
         first = next(path for path, other in reasons.items() if other == reason)
         which = first if count == 1 else f"{first} and {count - 1} more"
-        said.append(f"{which}: quantized, but stored dense at full size, because {reason}")
+        said.append(f"{which}: {what}, because {reason}")
     return said

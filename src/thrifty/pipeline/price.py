@@ -37,6 +37,12 @@ KEPT = 4
 TUNED = 60
 """Bytes that an entry of a matrix takes while it is tuned: the weight, what is found of it, and what gradients need, in float32."""
 
+TRAINED = 40
+"""The same while all matrices are trained together, and their moments."""
+
+LOGITS_HELD = 10
+"""How many numbers training holds for every logit: of both models, what the loss makes of them, and gradients."""
+
 HEADER = 110
 """Bytes that one tensor takes in a safetensors header, about."""
 
@@ -67,14 +73,19 @@ class Load:
         return self.evaluation_rows * self.evaluation_tokens
 
 
+PHASES = ("entering", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
+"""What follows each other, and is never in memory together."""
+
+
 def price(source: Source, work: Work, setting: Setting, load: Load, resident: int, output: int) -> Cost:
     """The cost of a run, but for its time. resident: bytes this process holds before it starts. output: bytes of the result's weights."""
     parts = memory_parts(source, work, setting, load)
-    phase = max(_scattered(name, parts[name]) for name in ("entering", "solving", "healing", "passing", "evaluating", "scoring"))
+    phase = max(_scattered(name, parts[name]) for name in PHASES)
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
     disk += parts["rows"] if work.mixes else 0  # those that left the last block when the targets were tried
+    disk += parts["rows"] + _kept_for_training(source, work) if work.tuner is not None else 0
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 
@@ -97,6 +108,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
         "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "healing": max((_healing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.heals else 0,
+        "tuning": _tuning(source, work, setting, load),
         "passing": max((_passing(source, block, setting, load) for block in anatomy.blocks), default=0),
         "evaluating": max((_evaluating(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "scoring": shell + _logits(load, setting),
@@ -166,6 +178,27 @@ def _healing(source: Source, block: Block, work: Work, setting: Setting, load: L
     inside = KEPT * inside_block(source, block, load, rows, setting.dtype)
     leaving = 2 * load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
     return source.block_parameters(block) * setting.dtype.itemsize + grams + matrices * TUNED + inside + leaving
+
+
+def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
+    """The peak while the whole model is trained: itself, the original beside it, what gradients need of the matrices and of some rows."""
+    if work.tuner is None:
+        return 0
+    blocks, size = source.anatomy.blocks, setting.dtype.itemsize
+    rows = min(work.tuner.batch, load.rows)
+    modules = sum(source.block_parameters(block) for block in blocks) * size * (2 if work.tuner.reference else 1)
+    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
+    between = len(blocks) * rows * load.tokens * source.anatomy.hidden_size * size
+    inside = KEPT * max((inside_block(source, block, load, rows, setting.dtype) for block in blocks), default=0)
+    logits = LOGITS_HELD * rows * load.tokens * load.vocabulary * 4
+    return source.shell_parameters() * 4 + modules + matrices * TRAINED + between + inside + logits
+
+
+def _kept_for_training(source: Source, work: Work) -> int:
+    """Bytes on disk of where training starts, in float32, and of its state and result."""
+    blocks = source.anatomy.blocks
+    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if work.solves(linear))
+    return 4 * sum(source.block_parameters(block) for block in blocks) + (4 + 1 + 12 + 1) * matrices
 
 
 def _passing(source: Source, block: Block, setting: Setting, load: Load) -> int:

@@ -32,7 +32,9 @@ from thrifty.pipeline.price import Load
 from thrifty.pipeline.score import score
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.stored import write_block
+from thrifty.pipeline.tuning import tuned
 from thrifty.pipeline.verify import verify_runtime
 from thrifty.pipeline.walk import Walk
 
@@ -112,7 +114,12 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if job.packing.schemes and job.source.anatomy.inferred and not full:
             name = job.source.anatomy.architecture
             events.warn(f"{name} was worked out, not declared: whether transformers reads its packed weights is told by --verify full only")
-        records, streams, watch = walk.run(key)
+        tuning, place = Stopwatch(), key
+        if job.work.tuner is not None:
+            walk, place = tuned(walk, key, tuning)
+        records, streams, watch = walk.run(place)
+        for name, spent_on in tuning.seconds.items():
+            watch.add(name, spent_on)
         if choosing:
             watch.add("choose", choosing)
         measured: dict[str, Any] = {}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.weights.base import Healer, Preset, Transform, Treatment, check_zero
+from thrifty.tune.base import Tuner
+from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, check_zero
 from thrifty.weights.preset.mix import Mix
 
 
@@ -24,6 +25,7 @@ class Step:
 class Work:
     """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order.
 
+    tuner: what trains the solved matrices together afterwards, and `tuned`, their paths.
     mixes: of linears whose target is still to be chosen (`pipeline.mixing`), the step that does and the place of its treatment, which
     stands for all that it may become.
     """
@@ -32,6 +34,8 @@ class Work:
     treatments: Mapping[str, tuple[Treatment, ...]]
     names: Mapping[str, str]
     mixes: Mapping[str, tuple[Mix, int]] = field(default_factory=dict)
+    tuner: Tuner | None = None
+    tuned: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Work:
@@ -40,6 +44,8 @@ class Work:
         treatments: dict[str, tuple[Treatment, ...]] = {}
         names: dict[str, list[str]] = {}
         mixes: dict[str, tuple[Mix, int]] = {}
+        tuner, tuned = _tuner(steps)
+        steps = [step for step in steps if not any(isinstance(method, Tuner) for method in step.methods.values())]
         for position, step in enumerate(steps, 1):
             chosen: dict[str, Transform] = {}
             for path, method in step.methods.items():
@@ -66,12 +72,16 @@ class Work:
                 transforms.append(chosen)
         if transforms and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
-        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes)
+        if tuner is not None:
+            tuned = _trainable(tuner, tuned, treatments, mixes)
+            for path in tuned:
+                names[path].append(tuner.name)
+        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes, tuner, tuned)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether any step looks at calibration data."""
-        return bool(self.transforms or self.mixes) or any(
+        return bool(self.transforms or self.mixes or self.tuner) or any(
             treatment.calibrated for chosen in self.treatments.values() for treatment in chosen
         )
 
@@ -83,6 +93,10 @@ class Work:
     def healer(self, path: str) -> Healer | None:
         """What the last step does about a linear once its block is solved."""
         return self.treatments[path][-1].heal if path in self.treatments else None
+
+    def activation(self, path: str) -> Activation | None:
+        """What the last step rounds the inputs of a linear to while the model runs."""
+        return self.treatments[path][-1].activation if path in self.treatments else None
 
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
@@ -121,10 +135,49 @@ class Work:
         return linear.path in self.treatments
 
 
+def _tuner(steps: Sequence[Step]) -> tuple[Tuner | None, tuple[str, ...]]:
+    """The step that trains, and the linears that it selects. Raises InputError where it is not the last step, or has several settings."""
+    for position, step in enumerate(steps, 1):
+        found = {method for method in step.methods.values() if isinstance(method, Tuner)}
+        if not found:
+            continue
+        if position < len(steps):
+            raise InputError(f"step {position}: {step.name} trains what the steps before it solved and must be the last one")
+        if len(found) > 1:
+            raise InputError(f"step {position}: {step.name} trains all matrices together, so override cannot change its settings for some")
+        return found.pop(), tuple(step.methods)
+    return None, ()
+
+
+def _trainable(
+    tuner: Tuner, chosen: Sequence[str], treatments: Mapping[str, tuple[Treatment, ...]], mixes: Mapping[str, tuple[Mix, int]]
+) -> tuple[str, ...]:
+    """The chosen linears that earlier steps solved. Raises InputError where a result cannot be trained."""
+    solved = tuple(path for path in chosen if path in treatments)
+    if not solved:
+        raise InputError(f"{tuner.name} trains what the steps before it solved, and they solve none of its linears; add one, as `gptq`")
+    for path in solved:
+        *earlier, last = treatments[path]
+        for target in mixes[path][0].into if path in mixes else (last.target,):
+            if target.codes is None:
+                raise InputError(f"{tuner.name} trains evenly spaced grids (int, zero_free, ternary); {path} is solved into {target.name}")
+        if earlier:
+            raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
+        if last.allocator is not None and last.allocator.within_matrix:
+            raise InputError(f"{tuner.name} trains one grid a matrix; {path} has inputs of different widths")
+    return solved
+
+
 def _inside(path: str, block: Block) -> bool:
     return path.startswith(block.path + ".")
 
 
 def _plain(treatment: Treatment) -> dict[str, object]:
-    parts = {"solver": treatment.solver, "target": treatment.target, "allocator": treatment.allocator, "heal": treatment.heal}
+    parts = {
+        "solver": treatment.solver,
+        "target": treatment.target,
+        "allocator": treatment.allocator,
+        "heal": treatment.heal,
+        "activation": treatment.activation,
+    }
     return {key: {method.name: method.settings()} for key, method in parts.items() if method is not None}

@@ -6,6 +6,7 @@ anything stored in a narrower type is rounded here, once, before its effect is s
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Block, Linear, Norm, Space
 from thrifty.base.records import Encoded, Rewrite
 from thrifty.core import fold
+from thrifty.core.activations import Rounding
 from thrifty.models import Source
 from thrifty.pipeline.packing import Packing
 
@@ -23,7 +25,8 @@ class BlockView:
     """The block's matrices and norms, lazily read from disk and changed in memory.
 
     packing: which matrices the result stores as codes. weights: matrices read or changed so far, by path. vectors: norms and biases
-    changed so far, by disk key, float32. touched: paths of matrices that differ from the original. packed: codes found so far.
+    changed so far, by disk key, float32. touched: paths of matrices that differ from the original. packed: codes found so far. roundings:
+    what is done to inputs from now on, by the path of the linear that reads them.
     """
 
     source: Source
@@ -33,6 +36,7 @@ class BlockView:
     vectors: dict[str, Tensor] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     packed: dict[str, Encoded] = field(default_factory=dict)
+    roundings: dict[str, Rounding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.linears: dict[str, Linear] = {linear.path: linear for linear in (*self.block.linears, *self.block.routers)}
@@ -111,6 +115,15 @@ class BlockView:
             self.vectors[key] = self.source.read(key).to(torch.float32)
         return self.vectors[key]
 
+    def resume(self, changed: Mapping[str, Tensor], solved: Collection[str]) -> None:
+        """Take over what an earlier walk changed (`replacements`), but for the matrices that it solved."""
+        held = {linear.source for linear in self.linears.values()}
+        self.vectors |= {key: tensor for key, tensor in changed.items() if key not in held}
+        for path, linear in self.linears.items():
+            if linear.source in changed and path not in solved:
+                self.weights[path] = taken(changed[linear.source], linear)
+                self.touched.add(path)
+
     def replacements(self) -> dict[str, Tensor]:
         """What the block computes with now, by disk key and in disk layout: every tensor that differs from the original."""
         changed = dict(self.vectors)
@@ -125,6 +138,13 @@ def read_matrix(source: Source, linear: Linear) -> Tensor:
     if linear.part is not None:
         return source.read_part(linear.source, linear.part)
     stored = source.read(linear.source)
+    return stored.T if linear.storage == "conv1d" else stored
+
+
+def taken(stored: Tensor, linear: Linear) -> Tensor:
+    """The matrix [out, in] of a linear from its tensor in disk layout: what `place` put there."""
+    if linear.part is not None:
+        return stored[linear.part.expert, linear.part.start : linear.part.stop]
     return stored.T if linear.storage == "conv1d" else stored
 
 

@@ -17,9 +17,9 @@ from thrifty.base.anatomy import Block
 from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
-from thrifty.models import Call, Shell, Source, run_block
+from thrifty.models import Call, Shell, Source, linear_modules, run_block
 from thrifty.models.blocks import tensors_of
-from thrifty.pipeline.block import BlockRun
+from thrifty.pipeline.block import BlockRun, round_inputs
 from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
@@ -47,7 +47,7 @@ class Walk:
     write_block: WriteBlock
     resumed: int = 0
     """Blocks that an earlier attempt had finished."""
-    visit: type[BlockRun] = BlockRun
+    visit: Callable[..., BlockRun] = BlockRun
     """What happens inside a block."""
     title: str = "blocks"
 
@@ -199,6 +199,8 @@ class Walk:
         exact = call.to(device, torch.float32)
         for stream, replacements in (("before", {}), ("after", view.replacements())):
             module = self.source.block(view.block, torch.float32, device, replacements)
+            if stream == "after":
+                round_inputs(linear_modules(module, view.block), view.roundings)
             hidden = streams.now[stream]
             start = 0
             while start < len(hidden):

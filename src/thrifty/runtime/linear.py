@@ -6,7 +6,8 @@ Three ways lead from codes to outputs, and the number of tokens decides which on
     many tokens   8-bit products: inputs are rounded to 8 bits token by token, each between its own smallest and largest value, weights
                   once to 8 bits row by row (held beside the codes). Tokens whose outliers would make that too coarse are multiplied
                   twice, what rounding left in a second piece; so are the weights of matrices that are asked for `fine`. Weights of 8 bits
-                  with one scale a row are taken as they are, and this way for few tokens, too
+                  with one scale a row are taken as they are, and this way for few tokens, too. Where a result asks for inputs of 8
+                  bits, their codes are what is multiplied
     elsewhere     the codes are decoded for the call: exact, in whatever type the inputs have
 
 The first two need a processor that multiplies bytes exactly, bfloat16 and shapes that the kernels take. Decoding is their tested twin.
@@ -26,6 +27,7 @@ from torch.nn import functional
 
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
+from thrifty.core.activations import Rounding
 from thrifty.core.packing import pack_words, unpack_words
 
 FEW_TOKENS = 4
@@ -51,14 +53,16 @@ class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
     encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in.
-    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time.
+    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time. rounding: what
+    the layer does to its inputs.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
     """
 
-    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False) -> None:
+    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False, rounding: Rounding | None = None) -> None:
         super().__init__()
+        self.rounding = rounding
         self.out_features, self.in_features = encoded.shape
         self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
@@ -70,9 +74,12 @@ class PackedLinear(nn.Module):
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """inputs @ weight.T + bias."""
         rows = inputs.reshape(-1, self.in_features)
+        few = self.bits == 4 and rows.shape[0] <= FEW_TOKENS
+        if self.rounding is not None and (not self.kernel or few or self.rounding.bits != 8):
+            rows = self.rounding(rows)
         if not self.kernel:
             out = functional.linear(rows, self._decode().to(rows.dtype))
-        elif self.bits == 4 and rows.shape[0] <= FEW_TOKENS:
+        elif few:
             out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.to(torch.bfloat16).contiguous(), self.codes, self.group_size, self.scale)
         else:
             out = self._many(rows)
@@ -90,6 +97,20 @@ class PackedLinear(nn.Module):
         # oneDNN takes a hundred times as long for one row as for two where the matrix is small
         alone = rows.shape[0] == 1
         exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
+        if self.rounding is not None and self.rounding.bits == 8:
+            step, zero_point = self.rounding.grid(exact)
+            low = (-128 - zero_point) * step
+            out = self._bytes(exact.div_(step).add_(zero_point).round_().clamp_(-128, 127).add_(128))
+        else:
+            out, step, low = self._finely(exact)
+        # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
+        out.mul_(step).addcmul_(low, self.wide_sum)
+        return (out[:1] if alone else out).to(torch.bfloat16)
+
+    def _finely(
+        self, exact: Float[Tensor, "tokens in"]
+    ) -> tuple[Float[Tensor, "tokens out"], Float[Tensor, "tokens 1"], Float[Tensor, "tokens 1"]]:
+        """(products in the steps of each token, these steps, where each token begins), for inputs that nobody asked to round."""
         low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)  # torch.aminmax takes ten times as long
         step = (high - low) / 255
         coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
@@ -102,9 +123,7 @@ class PackedLinear(nn.Module):
         if rest is not None:
             rest.sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()
             out[two] += self._bytes(rest).div_(PIECES).sub_(self.wide_sum / 2)
-        # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
-        out.mul_(step).addcmul_(low, self.wide_sum)
-        return (out[:1] if alone else out).to(torch.bfloat16)
+        return out, step, low
 
     def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         """Whole numbers from 0 to 255 times the weights, in one product where these have two pieces."""

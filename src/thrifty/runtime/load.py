@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
-from thrifty.export.compressed import PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
+from thrifty.export.compressed import PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed, read_rounding
 from thrifty.export.container import METHOD
 from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
@@ -40,7 +40,7 @@ def load(
         remote_code = str(path) if trust_remote_code else None
         packed: PackedFolder | ContainerFolder = ContainerFolder(path, quantized, _read_config(path, trust_remote_code), remote_code)
     else:
-        packed = PackedFolder(path, check_format(quantized, path), trust_remote_code)
+        packed = PackedFolder(path, quantized, trust_remote_code)
     dtype = dtype or torch.bfloat16
     model = _filled(packed.source, dtype, packed.layers(dtype))
     model.register_state_dict_pre_hook(_refuse_state)
@@ -92,10 +92,12 @@ def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module])
 class PackedFolder:
     """A result folder whose matrices are codes, opened as if they were plain: `source` decodes what is read.
 
-    form: the format of its file. Raises InputError for a config that transformers does not take, and for missing or broken files.
+    quantized: its `quantization_config`. Raises InputError for a config that transformers does not take, and for missing or broken files.
     """
 
-    def __init__(self, folder: Path, form: str, trust_remote_code: bool = False) -> None:
+    def __init__(self, folder: Path, quantized: Mapping[str, Any], trust_remote_code: bool = False) -> None:
+        form = check_format(quantized, folder)
+        self._quantized = quantized
         config = _read_config(folder, trust_remote_code)
         self._tensors, _ = scan_folder(folder, allow_pickle=False)
         stems = packed_stems(self._tensors)
@@ -108,7 +110,7 @@ class PackedFolder:
 
     def encoded(self, stem: str) -> Encoded:
         """The codes of one matrix."""
-        return read_packed(lambda name: read_tensor(name, self._tensors[name]), stem)
+        return read_packed(self._read, stem)
 
     def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
         """The packed layers by module path, their biases still to be filled."""
@@ -119,11 +121,16 @@ class PackedFolder:
             stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
             if type(module) is nn.Linear and stem in stems:
                 fine = roles.get(path) in FINE_ROLES
-                found[path] = PackedLinear(self.encoded(stem), bias=module.bias is not None, dtype=dtype, fine=fine)
+                rounding = read_rounding(self._quantized, self._read, path, stem)
+                bias = module.bias is not None
+                found[path] = PackedLinear(self.encoded(stem), bias=bias, dtype=dtype, fine=fine, rounding=rounding)
         return found
 
+    def _read(self, name: str) -> Tensor:
+        return read_tensor(name, self._tensors[name])
+
     def _outline(self, stem: str, dtype: torch.dtype) -> TensorInfo:
-        shape = packed_shape(lambda name: read_tensor(name, self._tensors[name]), stem)
+        shape = packed_shape(self._read, stem)
         return TensorInfo(self._tensors[f"{stem}.weight_scale"].file, dtype, shape, 0, 0)
 
 

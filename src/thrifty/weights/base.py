@@ -5,6 +5,7 @@ solve      how a point of the set is reached: min over V in the set of tr((W - V
 transform  an equivalent rewrite of the inputs beforehand
 allocate   who gets how much of the budget
 heal       what is given back once all matrices of a block are solved
+activation what the inputs of a matrix are rounded to while the model runs
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Curve, Encoded, Problem, Rewrite, Share, Solution
+from thrifty.core.activations import Histogram, Rounding
 from thrifty.core.masks import apply_mask
 from thrifty.core.statistics import Statistics
+from thrifty.core.trainable import Codes
 
 
 class Points(ABC):
@@ -80,6 +83,11 @@ class Target(Method, ABC):
     def run(self) -> int:
         """Consecutive inputs that are decided together; 0 where a sweep may take the inputs in any order."""
         return 0
+
+    @property
+    def codes(self) -> Codes | None:
+        """Which codes layout `int` has them in, where they are evenly spaced and each entry has its own; None where they are not."""
+        return None
 
     @abstractmethod
     def check(self, out_features: int, in_features: int, name: str) -> None:
@@ -208,14 +216,35 @@ class Healer(Method, ABC):
         """
 
 
+class Activation(Method, ABC):
+    """What the inputs of a matrix are rounded to while the model runs.
+
+    calibrated: whether the grid is fixed beforehand, from calibration inputs.
+    """
+
+    family: ClassVar[str] = "weights.activation"
+    calibrated: ClassVar[bool] = False
+    bits: int
+
+    @property
+    @abstractmethod
+    def outline(self) -> Rounding:
+        """A rounding of the kind that `fit` gives, before anything was seen."""
+
+    @abstractmethod
+    def fit(self, seen: Histogram | None) -> Rounding:
+        """The rounding for inputs like those that were seen; a histogram is there where the method is calibrated."""
+
+
 @dataclass(frozen=True)
 class Treatment:
-    """What one step does to a matrix: share out the budget, solve, and heal once its block is solved."""
+    """What one step does to a matrix: share out the budget, solve, and heal once its block is solved; and to its inputs ever after."""
 
     solver: Solver
     target: Target
     allocator: Allocator | None = None
     heal: Healer | None = None
+    activation: Activation | None = None
 
     def __post_init__(self) -> None:
         for part, family in ((self.solver, Solver), (self.target, Target)):
@@ -230,7 +259,9 @@ class Treatment:
     @property
     def calibrated(self) -> bool:
         """Whether the result depends on calibration data."""
-        return self.solver.calibrated or self.heal is not None or (self.allocator is not None and self.allocator.within_matrix)
+        within = self.allocator is not None and self.allocator.within_matrix
+        rounds = self.activation is not None and self.activation.calibrated
+        return self.solver.calibrated or self.heal is not None or within or rounds
 
     @property
     def alone(self) -> bool:

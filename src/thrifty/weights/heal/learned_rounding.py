@@ -12,7 +12,7 @@ Source: Cheng et al. (2023), Optimize Weight Rounding via Signed Gradient Descen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -23,12 +23,9 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
-from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
+from thrifty.core.trainable import Codes, GridWeight
 from thrifty.weights.base import Healer, Output, Target
 from thrifty.weights.target.int import Int
-
-INSIDE = 0.49
-"""How far from the middle of its cell a weight begins at most."""
 
 CHECKS = 10
 """How often the iterates are judged, besides the last one."""
@@ -69,7 +66,7 @@ class LearnedRounding(Healer):
         expected: Float[Tensor, "rows *length width"],
         seed: int,
     ) -> tuple[dict[str, Encoded], dict[str, float]]:
-        grids = {path: _Grid(weight, encoded) for path, (weight, encoded) in starts.items()}
+        grids = {path: GridWeight(weight, encoded, _codes(encoded)) for path, (weight, encoded) in starts.items()}
         parameters = [tensor for grid in grids.values() for tensor in (grid.offset, grid.stretch)]
         order = torch.Generator().manual_seed(seed)
         judged = torch.randperm(len(rows), generator=order)[: JUDGED * self.batch].split(self.batch)
@@ -105,43 +102,5 @@ class LearnedRounding(Healer):
             return {path: grid.encoded() for path, grid in grids.items()}, {"block_error_before": first, "block_error": least}
 
 
-class _Grid:
-    """The codes and scales of one matrix on their way: the weight in multiples of a scale, plus an offset, is rounded to a code."""
-
-    def __init__(self, weight: Float[Tensor, "out in"], start: Encoded) -> None:
-        self.start, self.shape = start, weight.shape
-        self.weight = grouped(weight, start.group_size)
-        self.scale = start.tensors["scale"].to(weight)[..., None]
-        zero_point = start.tensors.get("zero_point")
-        self.symmetric = zero_point is None
-        self.zero_point = torch.zeros_like(self.scale) if zero_point is None else zero_point.to(weight)[..., None]
-        self.levels = round(2**start.bits)
-        smallest, largest = code_limits(self.levels)
-        self.limits = smallest - self.zero_point, largest - self.zero_point
-        multiple = grouped(start.tensors["codes"].to(weight), start.group_size) - self.zero_point
-        exact = self.weight / self.scale
-        self.offset = (exact.clamp(multiple - INSIDE, multiple + INSIDE) - exact).requires_grad_()
-        self.stretch = torch.ones_like(self.scale).requires_grad_()
-
-    def _scale(self) -> Float[Tensor, "out groups one"]:
-        """A scale that a container holds; its gradient is that of the exact one."""
-        exact = self.scale * self.stretch
-        return exact + (snap_scale(exact.detach(), significant_bits(self.levels, self.symmetric)) - exact.detach())
-
-    def _multiple(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:
-        exact = self.weight / scale + self.offset
-        rounded = exact + (torch.round(exact.detach()) - exact.detach())
-        return rounded.clamp(*self.limits)
-
-    def values(self) -> Float[Tensor, "out in"]:
-        """The matrix, differentiable in the offsets and stretches."""
-        scale = self._scale()
-        return (self._multiple(scale) * scale).reshape(self.shape)
-
-    def encoded(self) -> Encoded:
-        """How it is held."""
-        scale = snap_scale(self.scale * self.stretch, significant_bits(self.levels, self.symmetric))
-        codes = torch.round(self._multiple(scale)) + self.zero_point
-        tensors = {name: tensor.to(scale.device) for name, tensor in self.start.tensors.items()}
-        tensors |= {"scale": scale[..., 0], "codes": codes.to(torch.int8).reshape(self.shape)}
-        return replace(self.start, tensors=tensors)
+def _codes(encoded: Encoded) -> Codes:
+    return Codes.of_integers(round(2**encoded.bits), "zero_point" not in encoded.tensors)

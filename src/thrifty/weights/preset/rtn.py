@@ -13,14 +13,15 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.core.grids import Range
-from thrifty.weights.base import Preset, Treatment
+from thrifty.weights.base import Activation, Preset, Treatment
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.int import Int
 
 
 @dataclass(frozen=True)
 class RTN(Preset):
-    """bits: 2 to 8. group_size: inputs that share a scale, 0 for the whole row. range: `mse` searches the least squared error."""
+    """bits: 2 to 8. group_size: inputs that share a scale, 0 for the whole row. range: `mse` searches the least squared error.
+    activation: what the inputs are rounded to while the model runs; none by default."""
 
     name: ClassVar[str] = "rtn"
 
@@ -28,10 +29,11 @@ class RTN(Preset):
     group_size: Annotated[int, Field(ge=0)] = 32
     symmetric: bool = True
     range: Range = "minmax"
+    activation: Activation | None = None
 
     @classmethod
     def examples(cls) -> tuple[RTN, ...]:
         return cls(), cls(symmetric=False), cls(bits=8, group_size=0)
 
     def expand(self) -> Treatment:
-        return Treatment(Round(), Int(self.bits, self.group_size, self.symmetric, self.range))
+        return Treatment(Round(), Int(self.bits, self.group_size, self.symmetric, self.range), activation=self.activation)

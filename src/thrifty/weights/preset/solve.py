@@ -5,8 +5,10 @@
     solve: {by: obs, into: {int: {bits: 4}}}
     solve: {by: awp, into: {both: {mask: {n_m: {n: 2, m: 4}}, grid: {int: {bits: 4}}}}}
     solve: {by: obs, into: {int: {bits: 3, group_size: 0, symmetric: false}}, share: baq}
+    solve: {by: obs, into: {int: {bits: 8, group_size: 0}}, activation: dynamic}
 
-These three are rounding as GPTQ does it, 2:4 sparsity on a grid by projected gradients, and bits of its own for each input.
+These four are rounding as GPTQ does it, 2:4 sparsity on a grid by projected gradients, bits of its own for each input, and inputs that are
+rounded, too.
 """
 
 from __future__ import annotations
@@ -15,20 +17,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thrifty.weights.allocate.uniform import Uniform
-from thrifty.weights.base import Allocator, Preset, Solver, Target, Treatment
+from thrifty.weights.base import Activation, Allocator, Preset, Solver, Target, Treatment
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.target.int import Int
 
 
 @dataclass(frozen=True)
 class Solve(Preset):
-    """by: the solver. into: the target. share: who gets how much of the target's budget."""
+    """by: the solver. into: the target. share: who gets how much of the target's budget.
+    activation: what the inputs are rounded to while the model runs."""
 
     name: ClassVar[str] = "solve"
 
     by: Solver = OBS()
     into: Target = Int()
     share: Allocator = Uniform()
+    activation: Activation | None = None
 
     def expand(self) -> Treatment:
-        return Treatment(self.by, self.into, self.share)
+        return Treatment(self.by, self.into, self.share, activation=self.activation)

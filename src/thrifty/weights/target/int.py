@@ -24,6 +24,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to, significant_bits, snap_scale
 from thrifty.core.refit import refit_step
+from thrifty.core.trainable import Codes
 from thrifty.weights.base import Points, Target, check_groups, outlined
 
 
@@ -49,6 +50,10 @@ class Int(Target):
     def level_count(self) -> int:
         """Points of the grid."""
         return self.levels or 2**self.bits
+
+    @property
+    def codes(self) -> Codes:
+        return Codes.of_integers(self.level_count, self.symmetric)
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         check_groups(self.group_size, in_features, name)

@@ -13,7 +13,7 @@ Source: Ma, Wang, Ma et al. (2024), arXiv 2402.17764.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Step, grouped, snap_scale
 from thrifty.core.least_squares import SCALE_BITS, least_squares_scale
+from thrifty.core.trainable import Codes
 from thrifty.weights.base import Target
 from thrifty.weights.scaled import GroupSize, Stretch
 from thrifty.weights.target.int import Int, IntPoints
@@ -49,6 +50,10 @@ class Ternary(Target):
     def grid(self) -> Int:
         """The integer grid that its points are."""
         return Int(levels=3, group_size=self.group_size)
+
+    @property
+    def codes(self) -> Codes:
+        return replace(self.grid.codes, scale_bits=SCALE_BITS)
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         self.grid.check(out_features, in_features, name)

@@ -26,6 +26,7 @@ from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.grids import Range, grouped, snap_scale
 from thrifty.core.least_squares import SCALE_BITS, least_squares_scale
+from thrifty.core.trainable import Codes
 from thrifty.weights.base import Points, Target, check_groups, outlined
 from thrifty.weights.scaled import GroupSize, Stretch
 
@@ -53,6 +54,10 @@ class ZeroFree(Target):
     def largest(self) -> int:
         """The largest code."""
         return int(2**self.bits) - 1
+
+    @property
+    def codes(self) -> Codes:
+        return Codes(-self.largest, self.largest, 2, SCALE_BITS)
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         check_groups(self.group_size, in_features, name)

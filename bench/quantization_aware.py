@@ -1,0 +1,78 @@
+"""Training after solving, at 2 bits and at three values in groups of 32, on the model inside the package: what it gives back, and its time.
+
+Usage: python bench/quantization_aware.py [--steps 512]       (writes bench/results/quantization_aware.json)
+
+All get the same calibration text, which is all that comes with the package, and are judged on the same held-out windows; differences are
+taken window by window, so that an interval of one that holds 0 means that neither is better. Finished results are kept in
+bench/build/quantization_aware and scored again, not made again; a result that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import torch
+from judge import BUILD, Judge, beside, figures, write
+
+import thrifty
+from thrifty.measure.hardware import hardware
+
+HOME = BUILD / "quantization_aware"
+CALIBRATION = "calibration: {samples: 1024, tokens: 256}"
+EVALUATION = "evaluation: {samples: 8, tokens: 256}"
+GRID = "group_size: 32"
+PLAIN = {
+    "gptq, 2 bits": f"gptq: {{bits: 2, {GRID}}}",
+    "gptq, 2 bits, zero points": f"gptq: {{bits: 2, {GRID}, symmetric: false}}",
+    "zero_free": f"solve: {{by: obs, into: {{zero_free: {{{GRID}}}}}}}",
+    "zero_free over 4 bits": f"solve: {{by: progressive, into: {{zero_free: {{{GRID}}}}}}}",
+    "ternary": f"solve: {{by: obs, into: {{ternary: {{{GRID}}}}}}}",
+}
+TRAINED = {
+    "zero_free over 4 bits, distilled (UPQ)": ("zero_free over 4 bits", "distill"),
+    "zero_free, distilled": ("zero_free", "distill"),
+    "zero_free, on the text": ("zero_free", "next_token"),
+    "ternary, on the text (BitCPM)": ("ternary", "next_token"),
+    "ternary, distilled": ("ternary", "distill"),
+    "gptq, 2 bits, zero points, distilled": ("gptq, 2 bits, zero points", "distill"),
+}
+PAIRS = [
+    ("zero_free over 4 bits, distilled (UPQ)", "gptq, 2 bits"),
+    ("zero_free over 4 bits, distilled (UPQ)", "gptq, 2 bits, zero points"),
+    ("zero_free over 4 bits, distilled (UPQ)", "zero_free, on the text"),
+    ("zero_free over 4 bits, distilled (UPQ)", "zero_free, distilled"),
+    ("ternary, on the text (BitCPM)", "ternary"),
+    ("ternary, on the text (BitCPM)", "gptq, 2 bits"),
+    ("ternary, distilled", "ternary, on the text (BitCPM)"),
+    ("gptq, 2 bits, zero points, distilled", "gptq, 2 bits, zero points"),
+    ("gptq, 2 bits, zero points, distilled", "zero_free over 4 bits, distilled (UPQ)"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=512)
+    steps = parser.parse_args().steps
+    judge = Judge()
+    recipes = {name: f"{{{step}}}" for name, step in PLAIN.items()}
+    recipes |= {name: f"{{{PLAIN[first]}}}, {{{tuner}: {{steps: {steps}}}}}" for name, (first, tuner) in TRAINED.items()}
+    rows: list[dict[str, Any]] = []
+    scores = {}
+    for name, recipe in recipes.items():
+        out = HOME / f"{steps if name in TRAINED else 0} {name}"
+        found = thrifty.compress(recipe=f"{{{CALIBRATION}, {EVALUATION}, steps: [{recipe}]}}", out=out, speed=False)
+        scores[name] = judge.scores(out)
+        kept = {key: found[key] for key in ("seconds", "bits_per_weight", "peak_rss_bytes")}
+        rows.append({"name": name, "recipe": recipe, **figures(scores[name]), **kept})
+        differences = {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
+        head = {**judge.describe(), "calibration": found["data"]["calibration"]["tokens"], "steps": steps, "hardware": hardware()}
+        write(
+            "quantization_aware.json",
+            {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences},
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Training all matrices together: on every causal model, off no grid, resumed anywhere, and better than what it started from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+import thrifty
+from tests.tiny import ARCHITECTURES, inputs, tiny
+from thrifty.base.errors import InputError
+from thrifty.measure.certificate import Certificate
+from thrifty.models import open_model
+from thrifty.pipeline import stored, tuning
+from thrifty.train import loop
+
+LENGTH = 24
+STEP = {"solve": {"by": "obs", "into": {"zero_free": {"group_size": 32}}}}
+TUNE = {"distill": {"steps": 4, "batch": 2}}
+
+
+def run(architecture: str, folder: Path, out: Path, steps: list[dict], **words) -> dict:
+    return thrifty.compress(
+        folder,
+        {"steps": steps},
+        inputs(architecture, 6, LENGTH),
+        evaluation=inputs(architecture, 2, LENGTH, seed=1),
+        out=out,
+        speed=False,
+        **words,
+    )
+
+
+def odd(folder: Path) -> dict:
+    """What no group of 32 divides is left out."""
+    skipped = [linear.path for linear in open_model(folder).anatomy.linears if linear.in_features % 32]
+    return {"skip": skipped} if skipped else {}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_causal_model_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
+    folder = tiny(architecture, tmp_path / "model")
+    anatomy = open_model(folder).anatomy
+    steps = [{**STEP, **odd(folder)}, TUNE]
+    if anatomy.kind != "causal_lm":
+        with pytest.raises(InputError, match=f"distill needs a causal language model.+{anatomy.architecture} is {anatomy.kind}"):
+            run(architecture, folder, tmp_path / "out", steps)
+        return
+    run(architecture, folder, tmp_path / "out", steps, verify="full")
+    certificate = Certificate.read(tmp_path / "out")
+    moved = [layer for layer in certificate.layers if layer.relative_error != layer.details["error_before_tuning"]]
+    assert len(moved) > len(certificate.layers) / 2
+    assert all(layer.method == "solve+distill" for layer in certificate.layers)
+    assert certificate.phases["tune"] > 0
+
+
+STOPS = {"first walk": (tuning.Start, "save", 2), "training": (tuning.Network, "loss", 3), "second walk": (stored, "save_file", 2)}
+"""What breaks, and at which call: the second block, the third step, the second block of the result."""
+
+
+def bytes_of(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("place", STOPS)
+def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = [{"awq": {}}, STEP, TUNE]
+    run("llama", folder, tmp_path / "whole", steps)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "SAVED", -1.0)
+        owner, name, last = STOPS[place]
+        whole, calls = getattr(owner, name), []
+
+        def stops(*arguments, **words):
+            calls.append(1)
+            if len(calls) == last:
+                raise KeyboardInterrupt
+            return whole(*arguments, **words)
+
+        patched.setattr(owner, name, stops)
+        with pytest.raises(KeyboardInterrupt):
+            run("llama", folder, tmp_path / "out", steps)
+    assert (tmp_path / "out" / ".run").exists()
+    run("llama", folder, tmp_path / "out", steps)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    assert not (tmp_path / "out" / ".run").exists()
+
+
+def test_a_rewritten_model_is_trained_as_it_was_rewritten(tmp_path: Path) -> None:
+    """With no step to speak of nothing moves: the result is that of the steps before, rewriting included."""
+    folder = tiny("llama", tmp_path / "model")
+    steps = [{"awq": {}}, {"rtn": {"bits": 4}}]
+    plain = run("llama", folder, tmp_path / "plain", steps)
+    still = run("llama", folder, tmp_path / "still", [*steps, {"distill": {"steps": 1, "rate": 1e-9}}], verify="full")
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "still")
+    assert plain["kl"] == still["kl"]
+
+
+def test_what_is_not_selected_stays(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    run("llama", folder, tmp_path / "out", [STEP, {**TUNE, "only": ["*.down_proj"]}])
+    for layer in Certificate.read(tmp_path / "out").layers:
+        assert (layer.method == "solve+distill") == layer.name.endswith("down_proj")
+        if not layer.name.endswith("down_proj"):
+            assert layer.relative_error == pytest.approx(layer.details["error_before_tuning"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([TUNE, STEP], "must be the last one"),
+        ([TUNE], "they solve none of its linears"),
+        ([{"rtn": {}, "only": ["*.q_proj"]}, {**TUNE, "only": ["*.down_proj"]}], "they solve none of its linears"),
+        ([{"magnitude": {}}, TUNE], "trains evenly spaced grids"),
+        ([{"magnitude": {}}, {"rtn": {}}, TUNE], "what an earlier step pruned"),
+        ([{"solve": {"by": "obs", "into": {"int": {"group_size": 0, "symmetric": False}}, "share": "baq"}}, TUNE], "different widths"),
+        ([STEP, {**TUNE, "override": {"*.down_proj": {"steps": 9}}}], "override cannot change"),
+    ],
+)
+def test_recipes_that_cannot_be_trained_are_refused(steps: list[dict], words: str, tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    with pytest.raises(InputError, match=words):
+        run("llama", folder, tmp_path / "out", steps)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Path) -> None:
+    """On held-out text, after three dozen steps on a little of the calibration text."""
+    words = "calibration: {samples: 64, tokens: 128}, evaluation: {samples: 16, tokens: 128}"
+    step = "solve: {by: obs, into: {zero_free: {group_size: 32}}}"
+    before = thrifty.compress(recipe=f"{{{words}, steps: [{{{step}}}]}}", out=tmp_path / "before", speed=False)
+    after = thrifty.compress(recipe=f"{{{words}, steps: [{{{step}}}, {{distill: {{steps: 36}}}}]}}", out=tmp_path / "after", speed=False)
+    assert after["bits_per_weight"] == before["bits_per_weight"]
+    assert after["kl"]["value"] < 0.95 * before["kl"]["value"]
+    assert after["perplexity"]["after"]["value"] < before["perplexity"]["after"]["value"]

@@ -1,0 +1,98 @@
+"""The loop: it finds what is known, and a stop at any step changes no bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from thrifty.base import events
+from thrifty.base.errors import RunError
+from thrifty.train import Schedule, train
+from thrifty.train.loop import drawn
+
+ROWS = 40
+
+
+class Regression:
+    """Least squares, whose solution is known. stop: the call at which something breaks."""
+
+    def __init__(self, stop: int | None = None, bound: float | None = None) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.inputs, self.outputs = torch.randn(ROWS, 5, generator=generator), torch.randn(ROWS, 3, generator=generator)
+        self.weight = torch.zeros(5, 3, requires_grad=True)
+        self.unused = torch.ones(2, requires_grad=True)
+        self.stop, self.bound, self.calls = stop, bound, 0
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return {"weight": self.weight, "unused": self.unused}
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        return (self.inputs[rows] @ self.weight - self.outputs[rows]).square().mean()
+
+    def settle(self) -> None:
+        if self.bound is not None:
+            self.weight.clamp_(-self.bound, self.bound)
+
+
+def test_least_squares_ends_at_the_closed_form(tmp_path: Path) -> None:
+    task = Regression()
+    losses = train(task, ROWS, Schedule(1500, ROWS, 0.05, final=0.0), tmp_path / "state", seed=0)
+    exact = torch.linalg.lstsq(task.inputs, task.outputs).solution
+    torch.testing.assert_close(task.weight.detach(), exact, rtol=1e-3, atol=1e-3)
+    assert losses[-1] == pytest.approx(float((task.inputs @ exact - task.outputs).square().mean()), rel=1e-4)
+    assert torch.equal(task.unused.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 7, 12])
+def test_a_stopped_run_ends_with_the_same_bytes(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.train.loop.SAVED", -1.0)  # after every step
+    schedule, whole = Schedule(12, 6, 0.1), Regression()
+    expected = train(whole, ROWS, schedule, tmp_path / "whole", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(stop), ROWS, schedule, tmp_path / "state", seed=3)
+    again = Regression()
+    said: list[str] = []
+    with events.listening(lambda event: said.append(event.message) if event.kind == "note" else None):
+        losses = train(again, ROWS, schedule, tmp_path / "state", seed=3)
+    assert losses == expected
+    assert torch.equal(again.weight, whole.weight)
+    assert again.calls == 12 - (stop - 1)
+    assert said == ([f"{stop - 1} steps were already done"] if stop > 1 else [])
+    assert (tmp_path / "state").read_bytes() == (tmp_path / "whole").read_bytes()
+    other = Regression()
+    train(other, ROWS, schedule, tmp_path / "other", seed=4)
+    assert not torch.equal(other.weight, whole.weight)
+
+
+def test_every_row_comes_once_before_any_comes_again() -> None:
+    order = torch.cat([drawn(10, 4, step, seed=5) for step in range(10)])
+    for epoch in order.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert order[:10].tolist() != order[10:20].tolist()
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = Schedule(100, 1, 2.0, warm_up=0.1, final=0.25)
+    rates = [schedule.at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert max(rates) == 2.0 and rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.5, abs=0.01)
+    assert Schedule(1, 1, 2.0).at(0) == 2.0
+
+
+def test_parameters_are_brought_back_after_every_step(tmp_path: Path) -> None:
+    task = Regression(bound=0.01)
+    train(task, ROWS, Schedule(20, ROWS, 0.1), tmp_path / "state", seed=0)
+    assert float(task.weight.detach().abs().max()) == pytest.approx(0.01)
+
+
+def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:
+    task = Regression()
+    task.outputs[:] = torch.inf
+    with pytest.raises(RunError, match="the loss of step 1 of training is inf; a smaller rate may help"):
+        train(task, ROWS, Schedule(5, 4, 0.1), tmp_path / "state", seed=0)
