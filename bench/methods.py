@@ -1,6 +1,8 @@
 """What each published method does on the model inside the package: the measured figure of its row in the catalogue.
 
 Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
+
+Those that train are not run again: their figures are taken from bench/results/quantization_aware.json.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any
 import thrifty
 from thrifty.papers.status import MEASURED
 
-BUILD = Path(__file__).parent / "build" / "methods"
+HERE = Path(__file__).parent
+BUILD = HERE / "build" / "methods"
 GRID = {"bits": 4, "group_size": 32}
 RUNS: dict[str, tuple[str, Any, str]] = {
     "aqlm": (
@@ -43,10 +46,25 @@ RUNS: dict[str, tuple[str, Any, str]] = {
 }
 """Of each method: its setting in words, the step of the recipe, and the file that checks it."""
 
+TRAINED: dict[str, tuple[str, str, str]] = {
+    "distill": (
+        "2 bits in groups of 32 over 4 bits, then trained",
+        "zero_free over 4 bits, distilled (UPQ)",
+        "tests/pipeline/test_tuning.py",
+    ),
+    "next_token": ("three values in groups of 32, then trained", "ternary, on the text (BitCPM)", "tests/pipeline/test_tuning.py"),
+    "progressive": (
+        "2 bits in groups of 32 over 4 bits, then trained by distill",
+        "zero_free over 4 bits, distilled (UPQ)",
+        "tests/weights/test_progressive.py",
+    ),
+}
+"""Of each method that trains: its setting in words, its row in the results, and the file that checks it."""
+
 
 def main() -> None:
-    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items()}
-    MEASURED.write_text(json.dumps(found, indent=2) + "\n")
+    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items()} | trained()
+    MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 
@@ -55,12 +73,22 @@ def measure(name: str, words: str, step: Any, test: str) -> dict[str, str]:
     out = BUILD / name
     shutil.rmtree(out, ignore_errors=True)
     result = thrifty.compress(recipe={"steps": [step]}, out=out, speed=False)
-    before, after, kl = result["perplexity"]["before"]["value"], result["perplexity"]["after"]["value"], result["kl"]
-    figure = (
-        f"{words}, on the model inside the package: perplexity {before:.3f} to {after:.3f}, "
-        f"KL divergence {kl['value']:.4f} (95 % interval {kl['low']:.4f} to {kl['high']:.4f})"
-    )
-    return {"figure": figure, "test": test}
+    return {"figure": told(words, result["perplexity"]["before"], result["perplexity"]["after"], result["kl"]), "test": test}
+
+
+def trained() -> dict[str, dict[str, str]]:
+    """The entries of the methods that train."""
+    rows = {row["name"]: row for row in json.loads((HERE / "results" / "quantization_aware.json").read_text())["rows"]}
+    return {
+        name: {"figure": told(words, rows[row]["perplexity_before"], rows[row]["perplexity"], rows[row]["kl"]), "test": test}
+        for name, (words, row, test) in TRAINED.items()
+    }
+
+
+def told(words: str, before: dict[str, float], after: dict[str, float], kl: dict[str, float]) -> str:
+    """A setting and its figures in a sentence."""
+    lost = f"KL divergence {kl['value']:.4f} (95 % interval {kl['low']:.4f} to {kl['high']:.4f})"
+    return f"{words}, on the model inside the package: perplexity {before['value']:.3f} to {after['value']:.3f}, {lost}"
 
 
 if __name__ == "__main__":

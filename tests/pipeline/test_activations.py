@@ -155,7 +155,7 @@ def test_a_dense_export_says_that_inputs_are_no_longer_rounded(tmp_path: Path) -
 
 
 def test_rounding_the_inputs_of_the_model_inside_the_package() -> None:
-    """8 bits a token cost little, 4 cost much more, and cutting a few outliers off helps a fixed grid."""
+    """8 bits a token cost little, 4 cost much more."""
     folder = default_model()
     rows = load_rows(
         folder=folder, config=open_model(folder).config, kind="causal_lm", purpose="evaluation", text=(), samples=4, tokens=128, seed=0
