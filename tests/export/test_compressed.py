@@ -24,6 +24,7 @@ from tests.export.codes import encoded, packed_model
 from tests.tiny import build, inputs, tiny
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
+from thrifty.core.activations import Rounding
 from thrifty.export.compressed import (
     Scheme,
     check_format,
@@ -34,6 +35,7 @@ from thrifty.export.compressed import (
     packed_stems,
     quantization_config,
     read_packed,
+    read_rounding,
     scheme_of,
 )
 from thrifty.models.shell import main_output
@@ -260,3 +262,16 @@ def test_every_linear_that_is_not_packed_is_on_the_list_of_exceptions(name: str,
     with torch.inference_mode():
         expected, found = main_output(plain.eval()(**rows)), main_output(read(**rows))
     assert 0 < (found - expected).norm() < expected.norm()
+
+
+def test_the_group_of_a_linear_is_the_one_that_says_most_of_it() -> None:
+    """A name before a pattern before the class, as the library of the format has it."""
+    rounded = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    groups = {
+        "any": {"targets": ["Linear"], "input_activations": None},
+        "pattern": {"targets": [r"re:.*\.q_proj$"], "input_activations": rounded},
+        "named": {"targets": ["model.layers.1.self_attn.q_proj"], "input_activations": {**rounded, "symmetric": False}},
+    }
+    paths = {f"model.layers.{number}.self_attn.{name}": None for number, name in ((0, "k_proj"), (0, "q_proj"), (1, "q_proj"))}
+    found = [read_rounding({"config_groups": groups}, {}.__getitem__, path, path) for path in paths]
+    assert found == [None, Rounding(8, "token", True), Rounding(8, "token", False)]

@@ -130,8 +130,13 @@ def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Pa
     """On held-out text, after three dozen steps on a little of the calibration text."""
     words = "calibration: {samples: 64, tokens: 128}, evaluation: {samples: 16, tokens: 128}"
     step = "solve: {by: obs, into: {zero_free: {group_size: 32}}}"
-    before = thrifty.compress(recipe=f"{{{words}, steps: [{{{step}}}]}}", out=tmp_path / "before", speed=False)
-    after = thrifty.compress(recipe=f"{{{words}, steps: [{{{step}}}, {{distill: {{steps: 36}}}}]}}", out=tmp_path / "after", speed=False)
-    assert after["bits_per_weight"] == before["bits_per_weight"]
-    assert after["kl"]["value"] < 0.95 * before["kl"]["value"]
-    assert after["perplexity"]["after"]["value"] < before["perplexity"]["after"]["value"]
+    steps = {"before": step, "distilled": f"{step}}}, {{distill: {{steps: 36}}", "on the text": f"{step}}}, {{next_token: {{steps: 36}}"}
+    before, distilled, on_the_text = (
+        thrifty.compress(recipe=f"{{{words}, steps: [{{{chosen}}}]}}", out=tmp_path / name, speed=False) for name, chosen in steps.items()
+    )
+    assert distilled["bits_per_weight"] == before["bits_per_weight"]
+    assert distilled["kl"]["value"] < 0.95 * before["kl"]["value"]
+    assert distilled["perplexity"]["after"]["value"] < before["perplexity"]["after"]["value"]
+    # at equal steps the original teaches more than the text does
+    assert distilled["kl"]["value"] < on_the_text["kl"]["value"]
+    assert distilled["top1_agreement"] > on_the_text["top1_agreement"]

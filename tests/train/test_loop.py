@@ -76,6 +76,10 @@ def test_every_row_comes_once_before_any_comes_again() -> None:
     assert order[:10].tolist() != order[10:20].tolist()
 
 
+def test_any_seed_will_do() -> None:
+    assert drawn(10, 4, 0, (1 << 63) - 1).tolist() != drawn(10, 4, 0, 0).tolist()
+
+
 def test_the_rate_rises_and_falls() -> None:
     schedule = Schedule(100, 1, 2.0, warm_up=0.1, final=0.25)
     rates = [schedule.at(step) for step in range(100)]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.core.codebooks.learning import straight_through
 from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
 
 INSIDE = 0.49
@@ -40,7 +41,7 @@ class Codes:
         """The nearest code less the zero point, for multiples of the scale; the gradient passes straight through but where it is cut."""
         low = self.low - zero_point
         rounded = torch.round((multiples.detach() - low) / self.stride) * self.stride + low
-        return (multiples + (rounded - multiples.detach())).clamp(low, self.high - zero_point)
+        return straight_through(multiples, rounded).clamp(low, self.high - zero_point)
 
 
 class GridWeight:
@@ -63,8 +64,7 @@ class GridWeight:
     def values(self) -> Float[Tensor, "out in"]:
         """The matrix, differentiable in the offsets and stretches."""
         exact = self.scale * self.stretch
-        # a scale that a container holds, with the gradient of the exact one
-        scale = exact + (snap_scale(exact.detach(), self.codes.scale_bits) - exact.detach())
+        scale = straight_through(exact, snap_scale(exact.detach(), self.codes.scale_bits))  # one that a container holds
         return (self._multiple(scale) * scale).reshape(self.shape)
 
     def _multiple(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:

@@ -11,6 +11,7 @@ Readers round the inputs of a matrix, too, in `int-quantized` only: `stem.weight
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -213,10 +214,20 @@ def _read_bytes(read: Callable[[str], Tensor], stem: str) -> Encoded | None:
     return None
 
 
+def _group_of(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The group of a linear module: one that names it, else one whose pattern fits, else that of all linears."""
+    fits: tuple[Callable[[str], bool], ...] = (
+        lambda target: target == path,
+        lambda target: target.startswith("re:") and re.match(target.removeprefix("re:"), path) is not None,
+        lambda target: target == "Linear",
+    )
+    groups = config.get("config_groups", {}).values()
+    return next((group for fit in fits for group in groups if any(map(fit, group["targets"]))), {})
+
+
 def read_rounding(config: Mapping[str, Any], read: Callable[[str], Tensor], path: str, stem: str) -> Rounding | None:
     """How the inputs of the linear module at `path` are rounded. config: `quantization_config`; `read` as in `read_packed`."""
-    groups = config.get("config_groups", {}).values()
-    group = next((group for group in groups if path in group["targets"] or "Linear" in group["targets"]), {})
+    group = _group_of(config, path)
     if not group.get("input_activations"):
         return None
     inputs = Inputs.from_config(group["input_activations"])

@@ -53,8 +53,8 @@ def _healing(block: Block, work: Work, load: Load, setting: Setting, rates: Rate
 
 
 def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
-    """Seconds of training, and of the walk that finds where it starts: the original's pass, the trained model's, once more that for its
-    gradients, and twice as long for these."""
+    """Seconds of training (the original's pass, the trained model's, once more that for its gradients, and twice as long for these), and of
+    the walk that takes what was trained, which solves nothing."""
     assert work.tuner is not None
     blocks = source.anatomy.blocks
     row = sum(_row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates) for block in blocks)
@@ -62,8 +62,8 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rat
     passes = (5 if work.tuner.reference else 4) * row + (4 if work.tuner.reference else 3) * logits
     matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
     moving = matrices * MOVED / rates.read
-    before = sum(_compressing(block, work, setting, load, rates) for block in blocks)
-    return before + work.tuner.steps * (work.tuner.batch * passes + moving)
+    taking = load.rows * row + sum(_gram(block, stage, load, rates) for block in blocks for stage in block.stages)
+    return taking + work.tuner.steps * (work.tuner.batch * passes + moving)
 
 
 def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:

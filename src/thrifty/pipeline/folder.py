@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ class BlockRecord:
     packed: dict[str, dict[str, Any]]
     losses: dict[str, list[float]] = field(default_factory=dict)
     """Where targets are only tried (`pipeline.mixing`): what each option loses, by linear."""
+
+
+def seconds_of(records: Sequence[BlockRecord]) -> dict[str, float]:
+    """What the blocks took, those of earlier attempts included."""
+    names = dict.fromkeys(name for record in records for name in record.seconds)
+    return {name: sum(record.seconds.get(name, 0.0) for record in records) for name in names}
 
 
 class RunFolder:

@@ -20,7 +20,7 @@ from thrifty.base.records import Curve
 from thrifty.core.budget import choose
 from thrifty.models import Call, Source, set_weight
 from thrifty.pipeline.block import BlockRun, alike, solve_all
-from thrifty.pipeline.folder import BlockRecord
+from thrifty.pipeline.folder import BlockRecord, seconds_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.price import active
 from thrifty.pipeline.steps import Work
@@ -107,10 +107,8 @@ def _size(linear: Linear) -> int:
 
 def losses_of(walk: Walk, key: str) -> tuple[dict[str, list[float]], float]:
     """(what each option loses, by path of the linear; the seconds that this took, those of stopped attempts included)."""
-    same = {name: getattr(walk, name) for name in _HANDED_ON}
-    trial = Trial(**same, evaluation=None, folder=walk.folder.inside("mixing"), visit=BlockTrial)
-    records, _, watch = trial.run(key)
-    seconds = sum(watch.seconds.values()) + sum(sum(record.seconds.values()) for record in records)
+    records, _, watch = walk.aside(Trial, "mixing").run(key)
+    seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
     return {path: found for record in records for path, found in record.losses.items()}, seconds
 
 
@@ -131,9 +129,6 @@ def decided(source: Source, work: Work, losses: Mapping[str, list[float]], form:
     return work.with_options(options)
 
 
-_HANDED_ON = ("source", "work", "setting", "calibration", "digest", "packing", "write_block")
-
-
 def _counted(mix: Mix, counts: list[int]) -> str:
     """How many linears got each target, by what tells the targets apart."""
     settings = [target.settings() for target in mix.into]
@@ -145,20 +140,6 @@ def _counted(mix: Mix, counts: list[int]) -> str:
         for target, known in zip(mix.into, settings, strict=True)
     ]
     return ", ".join(f"{count} linears get {word}" for count, word in zip(counts, words, strict=True) if count)
-
-
-@dataclass
-class Trial(Walk):
-    """The pass that measures: rows go through the blocks as they are, nothing is written but what each choice loses."""
-
-    title: str = "blocks tried"
-
-    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
-        local = Stopwatch()
-        with local.during("choose"):
-            run = self._compress(block, calls.get("calibration"), streams, Stopwatch())
-        assert isinstance(run, BlockTrial)
-        return BlockRecord(key, self.folder.tensors_path(key), (), tuple(run.warnings), local.seconds, {}, run.losses)
 
 
 @dataclass
@@ -201,6 +182,21 @@ class BlockTrial(BlockRun):
         changed = float(difference().square().sum())
         set_weight(self.linears[path], before)
         return changed
+
+
+@dataclass
+class Trial(Walk):
+    """The pass that measures: rows go through the blocks as they are, nothing is written but what each choice loses."""
+
+    visit: Callable[..., BlockRun] = BlockTrial
+    title: str = "blocks tried"
+
+    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
+        local = Stopwatch()
+        with local.during("choose"):
+            run = self._compress(block, calls.get("calibration"), streams, Stopwatch())
+        assert isinstance(run, BlockTrial)
+        return BlockRecord(key, self.folder.tensors_path(key), (), tuple(run.warnings), local.seconds, {}, run.losses)
 
 
 def _split(stacked: Tensor, linears: list[Linear]) -> tuple[Tensor, ...]:

@@ -165,8 +165,6 @@ def _with_inputs(
     for path in asked:
         if path not in schemes:
             reasons[path] = "its weights are stored dense, where no reader rounds inputs"
-        elif path in experts:
-            reasons[path] = "transformers reads no experts whose inputs are rounded"
         elif schemes[path].standard:
             reasons[path] = "they go with integers only, and its weights are small floats"
         elif cause is not None:

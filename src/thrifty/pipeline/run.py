@@ -24,7 +24,7 @@ from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
-from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder
+from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
 from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
@@ -137,8 +137,8 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             with watch.during("speed"):
                 beside = side_by_side(job.source, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
             measured = {**measured, "quality": [*measured.get("quality", ()), *beside.get("quality", ())]}
-        spent = {**_seconds_of(records), **watch.seconds}
-        seconds = time.perf_counter() - began + sum(_seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
+        spent = {**seconds_of(records), **watch.seconds}
+        seconds = time.perf_counter() - began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
         costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read()), "speed": beside.get("speed")}
         verified: Verified = "full" if full else "exact"
         certificate = _certificate(job, key, digest, records, staging, measured, said, verified=verified, **costs)
@@ -202,15 +202,6 @@ def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Cert
             os.replace(staging / name, place / name)
         folder.close()
     return certificate
-
-
-def _seconds_of(records: list[BlockRecord]) -> dict[str, float]:
-    """What the blocks took, those of earlier attempts included."""
-    total: dict[str, float] = {}
-    for record in records:
-        for name, seconds in record.seconds.items():
-            total[name] = total.get(name, 0.0) + seconds
-    return total
 
 
 def _certificate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,14 @@ from thrifty.base.errors import InputError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
+from thrifty.core.activations import Rounding
 from thrifty.core.linalg import row_forms
 from thrifty.core.trainable import GridWeight
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
 from thrifty.pipeline.block import BlockRun, round_inputs
-from thrifty.pipeline.folder import BlockRecord
+from thrifty.pipeline.folder import BlockRecord, seconds_of
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
@@ -56,9 +57,8 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
 
 def tuned(walk: Walk, key: str, watch: Stopwatch) -> tuple[Walk, str]:
     """Find where training starts, and train; returns the walk that takes the result, and its key."""
-    first = StartWalk(**{name: getattr(walk, name) for name in _HANDED_ON}, evaluation=None, folder=walk.folder.inside("starts"))
-    records, _, _ = first.run(key)
-    for name, seconds in _seconds(records).items():
+    records, _, _ = walk.aside(StartWalk, "starts").run(key)
+    for name, seconds in seconds_of(records).items():
         watch.add(name, seconds)
     place = walk.folder.path / "tuned.safetensors"
     with watch.during("tune"):
@@ -70,16 +70,8 @@ def tuned(walk: Walk, key: str, watch: Stopwatch) -> tuple[Walk, str]:
     return second, f"{key}:{file_digest(place)}"
 
 
-_HANDED_ON = ("source", "work", "setting", "calibration", "digest", "packing", "write_block")
-
-
 def _blocks(source: Source) -> list[Block]:
     return [block for chain in source.anatomy.chains for block in source.anatomy.blocks if block.chain == chain]
-
-
-def _seconds(records: Sequence[BlockRecord]) -> dict[str, float]:
-    names = dict.fromkeys(name for record in records for name in record.seconds)
-    return {name: sum(record.seconds.get(name, 0.0) for record in records) for name in names}
 
 
 def _unhealed(work: Work) -> dict[str, tuple[Any, ...]]:
@@ -143,7 +135,7 @@ class BlockStart(BlockRun):
 class StartWalk(Walk):
     """The walk that solves; nothing is written but where training starts."""
 
-    visit: Any = BlockStart
+    visit: Callable[..., BlockRun] = BlockStart
 
     def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
         local = Stopwatch()
@@ -175,6 +167,13 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
     write_atomic(place, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     return_free_memory()
+
+
+def _found_anew(walk: Walk) -> dict[str, Rounding]:
+    """What is done to inputs on grids that each call finds for itself. Fixed grids are found after training, when inputs are what they will
+    be."""
+    asked = {path: activation.outline for path in walk.work.treatments if (activation := walk.work.activation(path)) is not None}
+    return {path: outline for path, outline in asked.items() if walk.packing.rounds(path) and outline.scale is None}
 
 
 @dataclass
@@ -214,8 +213,7 @@ class Network:
             for module, block in zip(changed, blocks, strict=True)
         ]
         for module, block in zip(changed, blocks, strict=True):
-            asked = {path: activation.outline for path in linear_modules(module, block) if (activation := walk.work.activation(path))}
-            round_inputs(linear_modules(module, block), {path: outline for path, outline in asked.items() if outline.scale is None})
+            round_inputs(linear_modules(module, block), _found_anew(walk))
         grids = {}
         for start in starts:
             for path in [path for path in start.found if path in walk.work.tuned]:

@@ -137,8 +137,7 @@ def read_matrix(source: Source, linear: Linear) -> Tensor:
     """The matrix of a linear as it lies on disk, [out, in]; of a tensor that holds many, no more is read."""
     if linear.part is not None:
         return source.read_part(linear.source, linear.part)
-    stored = source.read(linear.source)
-    return stored.T if linear.storage == "conv1d" else stored
+    return taken(source.read(linear.source), linear)
 
 
 def taken(stored: Tensor, linear: Linear) -> Tensor:

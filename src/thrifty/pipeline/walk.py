@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +32,9 @@ from thrifty.pipeline.view import BlockView
 WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
 
 
+Kind = TypeVar("Kind", bound="Walk")
+
+
 @dataclass
 class Walk:
     """Everything the walk needs (packing: which linears are stored as codes); `run` takes it through all blocks and returns their records
@@ -50,6 +54,20 @@ class Walk:
     visit: Callable[..., BlockRun] = BlockRun
     """What happens inside a block."""
     title: str = "blocks"
+
+    def aside(self, kind: type[Kind], name: str) -> Kind:
+        """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own."""
+        return kind(
+            self.source,
+            self.work,
+            self.setting,
+            self.calibration,
+            None,
+            self.folder.inside(name),
+            self.digest,
+            self.packing,
+            self.write_block,
+        )
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
         """Walk all blocks; those that an earlier attempt finished are skipped."""

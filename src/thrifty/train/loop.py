@@ -32,6 +32,9 @@ SAVED = 60.0
 
 BETAS = (0.9, 0.99)
 
+SEEDS = 1 << 63
+"""Generators take smaller seeds than this."""
+
 
 class Objective(Protocol):
     """What is trained. Its parameters are leaves that require gradients; their names stand in the state on disk."""
@@ -74,7 +77,7 @@ def drawn(rows: int, batch: int, step: int, seed: int) -> Int[Tensor, "batch"]:
     """The rows of one step: each of them once before any comes again."""
     first = step * batch
     order = [
-        torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        torch.randperm(rows, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % SEEDS))
         for epoch in range(first // rows, (first + batch - 1) // rows + 1)
     ]
     start = first - first // rows * rows

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from thrifty.base.method import Paper
 from thrifty.tune.base import Tuner
 
 
@@ -27,7 +26,6 @@ class NextToken(Tuner):
     """See `distill` for the settings."""
 
     name: ClassVar[str] = "next_token"
-    paper: ClassVar[Paper] = Paper("MiniCPM Team", 2025, "MiniCPM4: Ultra-Efficient LLMs on End Devices", "2506.07900")
     reference: ClassVar[bool] = False
 
     @classmethod
