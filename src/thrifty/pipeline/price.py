@@ -40,6 +40,9 @@ TUNED = 60
 TRAINED = 40
 """The same while all matrices are trained together, and their moments."""
 
+ADAPTED, DIRECTION = 12, 16
+"""The same where it is trained along few directions, and bytes of an entry of these, with their moments and gradients."""
+
 LOGITS_HELD = 10
 """How many numbers training holds for every logit: of both models, what the loss makes of them, and gradients."""
 
@@ -187,11 +190,20 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
     blocks, size = source.anatomy.blocks, setting.dtype.itemsize
     rows = min(work.tuner.batch, load.rows)
     modules = sum(source.block_parameters(block) for block in blocks) * size * (2 if work.tuner.reference else 1)
-    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
+    matrices = sum(_trained(linear, work) for linear in source.anatomy.linears if linear.path in work.tuned)
     between = len(blocks) * rows * load.tokens * source.anatomy.hidden_size * size
     inside = KEPT * max((inside_block(source, block, load, rows, setting.dtype) for block in blocks), default=0)
     logits = LOGITS_HELD * rows * load.tokens * load.vocabulary * 4
-    return source.shell_parameters() * 4 + modules + matrices * TRAINED + between + inside + logits
+    return source.shell_parameters() * 4 + modules + matrices + between + inside + logits
+
+
+def _trained(linear: Linear, work: Work) -> int:
+    """Bytes that a matrix takes while it is trained."""
+    assert work.tuner is not None
+    entries, target = linear.out_features * linear.in_features, work.treatments[linear.path][-1].target
+    if target.free and work.tuner.rank:
+        return entries * ADAPTED + DIRECTION * work.tuner.rank * (linear.out_features + linear.in_features)
+    return entries * TRAINED
 
 
 def _kept_for_training(source: Source, work: Work) -> int:

@@ -159,10 +159,13 @@ def _trainable(
     for path in solved:
         *earlier, last = treatments[path]
         for target in mixes[path][0].into if path in mixes else (last.target,):
-            if target.codes is None:
-                raise InputError(f"{tuner.name} trains evenly spaced grids (int, zero_free, ternary); {path} is solved into {target.name}")
-        if earlier:
-            raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
+            if target.codes is None and not target.free:
+                raise InputError(
+                    f"{tuner.name} trains plain values and evenly spaced grids (int, zero_free, ternary); "
+                    f"{path} is solved into {target.name}"
+                )
+            if earlier and target.codes is not None:
+                raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
         if last.allocator is not None and last.allocator.within_matrix:
             raise InputError(f"{tuner.name} trains one grid a matrix; {path} has inputs of different widths")
     return solved

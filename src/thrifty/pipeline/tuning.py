@@ -30,7 +30,7 @@ from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
 from thrifty.core.activations import Rounding
 from thrifty.core.linalg import row_forms
-from thrifty.core.trainable import GridWeight
+from thrifty.core.trainable import FreeWeight, GridWeight, LowRankWeight, Trained
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
@@ -92,7 +92,8 @@ class Start:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        tensors, forms = {f"changed|{key}": tensor for key, tensor in self.changed.items()}, {}
+        # what was pruned is its own encoding, and a file holds no tensor twice
+        tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
         for name, (weight, encoded) in self.found.items():
             tensors[f"weight|{name}"] = weight
             tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
@@ -161,8 +162,8 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
     events.note(f"{tuner.name}: the loss went from {sum(losses[:count]) / count:.4g} to {sum(losses[-count:]) / count:.4g}")
     tensors = {}
     with torch.no_grad():
-        for path, grid in network.grids.items():
-            encoded = grid.encoded()
+        for path, matrix in network.matrices.items():
+            encoded = matrix.encoded()
             tensors |= {f"{part}|{path}": tensor.cpu().contiguous() for part, tensor in encoded.tensors.items()}
     write_atomic(place, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
@@ -178,7 +179,7 @@ def _found_anew(walk: Walk) -> dict[str, Rounding]:
 
 @dataclass
 class Network:
-    """The whole model, block after block: as the steps left it with every tuned matrix on its grid, and as it was.
+    """The whole model, block after block: as the steps left it with every tuned matrix where it may be, and as it was.
 
     hidden: the rows that reach the first block. A block's inner values are not kept for the gradients but computed again.
     """
@@ -193,7 +194,7 @@ class Network:
     blocks: list[nn.Module]
     originals: list[nn.Module]
     linears: list[dict[str, nn.Module]]
-    grids: dict[str, GridWeight]
+    matrices: dict[str, Trained]
 
     @classmethod
     def of(cls, walk: Walk, starts: Sequence[Start], tuner: Tuner) -> Network:
@@ -214,13 +215,9 @@ class Network:
         ]
         for module, block in zip(changed, blocks, strict=True):
             round_inputs(linear_modules(module, block), _found_anew(walk))
-        grids = {}
-        for start in starts:
-            for path in [path for path in start.found if path in walk.work.tuned]:
-                weight, encoded = start.found[path]
-                codes = walk.work.treatments[path][-1].target.codes
-                assert codes is not None
-                grids[path] = GridWeight(weight.to(device), encoded, codes)
+        matrices = {
+            path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
+        }
         return cls(
             tuner,
             shell,
@@ -232,21 +229,17 @@ class Network:
             changed,
             [source.block(block, setting.dtype, device) for block in blocks] if tuner.reference else [],
             linears,
-            grids,
+            matrices,
         )
 
     def parameters(self) -> dict[str, Tensor]:
-        """The offsets and stretches of every grid."""
-        return {
-            f"{name}.{path}": tensor
-            for path, grid in self.grids.items()
-            for name, tensor in (("offset", grid.offset), ("stretch", grid.stretch))
-        }
+        """Those of every matrix."""
+        return {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
 
     def settle(self) -> None:
-        """Scales stay positive."""
-        for grid in self.grids.values():
-            grid.stretch.clamp_(NARROWEST, WIDEST)
+        """Bring every matrix back to where it may be."""
+        for matrix in self.matrices.values():
+            matrix.settle()
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The mean over the tokens of these rows."""
@@ -267,7 +260,7 @@ class Network:
         for module, linears, call in zip(self.blocks, self.linears, self.calls, strict=True):
 
             def run(hidden: Tensor, module: nn.Module = module, linears: dict[str, nn.Module] = linears, call: Call = call) -> Tensor:
-                weights = {inner: self.grids[path].values() for path, inner in linears.items()}
+                weights = {inner: self.matrices[path].values() for path, inner in linears.items()}
                 return run_with_weights(module, hidden, call, weights)
 
             hidden = checkpoint(run, hidden, use_reentrant=False)
@@ -277,8 +270,15 @@ class Network:
         return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
 
 
-NARROWEST, WIDEST = 0.25, 4.0
-"""What a scale may become, in parts of what it was."""
+def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
+    """A matrix as it is trained: on the grid that it was solved into, else its values, along few directions where the step says so."""
+    (weight, start), tuner = found, walk.work.tuner
+    codes = walk.work.treatments[path][-1].target.codes
+    if codes is not None:
+        return GridWeight(weight.to(device), start, codes)
+    values = start.decode().to(device)
+    assert tuner is not None
+    return LowRankWeight(values, tuner.rank, walk.setting.seed) if tuner.rank else FreeWeight(values)
 
 
 # -- the walk that takes what was trained ----------------------------------------------------------------------------------

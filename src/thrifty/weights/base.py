@@ -72,12 +72,14 @@ class Target(Method, ABC):
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be
     encoded.
+    free: whether the entries that are not zero may take any value.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
     holds_zero: ClassVar[bool] = True
     by_entry: ClassVar[bool] = True
+    free: ClassVar[bool] = False
 
     @property
     def run(self) -> int:

@@ -26,6 +26,7 @@ class Unstructured(Target):
     """sparsity: share of entries that becomes zero. mask_block: inputs whose entries compete with each other, 0 for the whole matrix."""
 
     name: ClassVar[str] = "unstructured"
+    free: ClassVar[bool] = True
     joint_rows: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
