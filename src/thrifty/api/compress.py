@@ -62,6 +62,8 @@ def compress(
     trust_remote_code: bool = False,
     speed: bool = True,
     format: Literal["compressed-tensors", "thrifty"] = "compressed-tensors",
+    check: Literal["safety"] | None = None,
+    pairs: str | Path | None = None,
 ) -> dict[str, Any]:
     """Make a model smaller and prove what was lost.
 
@@ -73,7 +75,9 @@ def compress(
     max_perplexity_increase: by how much perplexity may rise at most, as a share of
     the original's: `5%` or 0.05. speed: whether both models are timed at the
     end, where they fit into the memory that the run took. format: `thrifty` stores every result at its own rate, in a container that
-    needs `import thrifty` to be loaded in transformers; by default what no public format holds is stored dense.
+    needs `import thrifty` to be loaded in transformers; by default what no public format holds is stored dense. check: `safety` asks both
+    models requests that should be refused, and harmless twins, and tells in the certificate what changed; both are in memory for that.
+    pairs: a file of such requests, {"refuse": .., "answer": ..} a line; those inside the package by default.
 
     Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
     written), RunError for one that fails on the way (finished work is kept), GateError when more is lost than allowed.
@@ -93,6 +97,8 @@ def compress(
         trust_remote_code,
         speed,
         format,
+        check,
+        pairs,
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)

@@ -18,6 +18,7 @@ from thrifty.data.load import SAMPLES
 from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
+from thrifty.measure.safety import Pair, read_pairs, shipped_pairs
 from thrifty.models import Source, open_model
 from thrifty.pipeline.container import ContainerPacking
 from thrifty.pipeline.footprint import footprints_of
@@ -67,6 +68,8 @@ class Request:
     trust_remote_code: bool = False
     speed: bool = True
     format: str = "compressed-tensors"
+    check: str | None = None
+    pairs: str | Path | None = None
 
     @property
     def given_rows(self) -> bool:
@@ -86,6 +89,8 @@ class Request:
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
             "format": self.format,
+            "check": self.check,
+            "pairs": None if self.pairs is None else _whole(str(self.pairs)),
         }
 
 
@@ -95,6 +100,7 @@ def prepare(request: Request) -> Job:
     _check_numbers(request)
     if request.format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}; got {request.format!r}")
+    safety = pairs_of(request.check, request.pairs)
     gate = None if request.max_perplexity_increase is None else Gate.parse(request.max_perplexity_increase)
     source = open_model(
         default_model() if request.model is None else request.model,
@@ -131,6 +137,7 @@ def prepare(request: Request) -> Job:
         gate,
         request.to_json(),
         request.speed,
+        safety,
     )
 
 
@@ -167,6 +174,20 @@ def _check_numbers(request: Request) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise InputError(f"{name} must be a whole number from {least} to {most}; got {value!r}")
+
+
+def pairs_of(check: str | None, pairs: str | Path | None) -> tuple[Pair, ...]:
+    """The pairs of requests that both models are to be asked; none where no check was asked for.
+
+    Raises InputError for another check, for a file that holds something else, and for a file without the check that reads it.
+    """
+    if check not in (None, "safety"):
+        raise InputError(f"check must be safety, the one that there is; got {check!r}")
+    if check is None and pairs is not None:
+        raise InputError("pairs are what --check safety asks both models; add it, or leave them out")
+    if check is None:
+        return ()
+    return tuple(shipped_pairs() if pairs is None else read_pairs(pairs))
 
 
 def _device(word: str | None) -> str:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from thrifty.api.pages import write_pages
+from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
 from thrifty.base.store import file_digest
@@ -22,6 +23,7 @@ from thrifty.export.formats import export_result
 from thrifty.measure.certificate import FILE as CERTIFICATE
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.evaluate import evaluate as measure
+from thrifty.measure.safety import Pair, check_safety, templated
 from thrifty.measure.size import weight_bytes
 from thrifty.measure.task_scores import summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
@@ -45,6 +47,8 @@ def evaluate(
     samples: int | None = None,
     tokens: int | None = None,
     stride: int | None = None,
+    check: Literal["safety"] | None = None,
+    pairs: str | Path | None = None,
     seed: int = 0,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -55,6 +59,8 @@ def evaluate(
     its sub-folders name the classes where there are some. tasks: measure on these instead: tasks of lm-eval, by name, as YAML files or as
     folders of these. samples: windows of text, images, or documents of each task. tokens: length of a window. stride: windows begin so many
     tokens apart, and each scores what the one before it did not hold; side by side where it is left out.
+    check: `safety` asks both models requests that should be refused, and harmless twins, instead. pairs: a file of such requests; those
+    inside the package by default.
     Raises InputError when the two models are of different kinds or vocabularies, the model has no tokenizer, or a task cannot be run.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
@@ -62,6 +68,11 @@ def evaluate(
     folder = default_model() if model is None else find_folder(model)
     original = None if against is None else find_folder(against)
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    asked = pairs_of(check, pairs)
+    if asked:
+        if tasks or any(given is not None for given in (text, images, samples, tokens, stride)):
+            raise InputError("a check of refusals asks its own requests; give --pairs, or a text, images or tasks without --check")
+        return {**_names(model, against), **_on_refusals(folder, original, asked, seed, allowed)}
     if tasks:
         if any(given is not None for given in (text, images, tokens, stride)):
             raise InputError("tasks bring their own text; give either tasks, or a text or images to measure on")
@@ -119,6 +130,17 @@ def _on_tasks(
     opened = open_tasks(tasks, seed=seed, samples=samples)
     scores = {place: run_tasks(opened, load(place, dtype=torch.float32, **allowed), tokenizer) for place, tokenizer in tokenizers.items()}
     return summarise_tasks(scores[folder], None if original is None else scores[original], seed=seed)
+
+
+def _on_refusals(folder: Path, original: Path | None, asked: Sequence[Pair], seed: int, allowed: dict[str, bool]) -> dict[str, Any]:
+    """What the model refuses that the original refused, and the reverse; both are in memory together."""
+    if original is None:
+        raise InputError("whether refusals were lost is seen beside the original only; give --against ORIGINAL")
+    tokenizer = _checked_tokenizer(folder, allowed)
+    templated(tokenizer, asked[0].answer)
+    models = [load(place, dtype=torch.float32, **allowed) for place in (original, folder)]
+    _check_vocabulary(models[0].config, models[1].config)
+    return check_safety(*models, tokenizer, asked, seed=seed)
 
 
 def _checked_tokenizer(folder: Path, allowed: dict[str, bool]) -> Any:

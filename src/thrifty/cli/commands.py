@@ -38,6 +38,12 @@ Format = Annotated[
     Literal["compressed-tensors", "thrifty"],
     typer.Option("--format", help="How weights are stored; `thrifty` holds every result at its own rate, but needs `import thrifty`."),
 ]
+Check = Annotated[
+    Literal["safety"] | None, typer.Option("--check", help="Ask both models what should be refused, and harmless twins of it.")
+]
+Pairs = Annotated[
+    str | None, typer.Option("--pairs", metavar="FILE", help='Such requests, {"refuse": .., "answer": ..} a line, for --check safety.')
+]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")]
 
 EXAMPLES = """
@@ -73,12 +79,14 @@ def compress(
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     format: Format = "compressed-tensors",
+    check: Check = None,
+    pairs: Pairs = None,
     json: Json = False,
 ) -> None:
     """Make a model smaller and prove what was lost."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("compress", lambda api: api.compress(model, **request, **safety, format=format), json)
+    _run("compress", lambda api: api.compress(model, **request, **safety, format=format, check=check, pairs=pairs), json)
 
 
 def plan(
@@ -138,6 +146,8 @@ def evaluate(
     samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Windows, images, or documents of each task.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a window.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", metavar="N", help="Let windows overlap, N tokens from one to the next.")] = None,
+    check: Check = None,
+    pairs: Pairs = None,
     seed: Seed = 0,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
@@ -146,7 +156,7 @@ def evaluate(
     """Measure a model, alone or against its original."""
     rows = {"text": _one_or_many(text), "images": images, "tasks": tasks or None, "samples": samples, "tokens": tokens, "stride": stride}
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, seed=seed, **allowed), json)
+    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, check=check, pairs=pairs, seed=seed, **allowed), json)
 
 
 def compare(

@@ -22,6 +22,7 @@ from thrifty.data import Rows
 from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, Verified, made_of_bytes, weights_digest
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
+from thrifty.measure.safety import Pair
 from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
@@ -29,6 +30,7 @@ from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
+from thrifty.pipeline.refusals import refusals
 from thrifty.pipeline.score import score
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
@@ -48,7 +50,7 @@ class Job:
     name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
     there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
     JSON values. gate: the loss that the user allows.
-    speed: whether both models are timed at the end, which is no part of the result.
+    speed: whether both models are timed at the end, which is no part of the result. safety: pairs of requests that both are asked then.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Job:
     gate: Gate | None = None
     request: dict[str, Any] = field(default_factory=dict)
     speed: bool = True
+    safety: tuple[Pair, ...] = ()
 
     def key(self, digest: dict[str, str]) -> str:
         """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
@@ -95,7 +98,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         folder.free(force)
         digest = job.source.digest()
         key = job.key(digest)
-        done = None if force else _already(folder, key, full)
+        done = None if force else _already(folder, key, full, bool(job.safety))
         if done is not None:
             return done
         if job.gate is not None:
@@ -137,9 +140,19 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             with watch.during("speed"):
                 beside = side_by_side(job.source, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
             measured = {**measured, "quality": [*measured.get("quality", ()), *beside.get("quality", ())]}
+        safety = None
+        if job.safety:
+            with watch.during("safety"):
+                safety = refusals(job.source, staging, job.safety, job.setting.seed)
         spent = {**seconds_of(records), **watch.seconds}
         seconds = time.perf_counter() - began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
-        costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read()), "speed": beside.get("speed")}
+        costs = {
+            "phases": spent,
+            "seconds": seconds,
+            "peak_rss_bytes": max(peak, memory.read()),
+            "speed": beside.get("speed"),
+            "safety": safety,
+        }
         verified: Verified = "full" if full else "exact"
         certificate = _certificate(job, key, digest, records, staging, measured, said, verified=verified, **costs)
     job.source.check_unchanged()
@@ -160,7 +173,7 @@ def _placeless(config: Any) -> Any:
     return {name: _placeless(value) for name, value in config.items() if name != "_name_or_path"}
 
 
-def _already(folder: RunFolder, key: str, full: bool) -> Certificate | None:
+def _already(folder: RunFolder, key: str, full: bool, safety: bool) -> Certificate | None:
     """The certificate of the same job's finished result, in place or rejected, whose files are still those that were written."""
     for place in (folder.out, folder.rejected):
         found = RunFolder(place).finished()
@@ -172,6 +185,8 @@ def _already(folder: RunFolder, key: str, full: bool) -> Certificate | None:
             events.note(f"{place / changed} is not as it was written; the result is made again")
         elif full and certificate.verified != "full":
             events.note(f"{place} holds this result, but was not loaded in transformers; it is made again")
+        elif safety and certificate.safety is None:
+            events.note(f"{place} holds this result, but its refusals were not checked; it is made again")
         else:
             events.note(f"{place} already holds this result")
             return _judged(certificate, place)

@@ -40,7 +40,7 @@ class Row:
 
 def headline(certificate: Certificate) -> list[Row]:
     """The lines that apply to this result, in the order in which they are read."""
-    return [*_sizes(certificate), *_quality(certificate), *_speed(certificate)]
+    return [*_sizes(certificate), *_quality(certificate), *_safety(certificate), *_speed(certificate)]
 
 
 def markdown(certificate: Certificate) -> str:
@@ -80,6 +80,18 @@ def _quality(certificate: Certificate) -> list[Row]:
             what = _METRICS.get(row.metric, words(row.metric))
             rows.append(Row(what, number(row.before), number(row.after), span(row.difference, row.low, row.high)))
     return rows
+
+
+def _safety(certificate: Certificate) -> list[Row]:
+    found = certificate.safety
+    if found is None or "refusal" not in found:
+        return []
+    why = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
+    refusal, over = found["refusal"], found["over_refusal"]
+    return [
+        Row("refused of what should be", percent(refusal["before"]), percent(refusal["after"]), f"{found['verdict']}{why}"),
+        Row("refused of what is harmless", percent(over["before"]), percent(over["after"])),
+    ]
 
 
 def _rise(ratio: Value | None) -> str:

@@ -1,6 +1,8 @@
-"""Every matrix, as it is: nothing is given up. What is only trained, by the step after, starts here.
+"""Every matrix, as it is: nothing is given up.
 
-V = W
+    V = W
+
+What is only trained, by the step after, starts here.
 """
 
 from __future__ import annotations
