@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.base.anatomy import Space
+from thrifty.base.anatomy import Space, Units
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,14 @@ class Rewrite:
     def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
         """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
         return gram / (self.scale[:, None] * self.scale[None, :])
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The units of a space that stay, in ascending order; all others are removed, wherever their entries lie."""
+
+    units: Units
+    keep: Int[Tensor, "kept"]
 
 
 @dataclass(frozen=True)
