@@ -49,12 +49,8 @@ def transform(values: Float[Tensor, "*rows width"], order: int | None = None, tr
     out = values.to(kind).contiguous()
     right = 1
     for factor in reversed(factors):
-        right_factor = factor.T if transpose else factor
-        size = len(factor)
-        if right == 1:
-            out = out.reshape(-1, size) @ right_factor
-        else:
-            out = torch.matmul(right_factor.T, out.reshape(-1, size, right))
+        size, factor = len(factor), factor.T if transpose else factor
+        out = out.reshape(-1, size) @ factor if right == 1 else torch.matmul(factor.T, out.reshape(-1, size, right))
         right *= size
     return out.reshape(values.shape).to(values.dtype)
 
@@ -152,8 +148,7 @@ def _is_prime(number: int) -> bool:
 @cache
 def _factors(order: int) -> tuple[Tensor, ...]:
     """Matrices whose Kronecker product is the Hadamard matrix of an order: Paley's first, then Sylvester's of up to FACTOR."""
-    odd, power = next((odd, power) for odd, power in _candidates(order) if odd * power == order)
-    base = _base(odd)
+    base = _base(next(odd for odd, power in _candidates(order) if odd * power == order))
     rest = order // base
     factors = [_paley(base)] if base > 1 else []
     while rest > 1:
