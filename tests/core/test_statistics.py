@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.base.anatomy import Space
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 
-FIELDS = ("gram_sum", "absolute_sum", "absolute_max")
+FIELDS = ("gram_sum", "absolute_sum", "absolute_max", "value_sum")
 
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
@@ -77,7 +79,7 @@ def test_bfloat16_inputs_leave_the_precision_of_products_as_it_was():
 def test_under_a_scale_are_the_statistics_of_the_scaled_inputs():
     inputs = torch.randn(50, 8, generator=torch.Generator().manual_seed(5))
     scale = torch.rand(8, generator=torch.Generator().manual_seed(6)) + 0.2
-    found, expected = Statistics.of(inputs).under(scale), Statistics.of(inputs / scale)
+    found, expected = Statistics.of(inputs).under(Rewrite(Space("in", 8), scale)), Statistics.of(inputs / scale)
     assert found.tokens == expected.tokens
     for name in FIELDS:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)

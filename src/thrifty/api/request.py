@@ -19,7 +19,7 @@ from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
 from thrifty.measure.safety import Pair, read_pairs, shipped_pairs
-from thrifty.models import Source, open_model
+from thrifty.models import Rotated, Source, open_model
 from thrifty.pipeline.container import ContainerPacking
 from thrifty.pipeline.footprint import footprints_of
 from thrifty.pipeline.mixing import foreseen
@@ -117,6 +117,8 @@ def prepare(request: Request) -> Job:
     step = structural(steps)
     shaping = None if step is None else shape(source, step)
     work = Work.of(steps if step is None else ())
+    if work.turn is not None:
+        source = Rotated(source, work.turn.rotation)
     needed = work.needs_calibration if shaping is None else shaping.calibrated
     calibration = _calibration(request, recipe, source) if needed else None
     check_tuning(source, work, calibration)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.base.anatomy import Space, Units
+from thrifty.base.anatomy import Units
 
 
 @dataclass(frozen=True)
@@ -154,21 +154,6 @@ class Solution:
     def loss(self) -> float:
         """tr((W - V) gram (W - V)^T)."""
         return float(self.row_loss.sum())
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """An equivalent rewrite of a space: consumers read `scale * x`'s inverse folded into them.
-
-    The producer's outputs are divided by `scale`, the consumers' columns multiplied by it: the function does not change.
-    """
-
-    space: Space
-    scale: Float[Tensor, "width"]
-
-    def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-        """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
-        return gram / (self.scale[:, None] * self.scale[None, :])
 
 
 @dataclass(frozen=True)

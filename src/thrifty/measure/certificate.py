@@ -148,8 +148,8 @@ class Certificate(_Part):
     recipe: the full text. request: the other settings of the run. run_key: names the run. files: SHA-256 of each weight file and of
     config.json. verified: `exact` where every tensor was read back, `full` where transformers also loaded the result. seconds: wall time,
     that of earlier attempts included; phases: by what it was spent on. peak_rss_bytes: peak resident memory of the run. scored: windows and
-    tokens, or rows, that the quality rests on. safety: what `measure.safety` found, where it was asked for. structure: parameters and widths,
-    where a step changed them.
+    tokens, or rows, that the quality rests on. safety: what `measure.safety` found, where it was asked for. structure: parameters and
+    widths, where a step changed them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
