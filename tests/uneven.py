@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,11 @@ LAYERS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96, "num_experts": 4},
         {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "num_experts": 3},
     ),
-    "qwen3_moe": ({**_HEADS_32[0], "num_experts": 4}, {**_HEADS_32[1], "num_experts": 3, "moe_intermediate_size": 32}),
-    "mamba": ({"expand": 1, "state_size": 8}, {"expand": 2, "state_size": 4}),
+    "qwen3_moe": (
+        {**_HEADS_32[0], "num_local_experts": 4, "moe_intermediate_size": 64},
+        {**_HEADS_32[1], "num_local_experts": 3, "moe_intermediate_size": 32},
+    ),
+    "mamba": ({"expand": 1, "intermediate_size": 64, "state_size": 8}, {"expand": 2, "intermediate_size": 128, "state_size": 4}),
     "mamba2": ({"expand": 2, "num_heads": 4}, {"expand": 1, "num_heads": 2}),
 }
 """By the name of a tiny model: the settings of plain models that its first and its second layer are taken from."""
@@ -76,7 +80,7 @@ def sizes_of(name: str) -> dict[str, list[int]]:
 def write_model(folder: Path, config: Any, sizes: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write tensors, by the names that they have in memory, as a folder; returns its config. config: that of the dense model."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    made = uneven_config({**config.to_dict(), "dtype": "float32"}, sizes, shapes)
+    made = uneven_config({**json.loads(config.to_json_string(use_diff=False)), "dtype": "float32"}, sizes, shapes)
     pieces = [Made(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in tensors.items()]
     write_uneven(folder, made, pieces, folder, [])
     return made

@@ -1,7 +1,7 @@
 """Linears that are made of several: two matrices in a row, narrower values on one side, a branch beside a module.
 
-A family's form names the linear that the architecture has. Where a module list stands there, or a branch beside it, the form is rewritten to name
-the matrices that are really there, each with the space that it reads.
+A family's form names the linear that the architecture has. Where several modules stand there, or a branch beside one, the form is rewritten
+to name the matrices that are really there, each with the space that it reads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ def with_pieces(form: BlockForm, block: nn.Module) -> BlockForm:
 def _in_a_row(form: BlockForm, path: str, module: nn.Sequential) -> BlockForm:
     """What stands in place of one linear, the parts that are none between them."""
     parts = list(module.named_children())
-    linears = [(name, before) for before, (name, part) in zip([None, *(part for _, part in parts)], parts, strict=False) if isinstance(part, nn.Linear)]
+    linears = [
+        (name, before)
+        for before, (name, part) in zip([None, *(part for _, part in parts)], parts, strict=False)
+        if isinstance(part, nn.Linear)
+    ]
     first, before = linears[0]
     head = (f"{path}.{first}",) if before is None else ()
     tail = (f"{path}.{linears[-1][0]}",) if isinstance(parts[-1][1], nn.Linear) else ()

@@ -1,8 +1,8 @@
-"""Networks whose layers differ in width as model types of transformers: `import thrifty`, then `from_pretrained`, without trusting remote code.
+"""Networks whose layers differ in width as model types of transformers: `import thrifty`, then `from_pretrained`, trusting no remote code.
 
-The classes are those of the file that lies beside such weights (`thrifty.export.uneven.modeling_uneven`), as it is in this package: the file in the
-folder is not run. A config makes its model classes known once one is read. This module is imported while transformers is, so it may only
-import what is there by then.
+The classes are those of the file that lies beside such weights (`thrifty.export.uneven.modeling_uneven`), as it is in this package: the
+file in the folder is not run. A config makes its model classes known once one is read. This module is imported while transformers is, so it
+may only import what is there by then.
 """
 
 from __future__ import annotations

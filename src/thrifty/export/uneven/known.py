@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Architecture:
     """What differs from an architecture whose layers take all their sizes from the config.
 
-    heads: attributes of a layer that hold its number of heads, or (True) that times their width. sizes: the usual name of a size -> its own.
+    heads: attributes of a layer that hold its number of heads, or (True) that times their width.
+    sizes: the usual name of a size -> its own.
     """
 
     heads: Mapping[str, bool] = field(default_factory=dict)

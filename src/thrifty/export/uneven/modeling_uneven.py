@@ -9,11 +9,11 @@ config.json says under `uneven`, with paths inside a layer (`self_attn.q_proj`) 
     model_type    the model type of transformers that it was made from
     blocks        where the layers are in the base model; block: the name of their class
     sizes         config attribute -> its value in each layer, e.g. {"intermediate_size": [96, 64], "num_attention_heads": [4, 2]}
-    attributes    a size that the class keeps as attributes: {"num_attention_heads": {"attn.num_heads": 1, "attn.split_size": 16}} sets each
-                  of these to that many times the size
-    linears       [{path: {...}}, ...], one entry a layer: `out_features`, `in_features`, `bias` where they differ from what the class makes;
-                  `rank`: two matrices in place of one, `down` and then `up`; `take` and `pad`, both [kept, width]: only the first `kept` of
-                  every `width` inputs are read, or outputs are made, the other outputs are 0
+    attributes    a size that the class keeps as attributes: {"num_attention_heads": {"attn.num_heads": 1, "attn.split_size": 16}}
+                  sets each of these to that many times the size
+    linears       [{path: {...}}, ...], one entry a layer: `out_features`, `in_features`, `bias` where they are not what the class makes;
+                  `rank`: two matrices in place of one, `down` and then `up`; `take` and `pad`, both [kept, width]: of every `width`
+                  inputs only the first `kept` are read, or of every `width` outputs only the first `kept` are made, the others are 0
     widths        [{path: width}, ...]: norms of another width
     branches      [{path: [in, rank, out]}, ...]: what the module puts out is added to `up(down(its input))`
 """
@@ -57,13 +57,14 @@ class LayerConfig:
     """The config of one layer: that of the model, with other values for some attributes."""
 
     def __init__(self, config: PreTrainedConfig, sizes: dict[str, Any]) -> None:
-        aliases = config.attribute_map
-        self.__dict__.update(sizes, **{aliases[name]: value for name, value in sizes.items() if name in aliases}, _shared=config)
+        names = config.attribute_map  # other names of attributes
+        self.__dict__.update({names.get(name, name): value for name, value in sizes.items()}, _shared=config)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_shared":  # while it is copied
             raise AttributeError(name)
-        return getattr(self._shared, name)
+        own = self._shared.attribute_map.get(name)
+        return self.__dict__[own] if own in self.__dict__ else getattr(self._shared, name)
 
 
 class _UnevenConfig:
@@ -72,7 +73,7 @@ class _UnevenConfig:
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         for auto, reference in (getattr(self, "auto_map", None) or {}).items():
-            if auto != "AutoConfig":
+            if auto.startswith("AutoModel"):
                 getattr(transformers, auto).register(type(self), _own(reference.rpartition(".")[2]), exist_ok=True)
 
     def of_layer(self, index: int, without: Any = ()) -> LayerConfig:
@@ -99,7 +100,8 @@ class _UnevenModel:
         finally:
             config.num_hidden_layers = count
         core = getattr(self, self.base_model_prefix, self)  # type: ignore[attr-defined]
-        core.get_submodule(config.uneven["blocks"]).extend(_layer(type(core), config, index) for index in range(count))
+        kind = _layer_class(type(core), config.uneven["block"])
+        core.get_submodule(config.uneven["blocks"]).extend(_layer(kind, config, index) for index in range(count))
         self.post_init()  # type: ignore[attr-defined]  # gives first values to what has none yet
 
 
@@ -115,12 +117,18 @@ def _model_class(name: str, base: type[transformers.PreTrainedModel]) -> type[tr
     return type(name, (_UnevenModel, base), body)
 
 
-def _layer(core: type[transformers.PreTrainedModel], config: Any, index: int) -> nn.Module:
+def _layer_class(core: type[transformers.PreTrainedModel], name: str) -> Any:
+    """The class of that name beside the class of transformers that `core` is, or is made from."""
+    home = next(kind.__module__ for kind in core.__mro__ if kind.__module__ != __name__)
+    kind = getattr(sys.modules[home], name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"{name} is no layer of {home}")
+    return kind
+
+
+def _layer(kind: Any, config: Any, index: int) -> nn.Module:
     """One layer: built by its own class from its own sizes, then with what no config can say."""
     outline = config.uneven
-    kind = getattr(sys.modules[core.__module__], outline["block"])
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f"{outline['block']} is no layer of {core.__module__}")
     held = outline.get("attributes", {})
     own = config.of_layer(index, without=held)
     layer = kind(own, layer_idx=index) if "layer_idx" in inspect.signature(kind).parameters else kind(own)

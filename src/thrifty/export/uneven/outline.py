@@ -1,7 +1,7 @@
 """What config.json says of a network whose layers differ in width: the sizes that are given, and what the tensors show.
 
-`modeling_uneven.py` says what stands there. A size is a config attribute with a value for each layer; matrices in two pieces, biases, norms and
-branches are read off the shapes of the tensors. Whatever no such network of transformers could hold is refused.
+`modeling_uneven.py` says what stands there. A size is a config attribute with a value for each layer; matrices in two pieces, biases, norms
+and branches are read off the shapes of the tensors. Whatever no such network of transformers could hold is refused.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def uneven_config(config: Mapping[str, Any], sizes: Mapping[str, Sequence[int]],
     config: that of the network before its layers were cut, with its number of layers as it is now. sizes: config attribute -> its value in
     each layer, only those that differ from the config's in some layer; `v_head_dim`: the width of a head's values, where that is less than
     `head_dim`. shapes: the name that a parameter has in memory -> its shape. `<linear>.down.weight` and `<linear>.up.weight` stand for a
-    matrix in two pieces, `<linear>.kept.weight` for one with narrower values on one side, `<module>.branch.down.weight` and `.up.weight` for
-    what is added to a module's output; a bias may be there or not. Raises InputError for an architecture that is not known, for sizes that
-    it does not have, and for tensors that do not fit them.
+    matrix in two pieces, `<linear>.kept.weight` for one with narrower values on one side, `<module>.branch.down.weight` and `.up.weight`
+    for what is added to a module's output; a bias may be there or not. Raises InputError for an architecture that is not known, for sizes
+    that it does not have, and for tensors that do not fit them.
     """
     config, known_sizes = plain_config(config)
     kind = config.get("model_type", "an unnamed architecture")
@@ -46,7 +46,7 @@ def uneven_config(config: Mapping[str, Any], sizes: Mapping[str, Sequence[int]],
     base = getattr(transformers, name, None)
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise InputError(f"config.json names no model class of transformers ({name or 'none'}), whose layers could differ in width")
-    dense = _built(base, base.config_class.from_dict(dict(config)))
+    dense = _built(base, base.config_class.from_dict(_floats(config)))
     core = getattr(dense, dense.base_model_prefix, dense)
     blocks, block = _blocks(core, dense.config.num_hidden_layers)
     outline: dict[str, Any] = {"model_type": kind, "blocks": blocks, "block": block}
@@ -86,6 +86,13 @@ def _names(base: type[PreTrainedModel], core: type[PreTrainedModel], kind: str) 
     }
 
 
+def _floats(value: Any) -> Any:
+    """What config.json says, its infinities as numbers: there they are mappings with the one key `__float__`."""
+    if isinstance(value, Mapping):
+        return float(value["__float__"]) if value.keys() == {"__float__"} else {name: _floats(item) for name, item in value.items()}
+    return [_floats(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _built(model_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"), no_init_weights():
         return model_class(config)
@@ -95,7 +102,7 @@ def _skeleton(made: Mapping[str, Any]) -> PreTrainedModel:
     name = made["architectures"][0]
     model_class = getattr(modeling_uneven, name)
     try:
-        return _built(model_class, model_class.config_class.from_dict(dict(made)))
+        return _built(model_class, model_class.config_class.from_dict(_floats(made)))
     except Exception as error:  # the classes check little, so whatever they stumble over is a size
         said = " ".join(str(error).split())
         raise InputError(f"no {name} has these sizes ({type(error).__name__}: {said}); check them against the architecture") from error
@@ -154,7 +161,9 @@ class _Differences:
         for index, block in enumerate(self.blocks):
             start = f"{self.prefix}.{index}."
             inside = {name.removeprefix(start): shape for name, shape in self.shapes.items() if name.startswith(start)}
-            for key, found in zip(entries, (self._linears(block, index, inside), self._widths(block, index, inside), _branches(inside)), strict=True):
+            for key, found in zip(
+                entries, (self._linears(block, index, inside), self._widths(block, index, inside), _branches(inside)), strict=True
+            ):
                 entries[key].append(found)
         return {key: found for key, found in entries.items() if any(found)}
 
@@ -203,11 +212,19 @@ class _Differences:
 
     def _widths(self, block: nn.Module, index: int, inside: Mapping[str, Shape]) -> dict[str, int]:
         """Norms over all channels of all heads, whose width no config can say."""
-        heads = {size: self.sizes[size][index] * self.sizes["head_dim"][index] for size in (HEADS, "num_key_value_heads") if size in self.sizes}
+        heads = {
+            size: self.sizes[size][index] * self.sizes["head_dim"][index] for size in (HEADS, "num_key_value_heads") if size in self.sizes
+        }
         found = {}
         for path, module in block.named_modules():
             weight, given = getattr(module, "weight", None), inside.get(f"{path}.weight")
-            if weight is not None and weight.ndim == 1 and given is not None and given != tuple(weight.shape) and given[0] in heads.values():
+            if (
+                weight is not None
+                and weight.ndim == 1
+                and given is not None
+                and given != tuple(weight.shape)
+                and given[0] in heads.values()
+            ):
                 found[path] = given[0]
         return found
 
@@ -225,7 +242,7 @@ def _branches(inside: Collection[str] | Mapping[str, Shape]) -> dict[str, tuple[
 def _check(model: PreTrainedModel, shapes: Mapping[str, Shape], name: str) -> None:
     """Refuse tensors that the network does not hold, and the lack of one."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    tied = set(model.all_tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    tied = set(model.all_tied_weights_keys or ()) if getattr(model.config, "tie_word_embeddings", False) else set()
     for key, shape in shapes.items():
         if key not in expected:
             raise InputError(f"{key} has no place in a {name} with these sizes")
