@@ -104,22 +104,25 @@ def place(budget: int, parts: Parts) -> Placement:
 
 
 def peak(placement: Placement, parts: Parts) -> int:
-    """Bytes that the process holds at most."""
+    """Bytes that the process holds at most: while it loads, or while it computes."""
+    return _weights(placement, parts) + max(parts.loading, parts.work + _cache(placement.kept, parts))
+
+
+def _weights(placement: Placement, parts: Parts) -> int:
     on_disk = parts.blocks[len(parts.blocks) - placement.blocks :]
-    weights = parts.process + parts.fixed + sum(parts.blocks) - sum(on_disk)
-    weights += 2 * max(on_disk, default=0)  # the one that computes, and the one that is read meanwhile
-    weights += 0 if placement.embedding else parts.embedding
-    weights += 0 if placement.head else parts.head
-    weights += TABLE_BYTES if placement.embedding or placement.head else 0
-    return weights + max(parts.loading, parts.work + _cache(placement.kept, parts))
+    bytes_ = parts.process + parts.fixed + sum(parts.blocks) - sum(on_disk)
+    bytes_ += 2 * max(on_disk, default=0)  # the one that computes, and the one that is read meanwhile
+    bytes_ += 0 if placement.embedding else parts.embedding
+    bytes_ += 0 if placement.head else parts.head
+    return bytes_ + (TABLE_BYTES if placement.embedding or placement.head else 0)
 
 
 def _cache(kept: int | None, parts: Parts) -> int:
     """Bytes of keys and values. A layer's are whole while it computes: a copy where they grow, two layers' where they are read back."""
     largest = max(parts.cache, default=0) * parts.tokens
-    if kept is None or kept + SPILL_STEP >= parts.tokens:
+    if kept is None:
         return parts.cache_fixed + sum(parts.cache) * parts.tokens + largest
-    return parts.cache_fixed + sum(parts.cache) * (kept + SPILL_STEP) + 2 * largest
+    return parts.cache_fixed + sum(parts.cache) * min(parts.tokens, kept + SPILL_STEP) + 2 * largest
 
 
 def _candidates(budget: int, parts: Parts) -> Iterator[Placement]:
@@ -140,9 +143,9 @@ def _candidates(budget: int, parts: Parts) -> Iterator[Placement]:
 
 
 def _most_kept(budget: int, placement: Placement, parts: Parts) -> int:
-    """The most tokens that fit in what the rest leaves, `LEAST_KEPT` where not even those do."""
-    free = budget - peak(replace(placement, kept=0), parts)
-    return max(LEAST_KEPT, min(parts.tokens, free // max(1, sum(parts.cache))))
+    """The most tokens whose keys and values fit in what the rest leaves, `LEAST_KEPT` where not even those do."""
+    free = budget - _weights(placement, parts) - parts.work - _cache(-SPILL_STEP, parts)
+    return max(LEAST_KEPT, free // max(1, sum(parts.cache)) - SPILL_STEP)
 
 
 def _size(count: int) -> str:
