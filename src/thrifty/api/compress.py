@@ -18,10 +18,11 @@ from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.duration import estimate_seconds
 from thrifty.pipeline.folder import RunFolder
+from thrifty.pipeline.job import Job
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price
 from thrifty.pipeline.probe import probe
-from thrifty.pipeline.run import Job, run
+from thrifty.pipeline.run import run
 
 DEFAULT_OUT = "thrifty-result"
 
@@ -157,15 +158,26 @@ def plan(
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
     cost = _cost(job)  # before the probe takes memory of its own
-    rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
-    cost = replace(cost, seconds=estimate_seconds(job.source, job.work, job.setting, job.load, rates))
-    warnings = (*job.packing.warnings, *job.work.idle(job.source.anatomy))
+    cost = replace(cost, seconds=sum(_seconds(link, place) for link in job.links))
+    warnings = tuple(said for link in job.links for said in (*link.packing.warnings, *link.work.idle(link.source.anatomy)))
     return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), warnings)
 
 
 def _cost(job: Job) -> Cost:
-    """All but the time."""
-    return price(job.source, job.work, job.setting, job.load, rss_bytes(), output_bytes(job.source, job.packing))
+    """All but the time; of a chain, the memory of its hungriest link, and disk for the results of all."""
+    resident = rss_bytes()
+    costs = [
+        price(link.source, link.work, link.setting, link.load, resident, output_bytes(link.source, link.packing)) for link in job.links
+    ]
+    widest = max(costs, key=lambda cost: cost.memory)
+    kept = [sum(cost.output for cost in costs[:position]) + cost.disk for position, cost in enumerate(costs)]
+    return replace(widest, disk=max(kept), output=costs[-1].output)
+
+
+def _seconds(job: Job, place: Path) -> float:
+    """How long it takes, after a look at what this machine can do."""
+    rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
+    return estimate_seconds(job.source, job.work, job.setting, job.load, rates)
 
 
 def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]:

@@ -56,13 +56,13 @@ def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
     return pieces_of(path)
 
 
-def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Bytes, float | None]:
-    """(bytes of the weight files before and after, stored bits of a weight in scope); simulated matrices are out of scope."""
+def sizes(source: Source, records: list[BlockRecord], folder: Path, original: Source) -> tuple[Bytes, float | None]:
+    """(bytes of the weight files of the original and of the result, stored bits of a weight in scope); simulated matrices are out of it."""
     stored = tensor_bytes(folder)
     scope: dict[str, Linear] = {linear.path: linear for linear in source.anatomy.linears}
     layers = [layer for record in records for layer in record.layers if not layer.simulated]
     keys = {scope[layer.name].source for layer in layers}
-    bytes_ = Bytes(before=_before(source), after=weight_bytes(folder))
+    bytes_ = Bytes(before=_before(original), after=weight_bytes(folder))
     if not keys:
         return bytes_, None
     bits = bits_per_weight(bytes_by_matrix(stored, keys), {key: source.tensors[key].numel for key in keys})

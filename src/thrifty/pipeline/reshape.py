@@ -211,7 +211,7 @@ class ReshapeWalk(Walk):
 
     def _check(self, view: CutView, cuts: Sequence[Cut], calls: dict[str, Call], streams: Streams) -> None:
         """Raise RunError when the result's block is not the original's with the removed units switched off, on one row."""
-        name, stream = ("evaluation", "before") if "evaluation" in calls else ("calibration", "calibration")
+        name, stream = ("evaluation", "after") if "evaluation" in calls else ("calibration", "calibration")
         rows = streams.now.get(stream)
         kind = f"{type(view.module).__name__} {view.block.chain} {[item.units.alike for item in cuts]}"
         if rows is None or kind in self.checked or any(item.units.kind == "experts" for item in cuts):
@@ -241,7 +241,7 @@ class ReshapeWalk(Walk):
             streams.now["calibration"] = _passed(module, rows, call, self.setting.batch, self.setting.device)
 
     def _pass_original(self, block: Block, calls: dict[str, Call], streams: Streams) -> None:
-        if self.evaluation is not None:
+        if "before" in streams.now:
             module = self.source.block(block, torch.float32, self.setting.device)
             self._advance(module, "before", calls["evaluation"], streams)
 

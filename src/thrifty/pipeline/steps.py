@@ -11,6 +11,11 @@ from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
 from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
 from thrifty.weights.preset.mix import Mix
+from thrifty.weights.solve.round import Round
+from thrifty.weights.target.dense import Dense
+
+AS_IT_IS = Treatment(Round(), Dense())
+"""What is done to a matrix that is only trained."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,11 @@ class Work:
     turned: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> Work:
-        """Sort the steps. Raises InputError for a method that does not act on weights, or a transform with nothing after it."""
+    def of(cls, steps: Sequence[Step], changed: bool = False) -> Work:
+        """Sort the steps. changed: whether the model was changed before, so that a step which trains may stand alone.
+
+        Raises InputError for a method that does not act on weights, or a transform with nothing after it.
+        """
         transforms: list[Mapping[str, Transform]] = []
         treatments: dict[str, tuple[Treatment, ...]] = {}
         names: dict[str, list[str]] = {}
@@ -81,6 +89,8 @@ class Work:
                 transforms.append(chosen)
         if (transforms or turn) and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
+        if tuner is not None and changed and not treatments:
+            treatments, names = {path: (AS_IT_IS,) for path in tuned}, {path: [] for path in tuned}
         if tuner is not None:
             tuned = _trainable(tuner, tuned, treatments, mixes)
             for path in tuned:

@@ -177,60 +177,69 @@ def _found_anew(walk: Walk) -> dict[str, Rounding]:
     return {path: outline for path, outline in asked.items() if walk.packing.rounds(path) and outline.scale is None}
 
 
+@dataclass(frozen=True)
+class Way:
+    """A model's way from rows to logits: its blocks with what each is called with, and all else. hidden: the rows that reach the first."""
+
+    shell: Shell
+    chain: str
+    inputs: Mapping[str, Tensor]
+    hidden: Tensor
+    blocks: Sequence[nn.Module]
+    calls: Sequence[Call]
+
+    @classmethod
+    def of(cls, walk: Walk, source: Source, changed: Sequence[Mapping[str, Tensor]] | None = None) -> Way:
+        """That of the calibration rows of a walk; changed: of each block in order, tensors that are not the model's own, by disk key."""
+        setting, rows, device = walk.setting, walk.calibration, torch.device(walk.setting.device)
+        assert rows is not None
+        blocks, chain, shell, inputs = _blocks(source), source.anatomy.chains[0], source.shell(torch.float32), dict(rows.inputs)
+        hidden = enter(shell, inputs, chain, Streams(), "calibration", setting.batch, setting.dtype)
+        noted = shell.calls({name: tensor[:1] for name, tensor in inputs.items()}, {})
+        replaced = [{}] * len(blocks) if changed is None else changed
+        modules = [source.block(block, setting.dtype, device, values) for block, values in zip(blocks, replaced, strict=True)]
+        return cls(shell, chain, inputs, hidden, modules, [noted[block.path].to(device, setting.dtype) for block in blocks])
+
+    def logits(self, rows: Int[Tensor, "batch"], hidden: Tensor | None = None) -> Float[Tensor, "tokens vocabulary"]:
+        """Of some rows; hidden: what leaves the last block, where it is there already."""
+        if hidden is None:
+            hidden = self.hidden[rows]
+            for module, call in zip(self.blocks, self.calls, strict=True):
+                hidden = run_block(module, hidden, call)
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
+
+
 @dataclass
 class Network:
     """The whole model, block after block: as the steps left it with every tuned matrix where it may be, and as it was.
 
-    hidden: the rows that reach the first block. A block's inner values are not kept for the gradients but computed again.
+    A block's inner values are not kept for the gradients but computed again.
     """
 
     tuner: Tuner
-    shell: Shell
-    chain: str
-    inputs: dict[str, Tensor]
-    hidden: Tensor
+    way: Way
+    original: Way | None
     targets: Int[Tensor, "rows tokens"]
-    calls: list[Call]
-    blocks: list[nn.Module]
-    originals: list[nn.Module]
     linears: list[dict[str, nn.Module]]
     matrices: dict[str, Trained]
 
     @classmethod
     def of(cls, walk: Walk, starts: Sequence[Start], tuner: Tuner) -> Network:
         """The network of a walk; starts: of its blocks, in order."""
-        source, setting, rows = walk.source, walk.setting, walk.calibration
+        source, rows, device = walk.source, walk.calibration, torch.device(walk.setting.device)
         assert rows is not None
-        device = torch.device(setting.device)
-        blocks = _blocks(source)
-        chain = source.anatomy.chains[0]
-        shell = source.shell(torch.float32)
-        inputs = dict(rows.inputs)
-        hidden = enter(shell, inputs, chain, Streams(), "calibration", setting.batch, setting.dtype)
-        noted = shell.calls({name: tensor[:1] for name, tensor in inputs.items()}, {})
-        changed = [source.block(block, setting.dtype, device, start.changed) for block, start in zip(blocks, starts, strict=True)]
-        linears = [
-            {path: inner for path, inner in linear_modules(module, block).items() if path in walk.work.tuned}
-            for module, block in zip(changed, blocks, strict=True)
-        ]
-        for module, block in zip(changed, blocks, strict=True):
-            round_inputs(linear_modules(module, block), _found_anew(walk))
+        way = Way.of(walk, source, [start.changed for start in starts])
+        linears = []
+        for module, block in zip(way.blocks, _blocks(source), strict=True):
+            here = linear_modules(module, block)
+            round_inputs(here, _found_anew(walk))
+            linears.append({path: inner for path, inner in here.items() if path in walk.work.tuned})
         matrices = {
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
         }
-        return cls(
-            tuner,
-            shell,
-            chain,
-            inputs,
-            hidden,
-            causal_targets(rows.inputs["input_ids"]),
-            [noted[block.path].to(device, setting.dtype) for block in blocks],
-            changed,
-            [source.block(block, setting.dtype, device) for block in blocks] if tuner.reference else [],
-            linears,
-            matrices,
-        )
+        original = Way.of(walk, walk.original or source) if tuner.reference else None
+        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), linears, matrices)
 
     def parameters(self) -> dict[str, Tensor]:
         """Those of every matrix."""
@@ -243,21 +252,17 @@ class Network:
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The mean over the tokens of these rows."""
-        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
         targets = self.targets[rows].flatten()
         counted = targets != IGNORED
-        found = self._logits(self._through(self.hidden[rows]), inputs)[counted]
+        found = self.way.logits(rows, self._through(self.way.hidden[rows]))[counted]
         expected = None
-        if self.originals:
+        if self.original is not None:
             with torch.no_grad():
-                hidden = self.hidden[rows]
-                for module, call in zip(self.originals, self.calls, strict=True):
-                    hidden = run_block(module, hidden, call)
-                expected = self._logits(hidden, inputs)[counted]
+                expected = self.original.logits(rows)[counted]
         return self.tuner.loss(found, expected, targets[counted].to(found.device)).mean()
 
     def _through(self, hidden: Tensor) -> Tensor:
-        for module, linears, call in zip(self.blocks, self.linears, self.calls, strict=True):
+        for module, linears, call in zip(self.way.blocks, self.linears, self.way.calls, strict=True):
 
             def run(hidden: Tensor, module: nn.Module = module, linears: dict[str, nn.Module] = linears, call: Call = call) -> Tensor:
                 weights = {inner: self.matrices[path].values() for path, inner in linears.items()}
@@ -265,9 +270,6 @@ class Network:
 
             hidden = checkpoint(run, hidden, use_reentrant=False)
         return hidden
-
-    def _logits(self, hidden: Tensor, inputs: dict[str, Tensor]) -> Float[Tensor, "tokens vocabulary"]:
-        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
 
 
 def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:

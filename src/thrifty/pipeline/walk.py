@@ -6,12 +6,13 @@ the compressed ones side by side, so that the comparison of both models falls ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
@@ -57,6 +58,10 @@ class Walk:
     visit: Callable[..., BlockRun] = BlockRun
     """What happens inside a block."""
     title: str = "blocks"
+    original: Source | None = None
+    """The model that the result is judged against, where it is another one than `source`: the first of a chain."""
+    ending: Mapping[str, Tensor] = field(default_factory=dict)
+    """The evaluation rows as they leave the original's last blocks, by chain, where that is known already."""
 
     def aside(self, kind: type[Kind], name: str) -> Kind:
         """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own."""
@@ -70,6 +75,7 @@ class Walk:
             self.digest,
             self.packing,
             self.write_block,
+            original=self.original,
         )
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
@@ -93,6 +99,8 @@ class Walk:
                 here = {kind: by_path[block.path] for kind, by_path in calls.items()}
                 record = self._block(block, keys[position], here, streams)
                 if position + 1 == len(order) or order[position + 1][0] != chain:
+                    if chain in self.ending:
+                        streams.now["before"] = self.ending[chain]
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
                 self.folder.finish(record)
@@ -159,8 +167,9 @@ class Walk:
                 streams.now["reference"] = streams.now["calibration"].clone()
         if self.evaluation is not None:
             streams.now["after"] = enter(shell, self.evaluation.inputs, chain, streams, "after", batch, torch.float32)
-            original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
-            streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
+            if chain not in self.ending:
+                original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
+                streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
         return self._calls(streams, shell)
 
     # -- one block -----------------------------------------------------------------------------------------------------
@@ -222,6 +231,8 @@ class Walk:
         device = torch.device(self.setting.device)
         exact = call.to(device, torch.float32)
         for stream, replacements in (("before", {}), ("after", view.replacements())):
+            if stream not in streams.now:  # where the original's rows end is known
+                continue
             source = self.source.original if stream == "before" else self.source
             module = source.block(view.block, torch.float32, device, replacements)
             if stream == "after":
