@@ -90,7 +90,12 @@ def test_a_broken_outline_is_one_sentence(base, tmp_path):
     shutil.copytree(base / "llama", tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
-    for outline in ({**config["uneven"], "sizes": {"intermediate_size": [96]}}, {**config["uneven"], "block": "logger"}, {}):
+    for outline in (
+        {**config["uneven"], "sizes": {"intermediate_size": [96]}},
+        {**config["uneven"], "block": "logger"},
+        {**config["uneven"], "version": 2},
+        {},
+    ):
         file.write_text(json.dumps({**config, "uneven": outline}))
         with pytest.raises(InputError) as caught:
             open_model(tmp_path / "model")
