@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import thrifty
 from tests.export.codes import packed_model
@@ -134,27 +135,29 @@ def test_the_parts_are_the_model(name: str, tmp_path: Path, monkeypatch: pytest.
 
 @torch.inference_mode()
 def test_a_budget_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny("llama", tmp_path)
-    asked = placed(monkeypatch, Placement())
-    thrifty.load(folder, memory="1GB")
-    monkeypatch.undo()
+    """Six blocks, so that two places are less than all of them."""
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4, max_position_embeddings=256
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        asked = placed(patch, Placement())
+        thrifty.load(tmp_path, memory="1GB")
     monkeypatch.setattr(frugal, "rss_bytes", lambda: 0)
-    monkeypatch.setattr(budget, "TABLE_BYTES", 1 << 10)
     parts = replace(asked[0], process=0)
     row = inputs("llama", 1, 40)
-    expected = thrifty.load(folder)(**row).logits
-    steps = [Placement(), Placement(embedding=True), Placement(embedding=True, kept=128, blocks=2)]
+    expected = thrifty.load(tmp_path)(**row).logits
     notes: list[events.Event] = []
-    for step in steps:
+    for step in (Placement(), Placement(embedding=True), Placement(embedding=True, kept=128, blocks=4)):
         memory = peak(step, parts)
         with events.listening(notes.append):
-            ours = thrifty.load(folder, memory=memory)
+            ours = thrifty.load(tmp_path, memory=memory)
         assert ours.placement.bytes <= memory == ours.placement.budget
         assert (ours.placement.embedding, ours.placement.blocks) == (step.embedding, step.blocks)
         assert torch.equal(ours(**row).logits, expected)
         assert [note.message for note in notes if note.kind == "note"][-1] == f"memory: {ours.placement}"
-    with pytest.raises(InputError, match=r"does not fit in 0 MB .* give at least memory=\d+"):
-        thrifty.load(folder, memory=1000)
+    with pytest.raises(InputError, match=r"does not fit in 0 MB of memory .* needs \d+ bytes"):
+        thrifty.load(tmp_path, memory=1000)
 
 
 @pytest.mark.parametrize("wrong", [{"memory": "much"}, {"memory": "1GB", "tokens": 0}, {"memory": "1GB", "tokens": True}])
