@@ -16,6 +16,7 @@ from thrifty.api.pages import write_pages
 from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
+from thrifty.base.memory import return_free_memory
 from thrifty.base.store import file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
@@ -209,13 +210,15 @@ def try_out(
     prompt: str | None = None,
     *,
     new_tokens: int = NEW_TOKENS,
+    memory: str | int | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Let original and result complete a prompt, greedily, with the tokens a second of each.
 
     prompt: text to complete; the first lines of the held-out text where none is given. The first completion of each is repeated once for
-    the clock, so that loading is not counted. Raises InputError for a result whose original is gone, or that is no language model.
+    the clock, so that loading is not counted. memory: what the process may hold with either, as in `thrifty.load`; each then says what was
+    left on disk. Raises InputError for a result whose original is gone, that is no language model, or where one of the two does not fit.
     """
     folder = Path(folder)
     certificate = Certificate.read(folder)
@@ -232,11 +235,15 @@ def try_out(
     found: dict[str, Any] = {"prompt": text}
     answers = {}
     for name, place in (("original", original), ("result", folder)):
-        model = load(place, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
+        model = load(place, **limit, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         answers[name] = _complete(model, inputs, new_tokens)
         seconds, tokens = answers[name]
         found[name] = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
+        if memory is not None:
+            found[name]["memory"] = str(model.placement)
         del model
+        return_free_memory()
     first, second = (answers[name][1] for name in ("original", "result"))
     same = next(
         (place for place, (left, right) in enumerate(zip(first, second, strict=False)) if left != right), min(len(first), len(second))

@@ -117,13 +117,16 @@ def plan(
 def try_out(
     folder: Folder,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to complete.")] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="What may be held in memory, as 512MiB; the rest stays on disk.")
+    ] = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Let original and result answer side by side, with the tokens per second of each."""
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("try", lambda api: api.try_out(folder, prompt=prompt, **allowed), json)
+    _run("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, **allowed), json)
 
 
 def describe(model: Model = None, allow_pickle: Pickle = False, trust_remote_code: RemoteCode = False, json: Json = False) -> None:

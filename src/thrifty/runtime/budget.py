@@ -98,8 +98,8 @@ def place(budget: int, parts: Parts) -> Placement:
             return replace(candidate, bytes=bytes_, budget=budget)
         least = bytes_ if least is None else min(least, bytes_)
     raise InputError(
-        f"the model does not fit in {_size(budget)} even with everything on disk that can be there: it takes {_size(least or 0)}, "
-        f"{_size(parts.process)} of which the process has already; give at least memory={least}, or fewer tokens than {parts.tokens:,}"
+        f"the model does not fit in {_size(budget)} of memory even with all on disk that can be there: for {parts.tokens:,} tokens it "
+        f"needs {least} bytes, {_size(parts.process)} of which the process has already; give that many, or fewer tokens"
     )
 
 

@@ -60,7 +60,7 @@ class MappedMatrix:
         row = self._bytes.shape[1]
         # the mapped piece and its copy, which begins where products like it to, are there together
         count = max(1, -(-self.shape[0] * row * 2 // TABLE_BYTES))
-        step = -(-self.shape[0] // count // _MULTIPLE + 1) * _MULTIPLE
+        step = -(-self.shape[0] // (count * _MULTIPLE)) * _MULTIPLE
         self._advise("MADV_WILLNEED", 0, step)
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
