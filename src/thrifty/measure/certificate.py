@@ -161,7 +161,9 @@ class Link(_Part):
 
     @classmethod
     def of(cls, words: str, certificate: Certificate) -> Link:
-        """The link whose result has this certificate."""
+        """The link whose result has this certificate; the last one where it is that of a chain."""
+        if certificate.links:
+            return certificate.links[-1]
         same = ("seconds", "peak_rss_bytes", "kl", "relative_error", "top1_agreement", "structure", "warnings")
         return cls(
             words=words,
