@@ -25,9 +25,7 @@ from torch import Tensor
 
 from tests.export.codes import change_config, encoded, packed_model
 from tests.export.test_dense import largest_file
-from tests.export.test_uneven import write_pieces
 from tests.tiny import VOCABULARY, tiny
-from tests.uneven import write_by_hand
 from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
@@ -308,31 +306,6 @@ def test_a_file_of_few_levels_is_as_small_as_its_blocks(tmp_path: Path, target: 
     down = found["blk.3.ffn_down.weight"]
     decoded = gguf.quants.dequantize(down.data, down.tensor_type)
     assert np.array_equal(decoded, codes["model.layers.3.mlp.down_proj"].decode().numpy())
-
-
-def test_sizes_by_layer(tmp_path: Path) -> None:
-    """A Llama whose layers differ in width is written for the graph that has sizes by layer."""
-    model, _ = write_by_hand("llama", tmp_path / "model")
-    out = tmp_path / "model.gguf"
-    write(put_tokenizer(tmp_path / "model", byte_level()), out)
-    fields = GGUFReader(out).fields
-    assert fields["general.architecture"].contents() == "deci"
-    for key, expected in (("feed_forward_length", [96, 32]), ("attention.head_count", [4, 2]), ("attention.head_count_kv", [2, 1])):
-        assert fields[f"deci.{key}"].contents() == expected
-    assert fields["deci.attention.key_length"].contents() == 16 and fields["deci.rope.dimension_count"].contents() == 16
-    values = values_of(out)
-    for index, (heads, groups) in enumerate(((4, 2), (2, 1))):
-        layer = model.model.layers[index]
-        for name, weight, count in (("attn_q", layer.self_attn.q_proj.weight, heads), ("attn_k", layer.self_attn.k_proj.weight, groups)):
-            expected = weight.detach()[rotary_order(weight.shape[0], count)]
-            assert np.array_equal(values[f"blk.{index}.{name}.weight"], expected.numpy())
-        assert np.array_equal(values[f"blk.{index}.ffn_down.weight"], layer.mlp.down_proj.weight.detach().numpy())
-
-
-def test_matrices_in_pieces_are_refused(tmp_path: Path) -> None:
-    write_pieces(tmp_path / "model")
-    with pytest.raises(InputError, match="more than one matrix"):
-        write(put_tokenizer(tmp_path / "model", byte_level()), tmp_path / "model.gguf")
 
 
 def test_metadata_tells_the_sizes_and_the_tokenizer(tmp_path: Path) -> None:
