@@ -67,8 +67,8 @@ def test_inputs_of_32_directions_shrink_a_weight_to_a_third():
     ("tokens", "ridge", "within"), [(200, 0.1, 0.02), (60, 0.1, 0.15), (30, 0.03, 0.3), (30, 1.0, 0.15), (12, 0.1, 0.15)]
 )
 def test_the_expected_loss_is_about_that_of_leaving_one_out(tokens, ridge, within):
-    """Each token judged by a weight that was estimated from the others with the same ridge. It is furthest off where there are about as many
-    tokens as directions and little ridge."""
+    """Each token judged by a weight that was estimated from the others with the same ridge. It is furthest off where there are about as
+    many tokens as directions and little ridge."""
     inputs, weight = draw(9, tokens, WIDTH), draw(10, 200, WIDTH)
     spectrum, outputs = spectrum_of(inputs), inputs @ weight.T
     normal = inputs.T @ inputs + tokens * ridge * float(inputs.square().mean()) * torch.eye(WIDTH, dtype=torch.float64)

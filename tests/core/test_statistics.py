@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from thrifty.core.statistics import Statistics
 
-FIELDS = ("gram_sum", "absolute_sum", "absolute_max")
+FIELDS = ("gram_sum", "absolute_sum", "absolute_max", "low", "high")
 
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
@@ -40,6 +40,7 @@ def test_the_values_are_the_sums_and_means_over_all_inputs():
     torch.testing.assert_close(found.gram.double(), rows.T @ rows / 120, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.absolute_mean.double(), rows.abs().mean(0), rtol=1e-5, atol=1e-6)
     assert torch.equal(found.absolute_max.double(), rows.abs().amax(0))
+    assert torch.equal(found.low.double(), rows.amin(0)) and torch.equal(found.high.double(), rows.amax(0))
 
 
 def test_nothing_seen_is_zero_and_not_nan():
@@ -47,6 +48,7 @@ def test_nothing_seen_is_zero_and_not_nan():
         assert found.tokens == 0
         assert torch.equal(found.gram, torch.zeros(5, 5))
         assert torch.equal(found.absolute_mean, torch.zeros(5))
+        assert torch.equal(found.absolute_max, torch.zeros(5))
 
 
 def test_merging_leaves_its_parts_as_they_were():

@@ -66,6 +66,8 @@ class Space:
     commutes_with: the largest class of maps that can be moved from producers to consumers without changing the function.
     repeat: channels of the consumer side per channel of the producer side (query heads sharing one value head).
     within: for an expert's own view of a shared space, the name of that space.
+    normed: whether a normalization alone writes it.
+    shifts: whether a constant may be taken off it: that normalization adds a bias, and so does every consumer.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Space:
     commutes_with: Commutes = "none"
     repeat: int = 1
     within: str | None = None
+    normed: bool = False
+    shifts: bool = False
 
 
 @dataclass(frozen=True)

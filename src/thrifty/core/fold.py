@@ -1,6 +1,7 @@
 """Folding a diagonal scale into the modules around a space: what is divided before is multiplied after, so the function stays.
 
 Consumers read x / scale, so their columns are multiplied by `scale`; producers write x / scale, so their gains or rows are divided by it.
+With a shift they read (x - shift) / scale: what a normalization no longer adds, the consumers' biases do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ def divide_norm(weight: Float[Tensor, "width"], scale: Float[Tensor, "width"], p
     """The gain of a normalization that puts out x / scale. plus_one: the stored gain stands for 1 + weight (Gemma)."""
     scale = scale.to(weight.dtype)
     return (weight + 1) / scale - 1 if plus_one else weight / scale
+
+
+def shift_norm(
+    bias: Float[Tensor, "width"], scale: Float[Tensor, "width"], shift: Float[Tensor, "width"] | None = None
+) -> Float[Tensor, "width"]:
+    """The bias of a normalization that puts out (x - shift) / scale."""
+    return (bias if shift is None else bias - shift.to(bias.dtype)) / scale.to(bias.dtype)
+
+
+def add_shift(bias: Float[Tensor, "out"], weight: Float[Tensor, "out in"], shift: Float[Tensor, "in"]) -> Float[Tensor, "out"]:
+    """The bias of a consumer of x - shift that computes what it computed from x. weight: as it was for x."""
+    return bias + weight @ shift.to(weight.dtype)
 
 
 def divide_rows(

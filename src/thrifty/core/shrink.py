@@ -43,8 +43,8 @@ class Spectrum:
     def lost(self, weight: Float[Tensor, "out in"], ridge: float) -> float:
         """The expected share of the output's energy that `shrink` loses on inputs that were not seen.
 
-        By generalized cross-validation (Golub, Heath and Wahba 1979): the share lost on the inputs that were seen, over the squared share of
-        their degrees of freedom that the estimate did not use up. It takes the tokens to be independent.
+        By generalized cross-validation (Golub, Heath and Wahba 1979): the share lost on the inputs that were seen, over the squared share
+        of their degrees of freedom that the estimate did not use up. It takes the tokens to be independent.
         """
         spoken = self.energies > 0
         energies = self.energies[spoken]

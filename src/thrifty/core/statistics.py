@@ -18,19 +18,21 @@ class Statistics:
     """Sums over the inputs x of one space.
 
     tokens: how many inputs were seen. gram_sum: [width, width] sum of x x^T, float32.
-    absolute_sum, absolute_max: [width] sum and maximum of |x|, float32.
+    absolute_sum: [width] sum of |x|, float32. low, high: [width] smallest and largest x; infinite, the wrong way round, where nothing was
+    seen.
     """
 
     tokens: int
     gram_sum: Float[Tensor, "width width"]
     absolute_sum: Float[Tensor, "width"]
-    absolute_max: Float[Tensor, "width"]
+    low: Float[Tensor, "width"]
+    high: Float[Tensor, "width"]
 
     @classmethod
     def empty(cls, width: int, device: torch.device | str = "cpu") -> Statistics:
         """The zero: nothing seen."""
         zeros = torch.zeros(width, device=device)
-        return cls(0, torch.zeros(width, width, device=device), zeros, zeros.clone())
+        return cls(0, torch.zeros(width, width, device=device), zeros, zeros + torch.inf, zeros - torch.inf)
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "*rows width"]) -> Statistics:
@@ -38,8 +40,7 @@ class Statistics:
         rows = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
         if rows.shape[0] == 0:
             return cls.empty(rows.shape[1], rows.device)
-        absolute = rows.abs()
-        return cls(rows.shape[0], _gram(rows, inputs.dtype), absolute.sum(0), absolute.amax(0))
+        return cls(rows.shape[0], _gram(rows, inputs.dtype), rows.abs().sum(0), *torch.aminmax(rows, dim=0))
 
     def merge(self, other: Statistics) -> Statistics:
         """Both batches together."""
@@ -47,7 +48,8 @@ class Statistics:
             self.tokens + other.tokens,
             self.gram_sum + other.gram_sum,
             self.absolute_sum + other.absolute_sum,
-            torch.maximum(self.absolute_max, other.absolute_max),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
         )
 
     @property
@@ -60,13 +62,19 @@ class Statistics:
         """Mean of |x|."""
         return self.absolute_sum / max(self.tokens, 1)
 
+    @property
+    def absolute_max(self) -> Float[Tensor, "width"]:
+        """Maximum of |x|; zero where nothing was seen."""
+        return torch.maximum(-self.low, self.high).clamp_min(0)
+
     def under(self, scale: Float[Tensor, "width"]) -> Statistics:
         """The statistics of x / scale."""
         return Statistics(
             self.tokens,
             self.gram_sum / (scale[:, None] * scale[None, :]),
             self.absolute_sum / scale,
-            self.absolute_max / scale,
+            self.low / scale,
+            self.high / scale,
         )
 
 

@@ -191,7 +191,16 @@ class _BlockReader:
             producers, commutes = (), "none"
         if commutes == "none":
             producers = ()
-        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat)
+        normed, shifts = self._normed(producers, consumers, own)
+        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat, normed=normed, shifts=shifts)
+
+    def _normed(self, producers: tuple[str, ...], consumers: list[str], own: list[tuple[Stage, Stage]]) -> tuple[bool, bool]:
+        """Whether a normalization alone writes a space, and whether a constant can be moved from it into the consumers."""
+        norms = {norm.path: norm for norm in self.norms}
+        if not producers or not all(path in norms for path in producers):
+            return False, False
+        readers = [linear for linear in self._all(own) if linear.path in consumers]
+        return True, all(norms[path].bias for path in producers) and all(linear.bias_source is not None for linear in readers)
 
     def _all(self, own: list[tuple[Stage, Stage]]) -> list[Linear]:
         return [*self.known.values(), *(linear for pair in own for stage in pair for linear in stage.linears)]

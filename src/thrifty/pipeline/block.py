@@ -115,7 +115,7 @@ class BlockRun:
         if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
             statistics = self._collect(rows)
             with self.watch.during("transform"):
-                statistics = self._rewrite(statistics)
+                statistics = self._rewrite(statistics, rows)
             self.view.settle(set(self.view.linears) - solved)
             self._load()
             if self.values:  # they were those of the inputs before the rewrite
@@ -219,9 +219,15 @@ class BlockRun:
             self.few[name] = tokens
             seen[name] = by
 
-    def _rewrite(self, statistics: dict[str, Statistics]) -> dict[str, Statistics]:
-        """Apply the transforms to every space that a norm or a linear can absorb; returns the statistics after them."""
+    def _rewrite(self, statistics: dict[str, Statistics] | None, rows: Tensor) -> dict[str, Statistics] | None:
+        """Apply the transforms to every space that a norm or a linear can absorb; returns the statistics after them, as far as they follow
+        from those before."""
         for position in range(len(self.work.transforms)):
+            if statistics is None:
+                self.values = {}
+                self._load()
+                statistics = self._collect(rows)
+            shifted = False
             for space in self.block.spaces:
                 transform = self.work.transform_for(position, space)
                 seen = statistics.get(space.name)
@@ -231,10 +237,13 @@ class BlockRun:
                 rewrite = transform.rewrite(space, weights, seen, self.work.treatment_for(space))
                 if rewrite is None:
                     continue
-                scale = self.view.apply(type(rewrite)(space, rewrite.scale.cpu())).scale.to(self.device)
+                shift = None if rewrite.shift is None else rewrite.shift.cpu()
+                scale = self.view.apply(replace(rewrite, scale=rewrite.scale.cpu(), shift=shift)).scale.to(self.device)
+                shifted = shifted or shift is not None
                 for name in statistics:
                     if name == space.name or self._within(name) == space.name:
                         statistics[name] = statistics[name].under(scale)
+            statistics = None if shifted else statistics
         return statistics
 
     def _within(self, name: str) -> str | None:

@@ -62,24 +62,30 @@ class BlockView:
         return 8.0 * self.source.tensors[linear.source].dtype.itemsize
 
     def apply(self, rewrite: Rewrite) -> Rewrite:
-        """Fold a rewrite into its producers and consumers; returns the scale that was really applied.
+        """Fold a rewrite into its producers and consumers; returns the scale and the shift that were really applied.
 
-        A norm is stored in the model's type: its rounded gain decides the exact scale, which the consumers then undo, so that rounding
-        the norm costs nothing.
+        A norm is stored in the model's type: its rounded gain decides the exact scale, and its rounded bias the exact shift, which the
+        consumers then undo, so that rounding the norm costs nothing.
+        Raises ValueError for a shift of a space that has no place for it.
         """
-        space, scale = rewrite.space, rewrite.scale
+        space, scale, shift = rewrite.space, rewrite.scale, rewrite.shift
+        if shift is not None and not space.shifts:
+            raise ValueError(f"{space.name} cannot be shifted")
         norm_paths = [path for path in space.producers if path in self.norms]
         if norm_paths:
-            scale = self._divide_norm(self.norms[norm_paths[0]], scale)
+            scale, shift = self._divide_norm(self.norms[norm_paths[0]], scale, shift)
         for path in space.producers:
             if path not in self.norms:
                 self._divide_rows(path, scale, space)
         for path in space.consumers:
+            key = self.linears[path].bias_source
+            if shift is not None and key is not None:
+                self._keep(key, fold.add_shift(self._vector(key), self.read(path), shift))
             self.weights[path] = fold.scale_columns(self.read(path), scale)
             self.touched.add(path)
-        return Rewrite(space, scale)
+        return Rewrite(space, scale, shift)
 
-    def _divide_norm(self, norm: Norm, scale: Tensor) -> Tensor:
+    def _divide_norm(self, norm: Norm, scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
         key = self.source.disk_name(f"{norm.path}.weight")
         before = self._vector(key)
         self._keep(key, fold.divide_norm(before, scale, norm.plus_one))
@@ -89,8 +95,10 @@ class BlockView:
         exact = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
         if norm.bias:
             bias_key = self.source.disk_name(f"{norm.path}.bias")
-            self._keep(bias_key, self._vector(bias_key) / exact)
-        return exact
+            bias = self._vector(bias_key)
+            self._keep(bias_key, fold.shift_norm(bias, exact, shift))
+            shift = None if shift is None else bias - self.vectors[bias_key] * exact
+        return exact, shift
 
     def _divide_rows(self, path: str, scale: Tensor, space: Space) -> None:
         self.weights[path] = fold.divide_rows(self.read(path), scale, space.repeat, space.unit_size)

@@ -2,10 +2,11 @@
 
     W' = W G (G + r d I)^-1,   d = tr(G) / in,   then V by a solver from W', judged against W:  tr((W - V) G (W - V)^T)
 
-W' is the matrix of least norm whose outputs on the calibration inputs stay (r = 0) or hardly change. Each ridge r is tried whose loss of the
-float model, expected on inputs that were not seen, is within `bound`; the one with the least loss after rounding is taken, or W itself where
-none is better. The more of the space the inputs leave out, the more is gained; where they fill it, r alone decides.
-Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782, its calibration for post-training quantization; the guard is ours.
+W' is the matrix of least norm whose outputs on the calibration inputs stay (r = 0) or hardly change. Each ridge r is tried whose loss of
+the float model, expected on inputs that were not seen, is within `bound`; the one with the least loss after rounding is taken, or W itself
+where none is better. The more of the space the inputs leave out, the more is gained; where they fill it, r alone decides.
+Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782, its calibration for post-training quantization;
+the guard is ours.
 """
 
 from __future__ import annotations
