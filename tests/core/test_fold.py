@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.fold import add_shift, divide_norm, divide_rows, scale_columns, shift_norm, tie
+from thrifty.core.fold import divide_norm, divide_rows, scale_columns, tie
 
 WIDTH = 24
 
@@ -43,18 +43,6 @@ def test_a_layer_norm_folds_through_its_gain_and_its_bias():
     folded_bias = divide_rows(bias[:, None], scale)[:, 0]
     after = (normed * divide_norm(gain, scale) + folded_bias) @ scale_columns(consumer, scale).T
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
-
-
-def test_a_shift_folds_from_the_bias_of_a_norm_into_those_of_its_consumers():
-    inputs, gain, bias, scale, shift = draw(1, 50, WIDTH), draw(2, WIDTH), draw(6, WIDTH), scales(3), draw(7, WIDTH)
-    consumers = [(draw(4, 7, WIDTH), draw(8, 7)), (draw(5, 11, WIDTH), draw(9, 11))]
-    normed = torch.nn.functional.layer_norm(inputs, (WIDTH,))
-    read = normed * divide_norm(gain, scale) + shift_norm(bias, scale, shift)
-    torch.testing.assert_close(read, (normed * gain + bias - shift) / scale, rtol=1e-12, atol=1e-12)
-    for weight, own in consumers:
-        after = read @ scale_columns(weight, scale).T + add_shift(own, weight, shift)
-        torch.testing.assert_close(after, (normed * gain + bias) @ weight.T + own, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(shift_norm(bias, scale), divide_rows(bias[:, None], scale)[:, 0], rtol=1e-12, atol=1e-12)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([(1, 1, 24), (2, 8, 24), (3, 6, 24), (4, 24, 24), (2, 2, 8)]))

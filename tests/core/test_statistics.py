@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.base.anatomy import Space
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 
-FIELDS = ("gram_sum", "absolute_sum", "absolute_max", "low", "high")
+FIELDS = ("gram_sum", "absolute_sum", "absolute_max", "value_sum", "low", "high")
 
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
@@ -79,7 +81,15 @@ def test_bfloat16_inputs_leave_the_precision_of_products_as_it_was():
 def test_under_a_scale_are_the_statistics_of_the_scaled_inputs():
     inputs = torch.randn(50, 8, generator=torch.Generator().manual_seed(5))
     scale = torch.rand(8, generator=torch.Generator().manual_seed(6)) + 0.2
-    found, expected = Statistics.of(inputs).under(scale), Statistics.of(inputs / scale)
+    found, expected = Statistics.of(inputs).under(Rewrite(Space("in", 8), scale)), Statistics.of(inputs / scale)
     assert found.tokens == expected.tokens
     for name in FIELDS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+def test_smallest_and_largest_follow_a_shift():
+    inputs, generator = torch.randn(50, 8, generator=torch.Generator().manual_seed(7)), torch.Generator().manual_seed(8)
+    rewrite = Rewrite(Space("in", 8), torch.rand(8, generator=generator) + 0.2, shift=torch.randn(8, generator=generator))
+    found, expected = Statistics.of(inputs).under(rewrite), Statistics.of(rewrite.of(inputs))
+    for name in ("low", "high", "absolute_max", "value_sum"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)

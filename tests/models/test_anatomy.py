@@ -98,8 +98,8 @@ def test_spaces_said_to_scale_do_scale(name, source_of):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_spaces_said_to_shift_do_shift(name, source_of):
-    """Add something to the bias of the normalization, and take what that does off the consumers' biases: the block puts out the same."""
+def test_spaces_said_to_hold_a_shift_do(name, source_of):
+    """Add something to the producer's bias, and take what that does off the consumers' biases: the block puts out the same."""
     source = source_of(name)
     rows = inputs(name, rows=2, length=10)
     shell = source.shell(torch.float32)
@@ -113,15 +113,14 @@ def test_spaces_said_to_shift_do_shift(name, source_of):
         linears, norms = linear_modules(module, block), norm_modules(module, block)
         for space in block.spaces:
             assert space.normed == (bool(space.producers) and set(space.producers) <= set(norms))
-            if not space.shifts:
+            if not space.holds_shift:
                 continue
-            assert space.normed
-            added = torch.randn(space.width, generator=generator)
+            added = torch.randn(_own_width(space), generator=generator)
             with torch.no_grad():
                 for path in space.producers:
-                    norms[path].bias.add_(added)
+                    (norms.get(path) or linears[path]).bias.add_(added)
                 for path in space.consumers:
-                    linears[path].bias.sub_(get_weight(linears[path]) @ added)
+                    linears[path].bias.sub_(get_weight(linears[path]) @ _spread(space, added))
         assert torch.allclose(run_block(module, hidden, calls[block.path]), before, atol=1e-4)
 
 

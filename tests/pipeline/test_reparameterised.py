@@ -42,7 +42,7 @@ def rewritten(source: Source, rows: dict[str, torch.Tensor], steps: list[Step]) 
         for block in (block for block in source.anatomy.blocks if block.chain == chain):
             view, call = BlockView(source, block, plain), calls[block.path]
             run = BlockRun(view, call, work, torch.float32, 2, "block", torch.device("cpu"), 0)
-            run._rewrite(run._collect(after), after)
+            run._transform(after)
             changed += len(view.replacements())
             before = run_block(source.block(block, torch.float32), before, call)
             after = run_block(source.block(block, torch.float32, torch.device("cpu"), view.replacements()), after, call)
@@ -54,7 +54,7 @@ def rewritten(source: Source, rows: dict[str, torch.Tensor], steps: list[Step]) 
 def test_the_function_stays_the_same(architecture: str, tmp_path: Path) -> None:
     source = open_model(tiny(architecture, tmp_path / "model"))
     spaces = spaces_of(source.anatomy)
-    assert any(space.shifts for space in spaces) == (architecture in SHIFTED)
+    assert any(space.normed and space.holds_shift for space in spaces) == (architecture in SHIFTED)
     linears = [linear.path for linear in source.anatomy.linears]
     steps = [Step(method.name, dict.fromkeys(linears, method)) for method in (CoQMoE(), RTN(8, 0, activation=Static(bits=4)))]
     before, after, changed = rewritten(source, inputs(architecture, 3, LENGTH), steps)
@@ -99,7 +99,7 @@ def test_rounding_the_norm_costs_the_function_nothing(tmp_path: Path) -> None:
     hidden, call = shell.enter(rows, block.chain, {}), shell.calls(rows, {})[block.path]
     view = BlockView(source, block, packing(source, Work.of([Step("rtn", dict.fromkeys(linears, RTN(8, 0)))])))
     run = BlockRun(view, call, Work.of(steps), torch.float32, 3, "block", torch.device("cpu"), 0)
-    run._rewrite(run._collect(hidden), hidden)
+    run._transform(hidden)
     before = run_block(source.block(block, torch.float32), hidden, call)
     after = run_block(source.block(block, torch.float32, torch.device("cpu"), view.replacements()), hidden, call)
     assert float((after - before).square().sum() / before.square().sum()) < 1e-5

@@ -13,7 +13,6 @@ import torch
 from tests.weights.problems import draw
 from thrifty.base.anatomy import Space
 from thrifty.core.activations import Rounding
-from thrifty.core.fold import add_shift, scale_columns
 from thrifty.core.layer_grid import centred_grid, channel_grids, layer_grid
 from thrifty.core.statistics import Statistics
 from thrifty.weights.activation.static import Static
@@ -22,7 +21,7 @@ from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.transform.coqmoe import CoQMoE
 
 WIDTH = 32
-SPACE = Space("fc.in", WIDTH, producers=("norm",), consumers=("fc",), commutes_with="scale", normed=True, shifts=True)
+SPACE = Space("fc.in", WIDTH, producers=("norm",), consumers=("fc",), commutes_with="scale", normed=True, holds_shift=True)
 W4 = RTN(8, 0, activation=Static(bits=4)).expand()
 
 
@@ -39,8 +38,6 @@ def test_scale_and_shift_are_those_of_the_channels_grids(bits: int) -> None:
     found = CoQMoE().rewrite(SPACE, [], Statistics.of(inputs), treatment)
     ratio, shift = layer_grid(*torch.aminmax(inputs, dim=0), bits)
     assert torch.equal(found.scale, ratio) and torch.equal(found.shift, shift)
-    with pytest.raises(ValueError, match="shifted"):
-        found.under(Statistics.of(inputs).gram)
     half = CoQMoE(0.5).rewrite(SPACE, [], Statistics.of(inputs), treatment)
     torch.testing.assert_close(half.scale.square(), ratio)
     assert torch.equal(half.shift, shift)
@@ -48,19 +45,16 @@ def test_scale_and_shift_are_those_of_the_channels_grids(bits: int) -> None:
 
 def test_without_a_place_for_a_shift_only_the_scale_is_taken_out() -> None:
     inputs = inputs_of(2)
-    found = CoQMoE().rewrite(replace(SPACE, shifts=False), [], Statistics.of(inputs), W4)
+    found = CoQMoE().rewrite(replace(SPACE, holds_shift=False), [], Statistics.of(inputs), W4)
     assert found.shift is None
     assert torch.equal(found.scale, centred_grid(*torch.aminmax(inputs, dim=0)))
 
 
-@pytest.mark.parametrize(
-    ("space", "treatment"),
-    [(replace(SPACE, normed=False, shifts=False), W4), (SPACE, RTN(8, 0).expand()), (SPACE, None)],
-    ids=["no normalization", "inputs are not rounded", "nothing is solved"],
-)
-def test_what_it_leaves_alone(space: Space, treatment: Treatment | None) -> None:
-    assert CoQMoE().rewrite(space, [], Statistics.of(inputs_of(3)), treatment) is None
+@pytest.mark.parametrize("treatment", [RTN(8, 0).expand(), None], ids=["inputs are not rounded", "nothing is solved"])
+def test_what_it_leaves_alone(treatment: Treatment | None) -> None:
+    assert CoQMoE().rewrite(SPACE, [], Statistics.of(inputs_of(3)), treatment) is None
     assert CoQMoE().rewrite(SPACE, [], Statistics.empty(WIDTH), W4) is None
+    assert CoQMoE().suits(SPACE) and not CoQMoE().suits(replace(SPACE, normed=False))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -69,11 +63,7 @@ def test_a_layer_with_one_grid_computes_what_it_computes_with_one_a_channel(seed
     inputs, weight, bias = inputs_of(10 * seed), draw(10 * seed + 5, 20, WIDTH, dtype=torch.float32), draw(4, 20, dtype=torch.float32)
     found = CoQMoE().rewrite(SPACE, [weight], Statistics.of(inputs), W4)
     scale, zero_point = channel_grids(*torch.aminmax(inputs, dim=0), 4)
-    rewritten, folded, moved = (
-        (inputs - found.shift) / found.scale,
-        scale_columns(weight, found.scale),
-        add_shift(bias, weight, found.shift),
-    )
+    rewritten, folded, moved = found.of(inputs), found.consumer(weight), bias + found.correction(weight)
     before = inputs @ weight.T + bias
     torch.testing.assert_close(rewritten @ folded.T + moved, before, rtol=1e-4, atol=1e-4)
 

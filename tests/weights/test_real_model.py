@@ -19,6 +19,7 @@ from thrifty.api.request import Request, prepare
 from thrifty.base.anatomy import Space
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import largest_eigenvalue
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.data import default_model, load_rows
 from thrifty.models import get_weight, linear_modules, open_model, run_block
@@ -206,7 +207,7 @@ def test_awq_costs_no_more_than_rounding_and_awp_no_more_than_either(rule):
 def test_awp_on_scaled_weights_costs_no_more_than_awq_even_from_rounding():
     def both(layer: Layer) -> float:
         scale, _ = awq(layer, GRID)
-        problem = Problem(layer.problem.weight * scale, layer.statistics.under(scale).gram, layer.problem.tokens)
+        problem = Problem(layer.problem.weight * scale, layer.statistics.under(Rewrite(layer.space, scale)).gram, layer.problem.tokens)
         return AWP(start="nearest").solve(problem, GRID).loss
 
     assert each(measured(both), measured(lambda layer: awq(layer, GRID)[1]), 1 + 1e-3)

@@ -153,7 +153,8 @@ def plan(
     cost = _cost(job)  # before the probe takes memory of its own
     rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
     cost = replace(cost, seconds=estimate_seconds(job.source, job.work, job.setting, job.load, rates))
-    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), job.packing.warnings)
+    warnings = (*job.packing.warnings, *job.work.idle(job.source.anatomy))
+    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), warnings)
 
 
 def _cost(job: Job) -> Cost:

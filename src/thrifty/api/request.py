@@ -18,7 +18,7 @@ from thrifty.data.load import SAMPLES
 from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
-from thrifty.models import Source, open_model
+from thrifty.models import Rotated, Source, open_model
 from thrifty.pipeline.container import ContainerPacking
 from thrifty.pipeline.footprint import footprints_of
 from thrifty.pipeline.mixing import foreseen
@@ -107,6 +107,8 @@ def prepare(request: Request) -> Job:
         )
     recipe = _recipe(request, source)
     work = Work.of(resolve(recipe, source.anatomy))
+    if work.turn is not None:
+        source = Rotated(source, work.turn.rotation)
     calibration = _calibration(request, recipe, source) if work.needs_calibration else None
     check_tuning(source, work, calibration)
     evaluation = _evaluation(request, recipe, source, calibration)

@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thrifty.base.anatomy import Space
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -154,28 +152,6 @@ class Solution:
     def loss(self) -> float:
         """tr((W - V) gram (W - V)^T)."""
         return float(self.row_loss.sum())
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """An equivalent rewrite of a space: consumers read (x - shift) / scale, with the inverse folded into them.
-
-    The producer's outputs are divided by `scale`, the consumers' columns multiplied by it. What is taken off x goes into the consumers'
-    biases; only a space that `shifts` may have a shift. The function does not change.
-    """
-
-    space: Space
-    scale: Float[Tensor, "width"]
-    shift: Float[Tensor, "width"] | None = None
-
-    def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-        """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed.
-
-        Raises ValueError where there is a shift: the Gram matrix does not say what the mean is.
-        """
-        if self.shift is not None:
-            raise ValueError("the Gram matrix of shifted inputs cannot be told from that of the inputs")
-        return gram / (self.scale[:, None] * self.scale[None, :])
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,21 @@ class Source:
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
     @property
+    def original(self) -> Source:
+        """The model as it lies on disk: this one, unless it is one that changes what it reads."""
+        return self
+
+    @property
+    def config_changes(self) -> dict[str, object]:
+        """What stands in the config of a result otherwise than in the folder's."""
+        return {}
+
+    @property
+    def lies_in_files(self) -> bool:
+        """Whether the bytes of every tensor lie in files one after the other, as they are read."""
+        return not self.pickled
+
+    @property
     def pickled(self) -> bool:
         """Whether the weights came out of pickles, so that their bytes do not lie in files one after the other."""
         return bool(self._pickled)

@@ -34,15 +34,15 @@ def assemble(source: Source, records: list[BlockRecord], packing: Packing, folde
     forms = {path: form for record in records for path, form in record.packed.items()}
     config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())
-    write_config(staging, original, config)
+    write_config(staging, {**original, **source.config_changes}, config)
     copy_side_files(source.side_files(), source.folder, staging)
     return staging
 
 
 def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
-    """The tensors outside the blocks, as they lie in the original."""
+    """The tensors outside the blocks, copied from where they lie, if they do."""
     keys = source.shell_keys()
-    if not source.pickled:
+    if source.lies_in_files:
         infos = ((key, source.tensors[key]) for key in keys)
         return [Piece(key, info.dtype, info.shape, info.file, info.start, info.bytes) for key, info in infos]
     path = folder.path / "shell.safetensors"

@@ -101,7 +101,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     streams = _streams(anatomy, load.calibration, load.rows) or load.calibration_tokens * width * size
     streams *= 2 if work.heals else 1  # beside the calibration rows the same ones of the original model
     streams += 2 * (_streams(anatomy, load.evaluation, load.evaluation_rows) or load.scored_tokens * width * 4)
-    shell = source.shell_parameters() * 4
+    shell = source.shell_parameters() * 4 * (1 if source.original is source else 2)  # of the original, too, that judges
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
     return {
         "rows": streams,

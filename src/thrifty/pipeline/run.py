@@ -109,7 +109,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             walk.work, walk.packing = work, job.packing.decide(job.source, work)
             job = replace(job, work=work, packing=walk.packing)
         passed = time.perf_counter() - passed
-        for warning in job.packing.warnings:
+        for warning in (*job.packing.warnings, *job.work.idle(job.source.anatomy)):
             events.warn(warning)
         if job.packing.schemes and job.source.anatomy.inferred and not full:
             name = job.source.anatomy.architecture
@@ -214,7 +214,7 @@ def _certificate(
     said: list[str],
     **costs: Any,
 ) -> Certificate:
-    anatomy = job.source.anatomy
+    anatomy = job.source.original.anatomy
     shapes = {linear.path: linear for linear in anatomy.linears}
     layers = [
         Layer(

@@ -28,7 +28,8 @@ def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -
 
     Outputs are made a few rows at a time (see `rows_at_once`), for both models one after the other.
     """
-    shell = source.shell(torch.float32)
+    after_shell = source.shell(torch.float32)
+    shells = {"after": after_shell, "before": after_shell if source.original is source else source.original.shell(torch.float32)}
     language = source.anatomy.kind in LANGUAGE and ("input_ids" in rows.inputs or rows.targets is not None)
     targets = rows.targets
     if language and targets is None:
@@ -37,7 +38,7 @@ def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -
     others: list[RowScores] = []
     with events.task("scoring", rows.rows) as advance:
         for start, stop, inputs in batches(dict(rows.inputs), rows_at_once(batch, rows.tokens // rows.rows, source.vocabulary)):
-            before, after = (shell.finish(inputs, streams.outputs(name, start, stop)) for name in ("before", "after"))
+            before, after = (shells[name].finish(inputs, streams.outputs(name, start, stop)) for name in ("before", "after"))
             if language and targets is not None:
                 windows.append(score_windows(before, after, targets[start:stop]))
             else:

@@ -9,7 +9,7 @@ from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
-from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, check_zero
+from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
 from thrifty.weights.preset.mix import Mix
 
 
@@ -25,7 +25,8 @@ class Step:
 class Work:
     """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order.
 
-    tuner: what trains the solved matrices together afterwards, and `tuned`, their paths.
+    tuner: what trains the solved matrices together afterwards, and `tuned`, their paths. turn: what is done to the hidden states of the
+    whole model before anything else, and `turned`, the linears that its step selects.
     mixes: of linears whose target is still to be chosen (`pipeline.mixing`), the step that does and the place of its treatment, which
     stands for all that it may become.
     """
@@ -36,6 +37,8 @@ class Work:
     mixes: Mapping[str, tuple[Mix, int]] = field(default_factory=dict)
     tuner: Tuner | None = None
     tuned: tuple[str, ...] = ()
+    turn: Turn | None = None
+    turned: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Work:
@@ -45,8 +48,10 @@ class Work:
         names: dict[str, list[str]] = {}
         mixes: dict[str, tuple[Mix, int]] = {}
         tuner, tuned = _tuner(steps)
-        steps = [step for step in steps if not any(isinstance(method, Tuner) for method in step.methods.values())]
-        for position, step in enumerate(steps, 1):
+        turn, turned = _turn(steps)
+        names.update((path, [turn.name]) for path in turned if turn is not None)
+        steps = [step for step in steps if not any(isinstance(method, Tuner | Turn) for method in step.methods.values())]
+        for position, step in enumerate(steps, 2 if turn else 1):
             chosen: dict[str, Transform] = {}
             for path, method in step.methods.items():
                 names.setdefault(path, []).append(method.name)
@@ -70,13 +75,15 @@ class Work:
                 if treatments.keys() & chosen.keys():
                     raise InputError(f"step {position}: {step.name} rewrites weights and must stand before the steps that solve them")
                 transforms.append(chosen)
-        if transforms and not treatments:
+        if (transforms or turn) and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
         if tuner is not None:
             tuned = _trainable(tuner, tuned, treatments, mixes)
             for path in tuned:
                 names[path].append(tuner.name)
-        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes, tuner, tuned)
+        return cls(
+            tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes, tuner, tuned, turn, turned
+        )
 
     @property
     def needs_calibration(self) -> bool:
@@ -100,11 +107,23 @@ class Work:
 
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
+        if self.turn is not None and set(self.turned) != {linear.path for linear in anatomy.linears}:
+            raise InputError(f"{self.turn.name} turns the hidden states of the whole model, so only and skip cannot narrow it down")
         for linear in anatomy.linears:
             for treatment in self.treatments.get(linear.path, ()):
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
             for target in self.mixes[linear.path][0].into if linear.path in self.mixes else ():
                 target.check(linear.out_features, linear.in_features, linear.path)
+
+    def idle(self, anatomy: Anatomy) -> tuple[str, ...]:
+        """A sentence for each step that rewrites nothing, for want of a space that suits it."""
+        said = []
+        for position, chosen in enumerate(self.transforms, 1):
+            spaces = [space for block in anatomy.blocks for space in block.spaces]
+            if not any((found := self.transform_for(position - 1, space)) is not None and found.suits(space) for space in spaces):
+                method = next(iter(chosen.values()))
+                said.append(f"{method.name} changes nothing: the linears chosen for it in {anatomy.architecture} have not {method.wants}")
+        return tuple(said)
 
     def with_options(self, options: Mapping[str, int]) -> Work:
         """The same work with the targets of these linears chosen."""
@@ -130,7 +149,8 @@ class Work:
         chosen = [{path: {m.name: m.settings()} for path, m in step.items() if _inside(path, block)} for step in self.transforms]
         solved = {linear.path: [_plain(t) for t in self.treatments.get(linear.path, ())] for linear in block.linears}
         mixed = {path: [mix.settings(), place] for path, (mix, place) in self.mixes.items() if _inside(path, block)}
-        return [chosen, solved, mixed] if mixed else [chosen, solved]
+        turned = {self.turn.name: self.turn.settings()} if self.turn is not None else {}
+        return [chosen, solved, *(part for part in (mixed, turned) if part)]
 
     def solves(self, linear: Linear) -> bool:
         """Whether a step gives this linear new values."""
@@ -147,6 +167,21 @@ def _tuner(steps: Sequence[Step]) -> tuple[Tuner | None, tuple[str, ...]]:
             raise InputError(f"step {position}: {step.name} trains what the steps before it solved and must be the last one")
         if len(found) > 1:
             raise InputError(f"step {position}: {step.name} trains all matrices together, so override cannot change its settings for some")
+        return found.pop(), tuple(step.methods)
+    return None, ()
+
+
+def _turn(steps: Sequence[Step]) -> tuple[Turn | None, tuple[str, ...]]:
+    """The step that turns the whole model, and the linears that it names. Raises InputError where it is not the first, or has several
+    settings."""
+    for position, step in enumerate(steps, 1):
+        found = {method for method in step.methods.values() if isinstance(method, Turn)}
+        if not found:
+            continue
+        if position > 1:
+            raise InputError(f"step {position}: {step.name} turns the model before anything else is done to it and must be the first step")
+        if len(found) > 1:
+            raise InputError(f"step {position}: {step.name} turns the whole model, so override cannot change its settings for some linears")
         return found.pop(), tuple(step.methods)
     return None, ()
 

@@ -22,9 +22,11 @@ from torch import Tensor
 from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.base.records import Curve, Encoded, Problem, Rewrite, Share, Solution
+from thrifty.base.records import Curve, Encoded, Problem, Share, Solution
 from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.hadamard import Rotation
 from thrifty.core.masks import apply_mask
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.core.trainable import Codes
 
@@ -129,6 +131,12 @@ class Transform(Method, ABC):
     """An equivalent rewrite of a space that makes its consumers easier to compress."""
 
     family: ClassVar[str] = "weights.transform"
+    wants: ClassVar[str] = "a norm or a matrix before them that takes on a scale"
+    """What a space must have for this, in words."""
+
+    def suits(self, space: Space) -> bool:
+        """Whether what this does to a space can be taken on by its producers and undone by its consumers."""
+        return bool(space.producers) and space.commutes_with in ("scale", "any")
 
     @abstractmethod
     def rewrite(
@@ -138,6 +146,16 @@ class Transform(Method, ABC):
 
         treatment: what comes next for the consumers, for methods that search against it; None where none of them is solved.
         """
+
+
+class Turn(Method, ABC):
+    """An orthonormal map of the hidden states between all blocks, taken on by every matrix that reads or writes them."""
+
+    family: ClassVar[str] = "weights.transform"
+
+    @abstractmethod
+    def rotation(self, width: int, keeps_mean: bool) -> Rotation:
+        """The map for hidden states of this width; keeps_mean: whether the mean of a row must stay what it was."""
 
 
 class Sharing(Method, ABC):

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from thrifty.base.anatomy import Space
 from thrifty.base.method import Need, Paper
-from thrifty.base.records import Rewrite
 from thrifty.core.layer_grid import centred_grid, layer_grid
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.weights.base import Transform, Treatment
 
@@ -38,15 +38,19 @@ class CoQMoE(Transform):
         "2506.08496",
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"range"})
+    wants: ClassVar[str] = "a norm before them that takes on a scale"
 
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    def suits(self, space: Space) -> bool:
+        return space.normed and super().suits(space)
 
     def rewrite(
         self, space: Space, weights: list[Float[Tensor, "out width"]], statistics: Statistics, treatment: Treatment | None
     ) -> Rewrite | None:
-        if not space.normed or treatment is None or treatment.activation is None or statistics.tokens == 0:
+        if treatment is None or treatment.activation is None or statistics.tokens == 0:
             return None
-        if not space.shifts:
+        if not space.holds_shift:
             return Rewrite(space, centred_grid(statistics.low, statistics.high).pow(self.strength))
         ratio, shift = layer_grid(statistics.low, statistics.high, treatment.activation.bits)
-        return Rewrite(space, ratio.pow(self.strength), shift)
+        return Rewrite(space, ratio.pow(self.strength), shift=shift)
