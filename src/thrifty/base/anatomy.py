@@ -67,6 +67,7 @@ class Space:
     commutes_with: the largest class of maps that can be moved from producers to consumers without changing the function.
     repeat: channels of the consumer side per channel of the producer side (query heads sharing one value head).
     holds_shift: whether a constant can be taken off what is written here and made up for: one producer and all consumers have a bias.
+    normed: whether a normalization alone writes it.
     within: for an expert's own view of a shared space, the name of that space.
     """
 
@@ -80,6 +81,7 @@ class Space:
     repeat: int = 1
     within: str | None = None
     holds_shift: bool = False
+    normed: bool = False
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ class _BlockReader:
         if commutes == "none":
             producers = ()
         shift = form.shifts and self._holds_shift(producers, consumers, commutes)
-        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat, holds_shift=shift)
+        normed = bool(producers) and set(producers) <= {norm.path for norm in self.norms}
+        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat, holds_shift=shift, normed=normed)
 
     def _holds_shift(self, producers: tuple[str, ...], consumers: list[str], commutes: Commutes) -> bool:
         """Whether a constant passes from the one producer's bias to the biases of all consumers: nothing lies between, or an average."""

@@ -205,8 +205,8 @@ def _growth(act: Callable[[Problem], object], target: Target | None, width: int,
 def _rewrite(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:
     width = problem.weight.shape[1]
     ones = torch.ones(width, device=problem.weight.device)
-    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones, ones * 0)
-    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale")
+    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones * 0, -ones, ones)
+    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale", normed=True)
     return transform.rewrite(space, [problem.weight], seen, treatment)
 
 

@@ -153,8 +153,10 @@ class Work:
         return next((chosen[path] for path in space.consumers if path in chosen), None)
 
     def treatment_for(self, space: Space) -> Treatment | None:
-        """What happens first to the consumers of a space, as far as any of them is solved."""
-        return next((self.treatments[path][0] for path in space.consumers if path in self.treatments), None)
+        """What happens first to the consumers of a space, as far as any of them is solved, and what their inputs are rounded to in the
+        end."""
+        path = next((path for path in space.consumers if path in self.treatments), None)
+        return None if path is None else replace(self.treatments[path][0], activation=self.activation(path))
 
     def settings(self, block: Block) -> list[object]:
         """Everything that decides what happens to a block, as JSON values: part of its content key."""
