@@ -28,6 +28,7 @@ from thrifty.weights.allocate.baq import BAQ
 from thrifty.weights.base import Preset, Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ
 from thrifty.weights.preset.magnitude import Magnitude
+from thrifty.weights.preset.ria import RIA
 from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
@@ -153,6 +154,13 @@ def test_wanda_costs_less_than_magnitude_over_the_model():
     """Not on every linear: magnitude lets the rows of a matrix compete, and some rows need fewer weights than others; Wanda gives each row
     the same number, which costs more on queries, keys and values of some blocks."""
     assert sum(losses(Wanda())) < 0.97 * sum(losses(Magnitude()))
+
+
+def test_relative_importance_costs_less_than_magnitude_over_the_model():
+    """Both let all entries of a matrix compete."""
+    ours, plain = losses(RIA()), losses(Magnitude())
+    assert sum(ours) < 0.95 * sum(plain)
+    assert sum(less < more for less, more in zip(ours, plain, strict=True)) > 0.8 * len(layers())
 
 
 def test_sparsegpt_costs_less_than_wanda():

@@ -72,12 +72,14 @@ class Target(Method, ABC):
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be
     encoded.
+    masks: whether a matrix belongs to the set by where its zeros are alone, whatever the other entries are.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
     holds_zero: ClassVar[bool] = True
     by_entry: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
 
     @property
     def run(self) -> int:
@@ -115,6 +117,11 @@ class Solver(Method, ABC):
     def calibrated(self) -> bool:
         """Whether the result depends on the Gram matrix."""
         return True
+
+    @property
+    def joint_rows(self) -> bool:
+        """Whether what a row becomes depends on the other rows of its matrix, so that several matrices must not be stacked."""
+        return False
 
     def accepts(self, target: Target) -> None:
         """Raise InputError when this solver cannot reach points of this target."""
@@ -266,7 +273,8 @@ class Treatment:
     @property
     def alone(self) -> bool:
         """Whether a matrix must be solved on its own, not stacked with others that read the same input."""
-        return self.target.joint_rows or (self.allocator is not None and self.allocator.within_matrix)
+        within = self.allocator is not None and self.allocator.within_matrix
+        return self.target.joint_rows or self.solver.joint_rows or within
 
 
 class Preset(Method, ABC):
@@ -307,6 +315,10 @@ class Held(Target):
     @property
     def joint_rows(self) -> bool:  # type: ignore[override]
         return self.target.joint_rows
+
+    @property
+    def masks(self) -> bool:  # type: ignore[override]
+        return self.target.masks
 
     @property
     def run(self) -> int:
@@ -356,6 +368,12 @@ class HeldPoints(Points):
 def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
     """`target` restricted to matrices that are zero where `mask` is False. Raises InputError for a target without zero."""
     return Held(target, mask)
+
+
+def check_masks(target: Target, who: str) -> None:
+    """Raise InputError when a target does more than say where zeros are; who: the method that chooses nothing else."""
+    if not target.masks:
+        raise InputError(f"{who} decides which weights stay and cannot be used with {target.name}; take top_k, unstructured or n_m")
 
 
 def check_zero(target: Target, where: str = "") -> None:

@@ -26,6 +26,7 @@ class NM(Target):
     """n: entries kept of every m consecutive inputs."""
 
     name: ClassVar[str] = "n_m"
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
     )

@@ -26,6 +26,7 @@ class TopK(Target):
     """sparsity: share of each row that becomes zero. mask_block: inputs whose mask a sweep chooses at once."""
 
     name: ClassVar[str] = "top_k"
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper("Sun, Liu, Bair, Kolter", 2023, "A Simple and Effective Pruning Approach for LLMs", "2306.11695")
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -27,6 +27,7 @@ class Unstructured(Target):
 
     name: ClassVar[str] = "unstructured"
     joint_rows: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
     )
