@@ -34,6 +34,7 @@ from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.back_solve import BackSolve
 from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
@@ -182,6 +183,13 @@ def test_awp_costs_no_more_than_the_sweep_that_it_starts_from():
     for target in (TopK(0.5), NM()):
         assert each(losses(Treatment(AWP(), target)), losses(Treatment(OBS(), target)))
     assert sum(losses(Treatment(AWP(), NM()))) < 0.9 * sum(losses(SparseGPT(pattern="2:4")))
+
+
+@pytest.mark.parametrize("by", [Round(weighted=True), OBS()], ids=lambda by: by.name)
+def test_back_solving_costs_less_on_every_linear_and_most_for_wanda(by):
+    for target in (TopK(0.7), NM()):
+        before, after = losses(Treatment(by, target)), losses(Treatment(BackSolve(by), target))
+        assert each(after, before, 0.75 if by == Round(weighted=True) else 1.0)
 
 
 # -- quantizing ----------------------------------------------------------------------------------------------------------
