@@ -39,6 +39,7 @@ from thrifty.recipe.resolve import resolve
 from thrifty.recipe.settings import build_method
 from thrifty.weights.base import Allocator, Preset, Solver, Target, Transform
 from thrifty.weights.target.int import Int
+from thrifty.weights.target.top_k import TopK
 
 ROWS, LENGTH = 4, 24
 
@@ -64,7 +65,8 @@ def _steps(example: Method) -> list[dict[str, Any]] | None:
         into = _reached(example)
         return [{"solve": {"by": word, "into": {into.name: into.settings()}}}]
     if isinstance(example, Allocator):
-        return [{"solve": {"by": {"obs": {}}, "into": {"int": _accepted(example).settings()}, "share": word}}]
+        into = _accepted(example)
+        return [{"solve": {"by": {"obs": {}}, "into": {into.name: into.settings()}, "share": word}}]
     return None
 
 
@@ -80,14 +82,14 @@ def _reached(solver: Solver) -> Target:
     raise AssertionError(f"{solver.name} accepts no target")
 
 
-def _accepted(allocator: Allocator) -> Int:
-    for target in (Int(), Int(group_size=0, symmetric=False)):
+def _accepted(allocator: Allocator) -> Target:
+    for target in (Int(), Int(group_size=0, symmetric=False), TopK()):
         try:
             allocator.accepts(target)
             return target
         except InputError:
             continue
-    raise AssertionError(f"{allocator.name} accepts no integer grid")
+    raise AssertionError(f"{allocator.name} accepts neither an integer grid nor a mask")
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
 from thrifty.pipeline.score import score
+from thrifty.pipeline.sharing import scores_of, shared
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
@@ -102,12 +103,8 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
         walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
-        choosing, passed = 0.0, time.perf_counter()
-        if job.work.mixes:
-            losses, choosing = losses_of(walk, key)
-            work = decided(job.source, job.work, losses, type(job.packing))
-            walk.work, walk.packing = work, job.packing.decide(job.source, work)
-            job = replace(job, work=work, packing=walk.packing)
+        passed = time.perf_counter()
+        job, choosing = _chosen(job, walk, key)
         passed = time.perf_counter() - passed
         for warning in job.packing.warnings:
             events.warn(warning)
@@ -146,6 +143,25 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     certificate.write(staging)
     finish(staging, certificate)
     return _deliver(folder, staging, certificate)
+
+
+def _chosen(job: Job, walk: Walk, key: str) -> tuple[Job, float]:
+    """(the job with every target decided, and the walk with it; the seconds that this took, those of stopped attempts included)."""
+    seconds = 0.0
+    if job.work.shares:
+        scores, seconds = scores_of(walk, key)
+        job = _with_work(job, walk, shared(job.source, job.work, scores))
+    if job.work.mixes:
+        losses, spent = losses_of(walk, key)
+        job = _with_work(job, walk, decided(job.source, job.work, losses, type(job.packing)))
+        seconds += spent
+    return job, seconds
+
+
+def _with_work(job: Job, walk: Walk, work: Work) -> Job:
+    """The job with other work, which the walk takes over."""
+    walk.work, walk.packing = work, job.packing.decide(job.source, work)
+    return replace(job, work=work, packing=walk.packing)
 
 
 def _note(event: Event, said: list[str]) -> None:

@@ -10,6 +10,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
 from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, check_zero
+from thrifty.weights.layerwise import Layerwise
 from thrifty.weights.preset.mix import Mix
 
 
@@ -89,6 +90,24 @@ class Work:
     def heals(self) -> bool:
         """Whether blocks are compared with the original's once they are solved."""
         return any(self.healer(path) is not None for path in self.treatments)
+
+    @property
+    def shares(self) -> tuple[Treatment, ...]:
+        """Treatments whose sparsity is still to be shared out among blocks (`pipeline.sharing`), in the order in which they appear."""
+        every = (treatment for chosen in self.treatments.values() for treatment in chosen)
+        return tuple(dict.fromkeys(treatment for treatment in every if isinstance(treatment.allocator, Layerwise)))
+
+    def with_sparsity(self, sparsity: Mapping[str, Mapping[Treatment, float]]) -> Work:
+        """The same work with the shares of zeros of these treatments decided, by path of the linear."""
+        treatments = dict(self.treatments)
+        for path, decided in sparsity.items():
+            treatments[path] = tuple(
+                replace(treatment, target=treatment.target.with_sparsity(decided[treatment]), allocator=None)
+                if treatment in decided
+                else treatment
+                for treatment in treatments[path]
+            )
+        return replace(self, treatments=treatments)
 
     def healer(self, path: str) -> Healer | None:
         """What the last step does about a linear once its block is solved."""

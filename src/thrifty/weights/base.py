@@ -103,6 +103,15 @@ class Target(Method, ABC):
         """The share of the entries of rows of `width` inputs that may be other than zero."""
         return 1.0
 
+    @property
+    def nominal_sparsity(self) -> float:
+        """The share of zeros that is asked for, before it becomes whole numbers of entries."""
+        return 0.0
+
+    def with_sparsity(self, sparsity: float) -> Target:
+        """The same set with this share of zeros. Raises InputError where that cannot be chosen freely."""
+        raise InputError(f"{self.name} has no share of zeros that could differ by matrix; take top_k or unstructured")
+
     @abstractmethod
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         """The set for a matrix like `values`. importance: weight of each input's squared error (None: all equal)."""
@@ -169,11 +178,15 @@ class Sharing(Method, ABC):
 
 
 class Allocator(Method, ABC):
-    """Who gets how much of the budget that a target stands for."""
+    """Who gets how much of the budget that a target stands for.
+
+    within_matrix: whether it is shared out inside one matrix, so that several matrices must not be stacked. calibrated: whether who gets
+    what depends on calibration data.
+    """
 
     family: ClassVar[str] = "weights.allocate"
     within_matrix: ClassVar[bool] = False
-    """Whether the budget is shared out inside one matrix, so that several matrices must not be stacked."""
+    calibrated: ClassVar[bool] = False
 
     def accepts(self, target: Target) -> None:
         """Raise InputError when the budget of this target cannot be shared out by this allocator."""
@@ -266,9 +279,9 @@ class Treatment:
     @property
     def calibrated(self) -> bool:
         """Whether the result depends on calibration data."""
-        within = self.allocator is not None and self.allocator.within_matrix
+        shares = self.allocator is not None and self.allocator.calibrated
         rounds = self.activation is not None and self.activation.calibrated
-        return self.solver.calibrated or self.heal is not None or within or rounds
+        return self.solver.calibrated or self.heal is not None or shares or rounds
 
     @property
     def alone(self) -> bool:

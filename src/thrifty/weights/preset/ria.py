@@ -14,22 +14,21 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.base.method import Paper
-from thrifty.weights.base import Preset, Treatment
+from thrifty.weights.base import Treatment
+from thrifty.weights.pruning import Pruning
 from thrifty.weights.solve.relative_importance import RelativeImportance
-from thrifty.weights.target.n_m import Pattern, of_pattern
 from thrifty.weights.target.unstructured import Unstructured
 
 
 @dataclass(frozen=True)
-class RIA(Preset):
-    """sparsity: share of zeros in the matrix. pattern: `2:4` keeps 2 of every 4 inputs instead. power: of the input's norm."""
+class RIA(Pruning):
+    """sparsity: share of zeros in the matrix. pattern: `2:4` keeps 2 of every 4 inputs instead. power: of the input's norm. share: who gets
+    how much of the sparsity. back_solve: whether what stays takes the values that lose least."""
 
     name: ClassVar[str] = "ria"
     paper: ClassVar[Paper] = RelativeImportance.paper
 
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    pattern: Pattern | None = None
     power: Annotated[float, Field(ge=0, le=4)] = 0.5
 
     def expand(self) -> Treatment:
-        return Treatment(RelativeImportance(self.power), of_pattern(self.pattern) if self.pattern else Unstructured(self.sparsity, 0))
+        return self.treatment(RelativeImportance(self.power), Unstructured(self.sparsity, 0))
