@@ -1,5 +1,7 @@
 """Pruning at 50, 60 and 70 % and 2:4 by every method, with and without back-solving, and shares of sparsity by block at 70 %.
 
+Beside the shares stands what each block costs when it alone is pruned at 70 %, and what the ways to share look at.
+
 Usage: python bench/sparse.py                                                          the model inside the package
        python bench/sparse.py --model ../shared/models/shakespeare-1m \\
            --text ../shared/data/tiny-shakespeare/input.txt --tokens 256               another model; nine tenths of its text calibrate
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from judge import BUILD, RESULTS, Judge, beside, figures
 
+from thrifty.api.inspecting import spectra
 from thrifty.api.request import Request, prepare
 from thrifty.measure.hardware import hardware
 from thrifty.measure.language import WindowScores
@@ -32,6 +35,9 @@ AMOUNTS = (0.5, 0.6, 0.7, "2:4")
 METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "awp")
 SHARED = ("wanda", "sparsegpt")
 AT = 0.7
+HALF = -2
+"""Stands for half of the smallest width of a model."""
+
 SHARES: dict[str, Any] = {
     "uniform": "uniform",
     "owl": "owl",
@@ -40,12 +46,16 @@ SHARES: dict[str, Any] = {
     "block_influence": "block_influence",
     "alpha_pruning, epsilon 0.1": {"alpha_pruning": {"epsilon": 0.1}},
     "farms, epsilon 0.1": {"farms": {"epsilon": 0.1}},
+    "farms, half windows, epsilon 0.1": {"farms": {"epsilon": 0.1, "side": HALF}},
+    "farms, half windows, median, epsilon 0.1": {"farms": {"epsilon": 0.1, "side": HALF, "rule": "median"}},
 }
+"""`half windows`: half as wide as the narrowest matrix, so that every matrix has several."""
 PAIRS = (
     ("farms", "uniform"),
     ("farms", "alpha_pruning"),
     ("farms, epsilon 0.1", "uniform"),
     ("farms, epsilon 0.1", "alpha_pruning, epsilon 0.1"),
+    ("farms, half windows, epsilon 0.1", "uniform"),
     ("owl", "uniform"),
     ("block_influence", "uniform"),
 )
@@ -59,8 +69,8 @@ def step(method: str, amount: float | str, back: bool, share: Any = "uniform") -
     return {"solve": {"by": {"back_solve": {"by": "awp"}} if back else "awp", "into": into, "share": share}}
 
 
-def measure(judge: Judge, name: str, wanted: dict[str, Any]) -> tuple[WindowScores, dict[str, Any]]:
-    """Scores of one result, and the shares of zeros of its blocks."""
+def measure(judge: Judge, name: str, wanted: dict[str, Any], whole: bool = True) -> tuple[WindowScores, dict[str, Any]]:
+    """Scores of one result, and the shares of zeros of its blocks. whole: whether every matrix is pruned."""
     out = HOME / judge.model.name / name
     if not (out / "row.pt").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -77,7 +87,7 @@ def measure(judge: Judge, name: str, wanted: dict[str, Any]) -> tuple[WindowScor
             "sparsity_by_block": [round(zero / size, 4) for zero, size in zeros.values()],
             "seconds": {name: certificate.phases[name] for name in ("solve", "choose") if name in certificate.phases},
         }
-        torch.save({"scores": vars(judge.scores(out)), "told": told}, out / "row.pt")
+        torch.save({"scores": vars(judge.scores(out, whole)), "told": told}, out / "row.pt")
         (out / "model.safetensors").unlink()
     saved = torch.load(out / "row.pt", weights_only=True)
     return WindowScores(**saved["scores"]), saved["told"]
@@ -102,13 +112,32 @@ def amounts(judge: Judge) -> Iterator[dict[str, Any]]:
 def shares(judge: Judge) -> Iterator[dict[str, Any]]:
     """Every way to share sparsity out among the blocks."""
     for method in SHARED:
-        found = {name: measure(judge, f"{AT} {method} {name}", step(method, AT, False, share)) for name, share in SHARES.items()}
+        found = {
+            name: measure(judge, f"{AT} {method} {name}", step(method, AT, False, fitted(judge, share))) for name, share in SHARES.items()
+        }
         yield {
             "amount": AT,
             "method": method,
             "results": {name: {**figures(scores), **told} for name, (scores, told) in found.items()},
             "differences": {f"{ours} minus {theirs}": beside(found[ours][0], found[theirs][0]) for ours, theirs in PAIRS},
         }
+
+
+def fitted(judge: Judge, share: Any) -> Any:
+    """A way to share with the windows that fit the model."""
+    if isinstance(share, dict) and share.get("farms", {}).get("side") == HALF:
+        least = min(min(linear.out_features, linear.in_features) for linear in judge.source.anatomy.linears)
+        return {"farms": {**share["farms"], "side": least // 2}}
+    return share
+
+
+def alone(judge: Judge) -> Iterator[dict[str, Any]]:
+    """What each block costs when no other is pruned, and the exponents of its spectra."""
+    looked = spectra(judge.model)["blocks"]
+    for block, found in zip(judge.source.anatomy.blocks, looked, strict=True):
+        wanted = {**step("wanda", AT, False), "only": [f"{block.path}.*"]}
+        scores, told = measure(judge, f"{AT} wanda only {block.path}", wanted, whole=False)
+        yield {"block": block.path, "alpha": found["alpha"], "farms_alpha": found["farms_alpha"], **figures(scores), **told}
 
 
 def split(text: Path) -> dict[str, Path]:
@@ -132,8 +161,8 @@ def main() -> None:
     name = "embedded" if arguments.model is None else arguments.model.name
     path = RESULTS / "sparse.json"
     head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
-    part: dict[str, Any] = {**head, "amounts": [], "shares": []}
-    for key, rows in (("shares", shares(judge)), ("amounts", amounts(judge))):
+    part: dict[str, Any] = {**head, "amounts": [], "shares": [], "alone": []}
+    for key, rows in (("shares", shares(judge)), ("alone", alone(judge)), ("amounts", amounts(judge))):
         for row in rows:
             part[key].append(row)
             found = json.loads(path.read_text()) if path.exists() else {}

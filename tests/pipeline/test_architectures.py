@@ -148,8 +148,10 @@ def test_contract(architecture: str, group: str, folder_of: Callable[..., Path],
     ]
     random.Random(architecture).shuffle(stages)
     left = ALIKE[group]
-    while left:
-        now, left = left[: len(stages)], left[len(stages) :]
+    rounds = -(-len(left) // len(stages))
+    for still in range(rounds, 0, -1):
+        size = -(-len(left) // still)  # the last round is no smaller than the others by more than one
+        now, left = left[:size], left[size:]
         steps = [{**step, "only": list(chain.from_iterable(stages[number :: len(now)]))} for number, step in enumerate(now)]
         steps += [{"rtn": {}}] if group == "rescaled" else []
         keeps_the_contract(architecture, steps, folder, tmp_path / f"{len(left)} left")
@@ -198,8 +200,9 @@ def loses_little(source: Source, work: Work, certificate: Certificate) -> None:
         outline = treatment.target.outline(*weight.shape)
         if outline.layout in ("numbers", "additive") or outline.bits <= 2:
             plain = nearest(weight, treatment.target)
-        elif layer.sparsity > 0.4:
-            plain = dropped(weight, getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1]))
+        elif treatment.target.nominal_sparsity:
+            run = getattr(getattr(treatment.target, "mask", treatment.target), "m", weight.shape[1])
+            plain = dropped(weight, run, round(layer.sparsity * run))
         else:
             plain = rounded(weight, outline.bits, outline.group_size)
         assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.4) * plain, (layer, plain)
@@ -221,9 +224,9 @@ def nearest(weight: Tensor, target: Target) -> float:
     return float((weight - target.fit(weight).project(weight)).square().sum() / weight.square().sum())
 
 
-def dropped(weight: Tensor, run: int) -> float:
-    """What dropping the smaller half of each `run` inputs loses, as a share of the sum of squares."""
-    smaller = weight.square().reshape(-1, run).sort(dim=1).values[:, : run // 2]
+def dropped(weight: Tensor, run: int, zeros: int) -> float:
+    """What dropping the smallest `zeros` of each `run` inputs loses, as a share of the sum of squares."""
+    smaller = weight.square().reshape(-1, run).sort(dim=1).values[:, :zeros]
     return float(smaller.sum() / weight.square().sum())
 
 

@@ -61,7 +61,7 @@ class Layerwise(Allocator):
 
     def working_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes that are held while one matrix is looked at, beside it."""
-        return 8 * out_features * in_features
+        return 12 * out_features * in_features
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,12 @@ class OWL(Layerwise):
 
     def score(self, look: Look) -> float:
         """The share of outliers; matrices that no row reached do not count."""
-        seen = {path: weight for path, weight in look.weights.items() if path in look.energies}
-        entries = sum(weight.numel() for weight in seen.values())
+        seen = [(weight, look.energies[path].sqrt()) for path, weight in look.weights.items() if path in look.energies]
+        entries = sum(weight.numel() for weight, _ in seen)
         if not entries:
             return float("nan")
-        products = {path: weight.abs() * look.energies[path].sqrt() for path, weight in seen.items()}
-        mean = sum(float(product.double().sum()) for product in products.values()) / entries
-        return sum(int((product > self.outlier * mean).sum()) for product in products.values()) / entries
+        mean = sum(float((weight.abs() * norm).double().sum()) for weight, norm in seen) / entries
+        return sum(int((weight.abs() * norm > self.outlier * mean).sum()) for weight, norm in seen) / entries
 
     def share(self, scores: Sequence[float], sizes: Sequence[int], sparsity: float) -> list[float]:
         return shifted_to_mean([-2 * self.lam * place for place in stretched(scores)], sizes, sparsity, HIGHEST)

@@ -50,6 +50,10 @@ class NM(Target):
     def density(self, width: int) -> float:
         return self.n / self.m
 
+    @property
+    def nominal_sparsity(self) -> float:
+        return 1 - self.n / self.m
+
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> NMPoints:
         return NMPoints(self, values, importance)
 
