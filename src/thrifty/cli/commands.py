@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thrifty.base.errors import InputError
-from thrifty.cli import papers
+from thrifty.cli import inspect, papers
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; progress goes to standard error.")]
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model folder or hub id; the model inside the package if left out.")]
@@ -59,6 +59,7 @@ def register(app: typer.Typer) -> None:
     app.command("try")(try_out)
     for command in (plan, describe, evaluate, compare, export, repeat, recipes, methods, doctor):
         app.command()(command)
+    app.add_typer(inspect.app)
     app.add_typer(papers.app)
 
 
@@ -86,7 +87,7 @@ def compress(
     """Make a model smaller and prove what was lost."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("compress", lambda api: api.compress(model, **request, **safety, format=format, check=check, pairs=pairs), json)
+    call_and_show("compress", lambda api: api.compress(model, **request, **safety, format=format, check=check, pairs=pairs), json)
 
 
 def plan(
@@ -111,7 +112,7 @@ def plan(
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
+    call_and_show("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
 
 
 def try_out(
@@ -126,12 +127,12 @@ def try_out(
 ) -> None:
     """Let original and result answer side by side, with the tokens per second of each."""
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, **allowed), json)
+    call_and_show("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, **allowed), json)
 
 
 def describe(model: Model = None, allow_pickle: Pickle = False, trust_remote_code: RemoteCode = False, json: Json = False) -> None:
     """Show what a model is made of, and what was inferred or is missing."""
-    _run("describe", lambda api: api.describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), json)
+    call_and_show("describe", lambda api: api.describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), json)
 
 
 def evaluate(
@@ -159,7 +160,9 @@ def evaluate(
     """Measure a model, alone or against its original."""
     rows = {"text": _one_or_many(text), "images": images, "tasks": tasks or None, "samples": samples, "tokens": tokens, "stride": stride}
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, check=check, pairs=pairs, seed=seed, **allowed), json)
+    call_and_show(
+        "evaluate", lambda api: api.evaluate(model, against=against, **rows, check=check, pairs=pairs, seed=seed, **allowed), json
+    )
 
 
 def compare(
@@ -168,7 +171,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put the certificates of several results side by side."""
-    _run("compare", lambda api: api.compare(folders, out=out), json)
+    call_and_show("compare", lambda api: api.compare(folders, out=out), json)
 
 
 def export(
@@ -178,12 +181,12 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a result in another format, and read it back."""
-    _run("export", lambda api: api.export(folder, to, out), json)
+    call_and_show("export", lambda api: api.export(folder, to, out), json)
 
 
 def repeat(folder: Folder, out: Out = None, json: Json = False) -> None:
     """Repeat the run that made a result, and compare the bytes."""
-    _run("repeat", lambda api: api.repeat(folder, out=out), json)
+    call_and_show("repeat", lambda api: api.repeat(folder, out=out), json)
 
 
 def recipes(
@@ -208,12 +211,12 @@ def methods(
     json: Json = False,
 ) -> None:
     """List the methods that a recipe can name, or show one."""
-    _run("methods" if name is None else "method", lambda api: api.methods(name), json)
+    call_and_show("methods" if name is None else "method", lambda api: api.methods(name), json)
 
 
 def doctor(json: Json = False) -> None:
     """Check this machine and the installation."""
-    _run("doctor", lambda api: api.doctor(), json)
+    call_and_show("doctor", lambda api: api.doctor(), json)
 
 
 def _request(
@@ -263,7 +266,7 @@ def _call(action: Callable[[Any], Any]) -> Any:
         return action(api)
 
 
-def _run(name: str, action: Callable[[Any], Any], as_json: bool) -> None:
+def call_and_show(name: str, action: Callable[[Any], Any], as_json: bool) -> None:
     """Do the work, then show what came back."""
     result = _call(action)
     from thrifty.cli import render

@@ -76,7 +76,7 @@ class Load:
         return self.evaluation_rows * self.evaluation_tokens
 
 
-PHASES = ("entering", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
+PHASES = ("entering", "sharing", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
 """What follows each other, and is never in memory together."""
 
 
@@ -87,7 +87,8 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
-    disk += parts["rows"] if work.mixes else 0  # those that left the last block when the targets were tried
+    # those that left the last block when targets were tried, and when blocks were looked at
+    disk += parts["rows"] * (bool(work.mixes) + looks_at_rows(work))
     disk += parts["rows"] + _kept_for_training(source, work) if work.tuner is not None else 0
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
@@ -109,6 +110,7 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     return {
         "rows": streams,
         "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
+        "sharing": max((_sharing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.shares else 0,
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "healing": max((_healing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.heals else 0,
         "tuning": _tuning(source, work, setting, load),
@@ -137,6 +139,28 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
         # what stays of a solved matrix: its values in float32 and its codes
         done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
     return module + peak
+
+
+def _sharing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
+    """The peak while a block is looked at: its matrices in float32, and what one of them takes or rows on their way through it."""
+    pairs = [(treatment.allocator, linear) for treatment, linear in looked_at(block, work)]
+    matrices = {linear.path: 4 * linear.out_features * linear.in_features for _, linear in pairs}
+    most = max((allocator.working_bytes(linear.out_features, linear.in_features) for allocator, linear in pairs), default=0)
+    if looks_at_rows(work):
+        inside = inside_block(source, block, load, _rows_at_once(setting, load), setting.dtype)
+        most = max(most, inside) + load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
+    return source.block_parameters(block) * setting.dtype.itemsize + sum(matrices.values()) + most
+
+
+def looked_at(block: Block, work: Work) -> list[tuple[Treatment, Linear]]:
+    """Treatments whose sparsity is to be shared out, with each linear of a block that they are for."""
+    shares = work.shares
+    return [(treatment, linear) for treatment in shares for linear in block.linears if treatment in work.treatments.get(linear.path, ())]
+
+
+def looks_at_rows(work: Work) -> bool:
+    """Whether calibration rows pass through the model before sparsity is shared out."""
+    return any(treatment.allocator is not None and treatment.allocator.calibrated for treatment in work.shares)
 
 
 def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: Load) -> int:
@@ -201,7 +225,7 @@ def _trained(linear: Linear, work: Work) -> int:
     """Bytes that a matrix takes while it is trained."""
     assert work.tuner is not None
     entries, target = linear.out_features * linear.in_features, work.treatments[linear.path][-1].target
-    if target.free and work.tuner.rank:
+    if target.masks and work.tuner.rank:
         return entries * ADAPTED + DIRECTION * work.tuner.rank * (linear.out_features + linear.in_features)
     return entries * TRAINED
 

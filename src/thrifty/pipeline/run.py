@@ -29,7 +29,9 @@ from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.refusals import refusals
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
+from thrifty.pipeline.sharing import scores_of, shared
 from thrifty.pipeline.speed import side_by_side
+from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.stored import write_block
 from thrifty.pipeline.tuning import tuned
@@ -136,11 +138,18 @@ def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:
     if isinstance(walk, ReshapeWalk) and walk.shaping.removed:
         shaping, choosing = chosen(walk, key)
         walk = replace(walk, shaping=shaping)
+    if job.work.shares:
+        scores, choosing = scores_of(walk, key)
+        _take_over(walk, job, shared(job.source, job.work, scores))
     if job.work.mixes:
-        losses, choosing = losses_of(walk, key)
-        walk.work = decided(job.source, job.work, losses, type(job.packing))
-        walk.packing = job.packing.decide(job.source, walk.work)
+        losses, spent = losses_of(walk, key)
+        _take_over(walk, job, decided(job.source, walk.work, losses, type(job.packing)))
+        choosing += spent
     return walk, choosing, time.perf_counter() - began
+
+
+def _take_over(walk: Walk, job: Job, work: Work) -> None:
+    walk.work, walk.packing = work, job.packing.decide(job.source, work)
 
 
 def _beside(job: Job, staging: Path, peak: int, watch: Stopwatch) -> dict[str, Any]:

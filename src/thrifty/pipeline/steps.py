@@ -10,6 +10,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
 from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
+from thrifty.weights.layerwise import Layerwise
 from thrifty.weights.preset.mix import Mix
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.dense import Dense
@@ -111,6 +112,24 @@ class Work:
         """Whether blocks are compared with the original's once they are solved."""
         return any(self.healer(path) is not None for path in self.treatments)
 
+    @property
+    def shares(self) -> tuple[Treatment, ...]:
+        """Treatments whose sparsity is still to be shared out among blocks (`pipeline.sharing`), in the order in which they appear."""
+        every = (treatment for chosen in self.treatments.values() for treatment in chosen)
+        return tuple(dict.fromkeys(treatment for treatment in every if isinstance(treatment.allocator, Layerwise)))
+
+    def with_sparsity(self, sparsity: Mapping[str, Mapping[Treatment, float]]) -> Work:
+        """The same work with the shares of zeros of these treatments decided, by path of the linear."""
+        treatments = dict(self.treatments)
+        for path, decided in sparsity.items():
+            treatments[path] = tuple(
+                replace(treatment, target=treatment.target.with_sparsity(decided[treatment]), allocator=None)
+                if treatment in decided
+                else treatment
+                for treatment in treatments[path]
+            )
+        return replace(self, treatments=treatments)
+
     def healer(self, path: str) -> Healer | None:
         """What the last step does about a linear once its block is solved."""
         return self.treatments[path][-1].heal if path in self.treatments else None
@@ -210,7 +229,7 @@ def _trainable(
     for path in solved:
         *earlier, last = treatments[path]
         for target in mixes[path][0].into if path in mixes else (last.target,):
-            if target.codes is None and not target.free:
+            if target.codes is None and not target.masks:
                 raise InputError(
                     f"{tuner.name} trains plain values and evenly spaced grids (int, zero_free, ternary); "
                     f"{path} is solved into {target.name}"

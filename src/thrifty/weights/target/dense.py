@@ -22,7 +22,7 @@ class Dense(Target):
     """It has no settings."""
 
     name: ClassVar[str] = "dense"
-    free: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
 
     def check(self, out_features: int, in_features: int, name: str) -> None:
         return None
