@@ -20,6 +20,7 @@ from thrifty.base.memory import return_free_memory
 from thrifty.base.store import file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
+from thrifty.export.container import METHOD
 from thrifty.export.formats import export_result
 from thrifty.measure.certificate import FILE as CERTIFICATE
 from thrifty.measure.certificate import Certificate, made_of_bytes
@@ -176,7 +177,7 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Com
 
 
 def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[str, Any]:
-    """Write a result in another format (`gguf`, `dense`) and read it back; returns {folder, format, out, bytes}.
+    """Write a result in another format (`gguf`, `dense`, `thrifty`) and read it back; returns {folder, format, out, bytes}.
 
     A folder gets a certificate of its own: the quality is that of the result, size and speed are not. Raises InputError for a format or an
     architecture that cannot be written, RunError when it reads back otherwise.
@@ -184,16 +185,17 @@ def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[s
     written = export_result(Path(folder), to, None if out is None else Path(out))
     place = Path(written["out"])
     if place.is_dir() and (Path(folder) / CERTIFICATE).exists():
-        certificate = _of_dense(Certificate.read(folder), Path(folder), place, written)
+        certificate = _of_export(Certificate.read(folder), Path(folder), place, written)
         write_pages(place.name, Path(folder), place, certificate)
         certificate.write(place)
     return written
 
 
-def _of_dense(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:
-    """What a certificate says of the same values stored as plain ones."""
-    said = f"exported from {folder} as {written['dtype']}: quality is that of the result, the speed of this folder was not measured"
-    bits = 8.0 * getattr(torch, written["dtype"]).itemsize
+def _of_export(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:
+    """What a certificate says of the same values stored in another way."""
+    how = written.get("dtype", written["format"])
+    said = f"exported from {folder} as {how}: quality is that of the result, the speed of this folder was not measured"
+    bits = written["bits_per_weight"] if "bits_per_weight" in written else 8.0 * getattr(torch, written["dtype"]).itemsize
     changed = {
         "run_key": "",
         "bytes": None if certificate.bytes is None else certificate.bytes.model_copy(update={"after": weight_bytes(place)}),
@@ -202,6 +204,8 @@ def _of_dense(certificate: Certificate, folder: Path, place: Path, written: dict
         "speed": None,
         "warnings": [*certificate.warnings, said],
     }
+    if written["format"] == METHOD:
+        changed["request"] = {**certificate.request, "format": METHOD}
     return certificate.model_copy(update=changed)
 
 
