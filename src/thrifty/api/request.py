@@ -26,6 +26,7 @@ from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
+from thrifty.pipeline.shaping import shape, structural
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.tuning import check_tuning
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
@@ -106,8 +107,12 @@ def prepare(request: Request) -> Job:
             f"a largest increase of perplexity was asked for, but a model of kind {source.anatomy.kind} has none; leave it out"
         )
     recipe = _recipe(request, source)
-    work = Work.of(resolve(recipe, source.anatomy))
-    calibration = _calibration(request, recipe, source) if work.needs_calibration else None
+    steps = resolve(recipe, source.anatomy)
+    step = structural(steps)
+    shaping = None if step is None else shape(source, step)
+    work = Work.of(steps if step is None else ())
+    needed = work.needs_calibration if shaping is None else shaping.calibrated
+    calibration = _calibration(request, recipe, source) if needed else None
     check_tuning(source, work, calibration)
     evaluation = _evaluation(request, recipe, source, calibration)
     if gate is not None and evaluation is None:
@@ -131,6 +136,7 @@ def prepare(request: Request) -> Job:
         gate,
         request.to_json(),
         request.speed,
+        shaping,
     )
 
 

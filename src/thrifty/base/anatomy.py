@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 Commutes = Literal["none", "scale", "permutation", "rotation", "any"]
+UnitKind = Literal["neurons", "heads", "experts", "channels", "states"]
 Kind = Literal["causal_lm", "masked_lm", "vision", "dual_encoder", "vision_language", "other"]
 
 
@@ -175,7 +176,7 @@ class Units:
     """
 
     space: Space
-    kind: Literal["neurons", "heads", "experts", "channels", "states"]
+    kind: UnitKind
     count: int
     members: tuple[Member, ...]
     alike: str

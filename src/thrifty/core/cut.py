@@ -89,7 +89,7 @@ def _shrunk(tensor: Tensor, by_expert: Mapping[int | None, Mapping[int, Tensor]]
 
 def _selected(tensor: Tensor, by_dim: Mapping[int, Tensor]) -> Tensor:
     for dim, mask in by_dim.items():
-        tensor = tensor.index_select(dim, mask.nonzero()[:, 0])
+        tensor = tensor.index_select(dim, mask.nonzero()[:, 0].to(tensor.device))
     return tensor
 
 

@@ -48,6 +48,13 @@ class Bytes(_Part):
     after: int
 
 
+class Count(_Part):
+    """How many there are of something in the original and in the result."""
+
+    before: int
+    after: int
+
+
 class Model(_Part):
     """The model that was compressed.
 
@@ -141,7 +148,7 @@ class Certificate(_Part):
     recipe: the full text. request: the other settings of the run. run_key: names the run. files: SHA-256 of each weight file and of
     config.json. verified: `exact` where every tensor was read back, `full` where transformers also loaded the result. seconds: wall time,
     that of earlier attempts included; phases: by what it was spent on. peak_rss_bytes: peak resident memory of the run. scored: windows and
-    tokens, or rows, that the quality rests on.
+    tokens, or rows, that the quality rests on. structure: parameters and widths, where a step changed them.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -173,6 +180,7 @@ class Certificate(_Part):
     peak_rss_bytes: int = 0
     warnings: list[str] = Field(default_factory=list)
     gate: Verdict | None = None
+    structure: dict[str, Count] = Field(default_factory=dict)
 
     @classmethod
     def build(cls, *, measured: Mapping[str, Any] | None = None, warnings: Iterable[str] = (), **fields: Any) -> Certificate:

@@ -75,7 +75,11 @@ class _Reader:
         try:
             reader(*arguments)
         except _Lacks as error:
-            self.found.missing.append(str(error))
+            self._say(str(error))
+
+    def _say(self, sentence: str) -> None:
+        """The same for each block of a model: without the block's number."""
+        self.found.missing.append(sentence.replace(f"{self.block.path}.", f"{self.block.path.rpartition('.')[0]}.*."))
 
     # -- pieces --------------------------------------------------------------------------------------------------------
 
@@ -214,7 +218,7 @@ class _Reader:
         self._states(path, states, states_members + self._other(f"{path}.A_log", 1, one))
 
     def _mamba2(self) -> None:
-        """Rows of the input projection: gate, inputs, B and C of each group, time steps; the convolution runs over all but the outer two."""
+        """Rows of the input projection: gate, inputs, B and C of each group, time steps. The convolution runs over inputs, B and C."""
         path, inner, states, by_role = self._mixer()
         space = self.block.state_space
         assert space is not None
@@ -229,7 +233,7 @@ class _Reader:
             for name in ("conv1d.weight", "conv1d.bias"):
                 members += self._other(f"{path}.{name}", 0, tuple((inner + start, size) for start, size in runs), reads=reads)
         self._states(path, states, members)
-        self.found.missing.append(f"{path}.norm averages over all heads at once, so removing a head would change the others")
+        self._say(f"{path}.norm averages over all heads at once, so removing a head would change the others")
 
     def _states(self, path: str, states: int, members: list[Member]) -> None:
         name = f"{path.removeprefix(self.block.path + '.')}.states"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -19,10 +21,13 @@ from thrifty.pipeline.folder import BlockRecord, RunFolder
 from thrifty.pipeline.packing import Packing
 
 
-def assemble(source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder) -> Path:
+def assemble(
+    source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder, values: Mapping[str, Any] | None = None
+) -> Path:
     """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
 
-    Shards hold the tensors outside the blocks first, then the blocks in order.
+    values: what its config.json says, where that is not what the original's does. Shards hold the tensors outside the blocks first, then the
+    blocks in order.
     """
     staging = folder.path / "result"
     with writing(staging):
@@ -34,7 +39,7 @@ def assemble(source: Source, records: list[BlockRecord], packing: Packing, folde
     forms = {path: form for record in records for path, form in record.packed.items()}
     config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())
-    write_config(staging, original, config)
+    write_config(staging, original if values is None else values, config)
     copy_side_files(source.side_files(), source.folder, staging)
     return staging
 

@@ -19,7 +19,7 @@ from thrifty.base.errors import GateError
 from thrifty.base.events import Event
 from thrifty.base.store import content_key, file_digest, writing
 from thrifty.data import Rows
-from thrifty.measure.certificate import Certificate, Data, Layer, Model, Sources, Verified, made_of_bytes, weights_digest
+from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, Verified, made_of_bytes, weights_digest
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.models import Source
@@ -29,7 +29,9 @@ from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
+from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
+from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
@@ -48,7 +50,8 @@ class Job:
     name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
     there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
     JSON values. gate: the loss that the user allows.
-    speed: whether both models are timed at the end, which is no part of the result.
+    speed: whether both models are timed at the end, which is no part of the result. shaping: what a structural step makes of the model,
+    where the recipe is one; then nothing is solved.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Job:
     gate: Gate | None = None
     request: dict[str, Any] = field(default_factory=dict)
     speed: bool = True
+    shaping: Shaping | None = None
 
     def key(self, digest: dict[str, str]) -> str:
         """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
@@ -101,8 +105,15 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
-        walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
+        parts = (job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
+        walk = Walk(*parts) if job.shaping is None else ReshapeWalk(*parts, shaping=job.shaping)
         choosing, passed = 0.0, time.perf_counter()
+        if isinstance(walk, ReshapeWalk):
+            for warning in walk.shaping.warnings:
+                events.warn(warning)
+            if walk.shaping.removed:
+                shaping, choosing = chosen(walk, key)
+                walk = ReshapeWalk(*parts, shaping=shaping)
         if job.work.mixes:
             losses, choosing = losses_of(walk, key)
             work = decided(job.source, job.work, losses, type(job.packing))
@@ -127,11 +138,13 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         with watch.during("score"):
             if job.evaluation is not None:
                 measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed)
+        resized = walk.shaping.resized if isinstance(walk, ReshapeWalk) else None
+        result = job.source if resized is None else resized.source
         with watch.during("assemble"):
-            staging = assemble(job.source, records, job.packing, folder)
+            staging = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
         if full and job.evaluation is not None:
             with watch.during("verify"):
-                verify_runtime(staging, job.source, job.evaluation, streams)
+                verify_runtime(staging, result, job.evaluation, streams)
         peak = memory.read()
         if job.speed and job.evaluation is not None and job.setting.device == "cpu":
             with watch.during("speed"):
@@ -234,7 +247,7 @@ def _certificate(
         for position, record in enumerate(records)
         for layer in record.layers
     ]
-    bytes_, bits = sizes(job.source, records, staging)
+    bytes_, bits = sizes(job.source, records if job.shaping is None else [], staging)
     warnings = [*(warning for record in records for warning in record.warnings), *said]
     return Certificate.build(
         measured=measured,
@@ -260,6 +273,7 @@ def _certificate(
         files={path.name: file_digest(path) for path in sorted(staging.iterdir()) if made_of_bytes(path)},
         bits_per_weight=bits,
         gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
+        structure={} if job.shaping is None else {name: Count(before=pair[0], after=pair[1]) for name, pair in job.shaping.changes.items()},
         **costs,
     )
 

@@ -15,10 +15,14 @@ from thrifty.weights.preset.mix import Mix
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a recipe: its method for each linear that it selects (settings may differ by override)."""
+    """One step of a recipe: its method for each linear that it selects (settings may differ by override).
+
+    whole: whether it acts on the whole model alike, with no choice of linears.
+    """
 
     name: str
     methods: Mapping[str, Method]
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class Walk:
             if self.evaluation is not None:
                 self._evaluate(view, calls["evaluation"], streams)
                 return_free_memory()
-            _check_finite(block, streams)
+            check_finite(block, streams)
         with local.during("write"):
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
             packed = self.write_block(self.folder.tensors_path(key), self.source, view)
@@ -243,7 +243,7 @@ class Walk:
         self.setting = replace(self.setting, batch=batch, order="block")
 
 
-def _check_finite(block: Block, streams: Streams) -> None:
+def check_finite(block: Block, streams: Streams) -> None:
     """Raise RunError when rows leave a block as infinite or as no numbers: nothing that follows would mean anything."""
     which = {"calibration": "calibration rows", "before": "the original's evaluation rows", "after": "the result's evaluation rows"}
     for name, words in which.items():

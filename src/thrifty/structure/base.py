@@ -9,17 +9,17 @@ A width pruner is a frozen dataclass below `Pruner` with a `name` and `score`:
     def score(self, view, seen):
         return {units.space: view.norms(units, view.columns(units)) for units in view.units}
 
-`view.units` are the units that the user wants cut and the architecture can do without (`base.anatomy.Units`: neurons, heads, experts, channels,
-states); the result has an entry [count] for the space of each, higher is better. `view.read(path)` is the matrix of a linear, [out, in]
-float32; `view.values(units, member)` [count, values] is what each unit owns in one member of `units.members`, which `view.rows`,
-`view.columns` sort by side. `seen` is what calibration knows: `seen.inputs[space name]` the moments of what each stage reads,
+`view.units` are the units that the user wants cut and the architecture can do without (`base.anatomy.Units`: neurons, heads, experts,
+channels, states); the result has an entry [count] for the space of each, higher is better. `view.read(path)` is the matrix of a linear,
+[out, in] float32; `view.values(units, member)` [count, values] is what each unit owns in one member of `units.members`, which `view.rows`
+and `view.columns` sort by side. `seen` is what calibration knows: `seen.inputs[space name]` the moments of what each stage reads,
 `seen.grams[space name]` its products where `needs` holds `gram`, `seen.rows` the hidden states that enter the block. `view.module` is the
 block itself with its weights and `view.forward(rows)` what it makes of rows: for anything else that has to be seen.
 
 The base then keeps equally many units in each block (widths that plain configs can hold), removes the rest from every tensor they lie in
-(`core.cut`), and writes. A method that changes weights besides overrides `compensate` and returns a `Change`: full-size matrices by path (what
-they hold for removed units is ignored), and biases by path. It sets `adds_bias` where readers without a bias need one; `view.holds_bias`
-says whether the architecture can hold it.
+(`core.cut`), and writes. A method that changes weights besides overrides `compensate` and returns a `Change`: full-size matrices by path
+(what they hold for removed units is ignored), and biases by path. It sets `adds_bias` where readers without a bias need one;
+`view.holds_bias` says whether the architecture can hold it. `scores` names the kinds of units that a method can judge.
 """
 
 from __future__ import annotations
@@ -28,26 +28,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from thrifty.base.anatomy import Block, Member, Space, Units
+from thrifty.base.anatomy import Block, Linear, Member, Space, UnitKind, Units
+from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Cut
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 
-Kind = Literal["neurons", "heads", "experts", "channels", "states"]
-
 
 class View(ABC):
     """One block, as a method sees it.
 
-    block: its description. units: what may be cut. module: the block with its weights, in float32.
+    block: its description. units: what may be cut. module: the block with its weights, in the type of the calibration pass.
     """
 
     block: Block
@@ -71,8 +70,16 @@ class View(ABC):
         """Whether the result has a bias at this linear: its own, or one that `adds_bias` asked for and the architecture can hold."""
 
     @abstractmethod
+    def bias(self, path: str) -> Float[Tensor, "out"]:
+        """The bias of a linear, float32; zeros where it has none."""
+
+    @abstractmethod
     def forward(self, rows: Float[Tensor, "rows *length width"]) -> Float[Tensor, "rows *length width"]:
         """What the block makes of hidden states."""
+
+    def linear(self, path: str) -> Linear:
+        """The description of a linear or a router."""
+        return next(linear for linear in (*self.block.linears, *self.block.routers) if linear.path == path)
 
     @staticmethod
     def rows(units: Units) -> list[Member]:
@@ -107,6 +114,11 @@ class Seen:
     grams: Mapping[str, Statistics] = field(default_factory=dict)
     seed: int = 0
 
+    def size(self, space: Space) -> Float[Tensor, "width"]:
+        """The root mean square of each input of a space; of a token where it was not seen, 1."""
+        found = self.inputs.get(space.name)
+        return torch.ones(space.width) if found is None or found.tokens == 0 else found.square.sqrt()
+
 
 @dataclass(frozen=True)
 class Change:
@@ -120,21 +132,30 @@ class Change:
 class Pruner(Method, ABC):
     """A step that removes units of every block and keeps as many in each.
 
+    scores: the kinds of units that it can judge. calibrated: whether it looks at calibration rows.
+
     ratio: the share of the units of each kind that is removed. cut: kinds of units; those that an architecture does not have, or cannot
     have fewer of, are left as they are. multiple_of: how many neurons or channels stay is a multiple of this, the nearest one.
     """
 
     family: ClassVar[str] = "structure"
-    adds_bias: ClassVar[bool] = False
+    scores: ClassVar[tuple[UnitKind, ...]] = ("neurons", "heads", "experts", "channels", "states")
+    calibrated: ClassVar[bool] = True
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    cut: tuple[Kind, ...] = ("neurons", "heads", "channels")
+    cut: tuple[UnitKind, ...] = ("neurons", "heads", "channels")
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = next((kind for kind in self.cut if kind not in self.scores), None)
+        if wrong is not None or not self.cut:
+            raise InputError(f"{self.name}: cut takes {', '.join(self.scores)}; got {wrong or 'nothing'}")
+
     @property
-    def calibrated(self) -> bool:
-        """Whether it looks at calibration rows."""
-        return True
+    def adds_bias(self) -> bool:
+        """Whether linears that read removed units need a bias."""
+        return False
 
     def kept(self, units: Units) -> int:
         """How many of these units stay."""
