@@ -26,7 +26,8 @@ from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.run import Job
-from thrifty.pipeline.shaping import shape, structural
+from thrifty.pipeline.rebuild import shaped
+from thrifty.pipeline.shaping import structural
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.tuning import check_tuning
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
@@ -109,7 +110,7 @@ def prepare(request: Request) -> Job:
     recipe = _recipe(request, source)
     steps = resolve(recipe, source.anatomy)
     step = structural(steps)
-    shaping = None if step is None else shape(source, step)
+    shaping = None if step is None else shaped(source, step)
     work = Work.of(steps if step is None else ())
     needed = work.needs_calibration if shaping is None else shaping.calibrated
     calibration = _calibration(request, recipe, source) if needed else None

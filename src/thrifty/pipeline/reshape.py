@@ -122,7 +122,7 @@ class ReshapeWalk(Walk):
             tensors, cuts, warnings = self._cut(view, seen)
         with local.during("check"):
             self._check(view, cuts, calls, streams)
-        reports = self._reports(view, cuts)
+        reports = self._reports(view, cuts, seen)
         with local.during("write"):
             self.source.check_unchanged()
             _write(path, tensors)
@@ -144,6 +144,11 @@ class ReshapeWalk(Walk):
         step = self.shaping.step
         if rows is None or not view.units or isinstance(step, BlockPruner) or not step.calibrated:
             return Seen(torch.empty(0) if rows is None else rows, seed=seed)
+        return self.observed(view, rows, watch)
+
+    def observed(self, view: CutView, rows: Tensor, watch: Stopwatch) -> Seen:
+        """What these rows say of the block: moments of what every stage reads, and products where the step needs them."""
+        step = self.shaping.step
         inputs: dict[str, Moments] = {}
         grams: dict[str, Statistics] = {}
 
@@ -168,7 +173,7 @@ class ReshapeWalk(Walk):
             for batch in rows.split(self.setting.batch):
                 assert view.call is not None
                 run_block(view.module, batch.to(self.setting.device), view.call)
-        return Seen(rows, inputs, grams, seed)
+        return Seen(rows, inputs, grams, self.setting.seed)
 
     def _cut(self, view: CutView, seen: Seen) -> tuple[dict[str, Tensor], list[Cut], list[str]]:
         """(the tensors of the result's block by disk key there, what was cut, warnings)."""
@@ -253,7 +258,7 @@ class ReshapeWalk(Walk):
     def _advance(self, module: nn.Module, stream: str, call: Call, streams: Streams) -> None:
         streams.now[stream] = _passed(module, streams.now[stream], call, self.setting.batch, self.setting.device)
 
-    def _reports(self, view: CutView, cuts: Sequence[Cut]) -> tuple[LayerReport, ...]:
+    def _reports(self, view: CutView, cuts: Sequence[Cut], seen: Seen) -> tuple[LayerReport, ...]:
         """A row for each matrix that was cut: which share of it is gone."""
         shares: dict[str, float] = {}
         details: dict[str, dict[str, float]] = {}

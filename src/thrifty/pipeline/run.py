@@ -29,6 +29,7 @@ from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load
+from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
 from thrifty.pipeline.shaping import Shaping
@@ -106,7 +107,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
         parts = (job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
-        walk = Walk(*parts) if job.shaping is None else ReshapeWalk(*parts, shaping=job.shaping)
+        walk = _walk(job.shaping, parts)
         choosing, passed = 0.0, time.perf_counter()
         if isinstance(walk, ReshapeWalk):
             for warning in walk.shaping.warnings:
@@ -159,6 +160,13 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     certificate.write(staging)
     finish(staging, certificate)
     return _deliver(folder, staging, certificate)
+
+
+def _walk(shaping: Shaping | None, parts: tuple[Any, ...]) -> Walk:
+    """The walk that does what the recipe says."""
+    if shaping is None:
+        return Walk(*parts)
+    return (RebuildWalk if isinstance(shaping, Rebuilding) else ReshapeWalk)(*parts, shaping=shaping)
 
 
 def _note(event: Event, said: list[str]) -> None:
