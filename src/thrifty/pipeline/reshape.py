@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Member, Space, Stage, Units
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Cut
 from thrifty.base.store import write_atomic
@@ -51,6 +51,12 @@ class CutView(View):
 
     def read(self, path: str) -> Tensor:
         return read_matrix(self.source, self.linear(path)).to(torch.float32)
+
+    def key(self, name: str) -> str:
+        found = self.source.disk_name(name)
+        if found is None:
+            raise InputError(f"{name} does not lie on disk as one tensor, so this step cannot change it")
+        return found
 
     def tensor(self, source: str) -> Tensor:
         if source not in self._tensors:
