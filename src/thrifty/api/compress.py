@@ -16,10 +16,10 @@ from thrifty.base.lock import alone
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
-from thrifty.pipeline.duration import estimate_seconds
+from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
 from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.plan import Cost
-from thrifty.pipeline.price import output_bytes, price
+from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import Job, run
 
@@ -152,12 +152,20 @@ def plan(
     job = prepare(request)
     cost = _cost(job)  # before the probe takes memory of its own
     rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
-    cost = replace(cost, seconds=estimate_seconds(job.source, job.work, job.setting, job.load, rates))
-    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), job.packing.warnings)
+    warnings = job.packing.warnings
+    if job.shaping is None:
+        seconds = estimate_seconds(job.source, job.work, job.setting, job.load, rates)
+    else:
+        seconds = estimate_shaping(job.source, job.shaping, job.setting, job.load, rates)
+        warnings = job.shaping.warnings
+    cost = replace(cost, seconds=seconds)
+    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), tuple(warnings))
 
 
 def _cost(job: Job) -> Cost:
     """All but the time."""
+    if job.shaping is not None:
+        return price_shaping(job.source, job.shaping, job.setting, job.load, rss_bytes())
     return price(job.source, job.work, job.setting, job.load, rss_bytes(), output_bytes(job.source, job.packing))
 
 

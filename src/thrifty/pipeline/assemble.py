@@ -28,8 +28,8 @@ def assemble(
 ) -> Path:
     """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
 
-    values: what its config.json says, where that is not what the original's does. Shards hold the tensors outside the blocks first, then the
-    blocks in order.
+    values: what its config.json says, where that is not what the original's does. Shards hold the tensors outside the blocks first, then
+    the blocks in order.
     """
     staging = folder.path / "result"
     with writing(staging):
