@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
+import thrifty
 from tests.tiny import build, inputs
 from tests.uneven import LAYERS, blocks, sizes_of, tensors_of, write_by_hand, write_model
 from thrifty.base.errors import InputError
+from thrifty.export.uneven.folder import write_beside
 from thrifty.export.uneven.known import ARCHITECTURES
 from thrifty.export.uneven.outline import plain_config, uneven_config
 from thrifty.models.shell import main_output
@@ -50,7 +53,7 @@ def written(base: Path) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def test_every_known_architecture_is_tried(written):
-    assert {plain_config(config)[0]["model_type"] for _, config in written.values()} | {"gemma"} == set(ARCHITECTURES)
+    assert {plain_config(config)[0]["model_type"] for _, config in written.values()} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -68,14 +71,32 @@ def test_equals_the_layers_of_plain_models(name, written, base):
 
 def test_without_this_package(written, base):
     """In a process that cannot import it: the same logits, generation with and without a cache, in two types, saved and loaded again."""
-    for name, (model, config) in written.items():
-        torch.save(
-            {"inputs": inputs(name, 2, 12), "logits": _put_out(model, name), "auto": _auto(config).__name__}, base / name / "expected.pt"
-        )
+    others = {"pieces": write_pieces(base / "pieces"), "heads": _write_heads("gpt2", [[1, 2, 3], [0]], base / "heads")}
+    others["experts"] = _write_as_published("mixtral", base / "experts")
+    for name, (model, config) in {**written, **others}.items():
+        kept = {"inputs": inputs(name, 2, 12), "logits": _put_out(model, name), "auto": _auto(config).__name__}
+        torch.save(kept, base / name / "expected.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(base / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-I", str(_APART), str(base)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == sorted(LAYERS)
+    assert json.loads(done.stdout.splitlines()[-1]) == sorted([*LAYERS, *others])
+
+
+def _write_as_published(name: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The same with the names, and the pieces, that such a checkpoint has on disk: experts one by one."""
+    model, config = write_by_hand(name, folder)
+    model.save_pretrained(folder)
+    write_beside(folder, config)
+    return model, config
+
+
+def test_names_on_disk_are_those_of_the_architecture(tmp_path):
+    model, _ = _write_as_published("mixtral", tmp_path / "model")
+    keys = load_file(tmp_path / "model" / "model.safetensors")
+    assert any("experts.3." in key for key in keys) and not any(key in model.state_dict() for key in keys if "experts" in key)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert _close(_put_out(loaded, "mixtral"), _put_out(model, "mixtral"))
+    assert _close(_put_out(thrifty.load(tmp_path / "model"), "mixtral"), _put_out(model, "mixtral"))
 
 
 def test_saved_again_under_this_package(written, base, tmp_path):
@@ -120,14 +141,18 @@ def _cut_heads(name: str, kept: list[list[int]]) -> tuple[Any, dict[str, torch.T
     return model, {key: tensor.contiguous() for key, tensor in tensors.items()}
 
 
+def _write_heads(name: str, kept: list[list[int]], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """(the dense model, the config of the folder that one with these heads was written to)."""
+    model, tensors = _cut_heads(name, kept)
+    model.config.architectures = [type(model).__name__]
+    return model, write_model(folder, model.config, {"num_attention_heads": [len(heads) for heads in kept]}, tensors)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "opt", "bert"])
 @pytest.mark.parametrize("kept", [[[1, 2, 3], [0]], [[0, 2], [1, 3]]])
 def test_heads_that_no_config_can_say(name, kept, tmp_path):
     """Zeroing a head in the dense model gives the oracle. The same number of heads in every layer goes this way, too."""
-    model, tensors = _cut_heads(name, kept)
-    config = model.config
-    config.architectures = [type(model).__name__]
-    made = write_model(tmp_path / "cut", config, {"num_attention_heads": [len(heads) for heads in kept]}, tensors)
+    model, made = _write_heads(name, kept, tmp_path / "cut")
     loaded = _auto(made).from_pretrained(tmp_path / "cut").eval()
     assert _close(_put_out(loaded, name), _put_out(model, name))
     if name != "bert":
@@ -173,7 +198,7 @@ def _pieces(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Ten
 
     for path, module in (("model.layers.1.mlp", second.mlp), ("model.layers.1.self_attn.k_proj", second.self_attn.k_proj)):
         width = 64 if path.endswith("mlp") else module.weight.shape[0]
-        down, up = new(3, 64), new(width, 3)
+        down, up = new(8, 64), new(width, 8)
         made |= {f"{path}.branch.down.weight": down, f"{path}.branch.up.weight": up}
         module.register_forward_hook(lambda _, arguments, output, down=down, up=up: output + arguments[0] @ down.T @ up.T)
     return made
@@ -192,7 +217,7 @@ def test_pieces_narrow_values_biases_and_branches(tmp_path):
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pieces")
     assert _close(_put_out(loaded, "llama"), _put_out(model, "llama"))
     _check_generation(loaded)
-    assert loaded.num_parameters() < build("llama").num_parameters() + 64 + 64 + 3 * (64 + 64) + 3 * (64 + 32)
+    assert loaded.num_parameters() < build("llama").num_parameters() + 64 + 64 + 8 * (64 + 64) + 8 * (64 + 32)
     assert config["uneven"]["linears"][0] == {
         "self_attn.q_proj": {"rank": 8, "bias": True},
         "self_attn.v_proj": {"out_features": 24, "pad": [12, 16]},
@@ -292,8 +317,6 @@ def test_refusals(written):
 
 
 def test_a_tokenizer_keeps_the_class_that_its_model_type_chose(tmp_path):
-    from thrifty.export.uneven.folder import write_beside
-
     (tmp_path / "tokenizer_config.json").write_text("{}")
     write_beside(tmp_path, {"uneven": {"model_type": "gpt2"}})
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"].startswith("GPT2Tokenizer")

@@ -19,7 +19,7 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi"), Architecture()),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi"), Architecture()),
     **dict.fromkeys(("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "mamba", "mamba2", "vit"), Architecture()),
     "gpt2": Architecture({"attn.num_heads": False, "attn.split_size": True}, {"intermediate_size": "n_inner"}),
     "opt": Architecture({"self_attn.num_heads": False}, {"intermediate_size": "ffn_dim"}),

@@ -6,6 +6,7 @@ layer's sizes in it. Attention, masks, caches and `generate` are those of transf
 
 config.json says under `uneven`, with paths inside a layer (`self_attn.q_proj`) and layers counted from 0:
 
+    version       1
     model_type    the model type of transformers that it was made from
     blocks        where the layers are in the base model; block: the name of their class
     sizes         config attribute -> its value in each layer, e.g. {"intermediate_size": [96, 64], "num_attention_heads": [4, 2]}
@@ -32,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+VERSION = 1
 PREFIX = "Uneven"
 TYPE = "uneven_"
 
@@ -95,6 +97,8 @@ class _UnevenModel:
     """What is added to a model class of transformers."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        if config.uneven.get("version") != VERSION:
+            raise ValueError(f"`uneven` has version {config.uneven.get('version')!r}, and this code reads version {VERSION}")
         count, config.num_hidden_layers = config.num_hidden_layers, 0  # transformers builds all but the layers
         try:
             super().__init__(config, *args, **kwargs)

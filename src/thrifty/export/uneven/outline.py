@@ -49,7 +49,7 @@ def uneven_config(config: Mapping[str, Any], sizes: Mapping[str, Sequence[int]],
     dense = _built(base, base.config_class.from_dict(_floats(config)))
     core = getattr(dense, dense.base_model_prefix, dense)
     blocks, block = _blocks(core, dense.config.num_hidden_layers)
-    outline: dict[str, Any] = {"model_type": kind, "blocks": blocks, "block": block}
+    outline: dict[str, Any] = {"version": modeling_uneven.VERSION, "model_type": kind, "blocks": blocks, "block": block}
     outline["sizes"] = _sizes(dense.config, ARCHITECTURES[kind], {**known_sizes, **sizes})
     if ARCHITECTURES[kind].heads and HEADS in outline["sizes"]:
         width = outline["sizes"]["head_dim"][0]
