@@ -37,10 +37,16 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "descent", "into": {"int": {**GRID, "range": "mse"}}}},
         "tests/weights/test_descent.py",
     ),
+    "efficient_vla": ("one of four blocks removed", {"efficient_vla": {"ratio": 0.25}}, "tests/structure/test_efficient_vla.py"),
     "farms": (
         "70 % of the weights by sparsegpt, shared out among blocks",
         {"sparsegpt": {"sparsity": 0.7, "share": "farms"}},
         "tests/weights/test_farms.py",
+    ),
+    "flap": (
+        "a fifth of the neurons removed",
+        {"flap": {"ratio": 0.2, "cut": ["neurons"]}},
+        "tests/structure/test_flap.py",
     ),
     "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
     "polaron": (
@@ -48,6 +54,7 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"mix": {"budget": 3.5, "share": "polaron"}},
         "tests/weights/test_polaron.py",
     ),
+    "short_gpt": ("one of four blocks removed", {"short_gpt": {"ratio": 0.25}}, "tests/structure/test_short_gpt.py"),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
 }

@@ -16,11 +16,11 @@ from thrifty.base.lock import alone
 from thrifty.base.store import file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
-from thrifty.pipeline.duration import estimate_seconds
+from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
 from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.plan import Cost
-from thrifty.pipeline.price import output_bytes, price
+from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import run
 
@@ -159,24 +159,36 @@ def plan(
     job = prepare(request)
     cost = _cost(job)  # before the probe takes memory of its own
     cost = replace(cost, seconds=sum(_seconds(link, place) for link in job.links))
-    warnings = tuple(said for link in job.links for said in (*link.packing.warnings, *link.work.idle(link.source.anatomy)))
+    warnings = tuple(said for link in job.links for said in _foreseen_warnings(link))
     return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), warnings)
+
+
+def _foreseen_warnings(job: Job) -> tuple[str, ...]:
+    if job.shaping is not None:
+        return job.shaping.warnings
+    return (*job.packing.warnings, *job.work.idle(job.source.anatomy))
 
 
 def _cost(job: Job) -> Cost:
     """All but the time; of a chain, the memory of its hungriest link, and disk for the results of all."""
     resident = rss_bytes()
-    costs = [
-        price(link.source, link.work, link.setting, link.load, resident, output_bytes(link.source, link.packing)) for link in job.links
-    ]
+    costs = [_cost_of_one(link, resident) for link in job.links]
     widest = max(costs, key=lambda cost: cost.memory)
     kept = [sum(cost.output for cost in costs[:position]) + cost.disk for position, cost in enumerate(costs)]
     return replace(widest, disk=max(kept), output=costs[-1].output)
 
 
+def _cost_of_one(job: Job, resident: int) -> Cost:
+    if job.shaping is not None:
+        return price_shaping(job.source, job.shaping, job.setting, job.load, resident)
+    return price(job.source, job.work, job.setting, job.load, resident, output_bytes(job.source, job.packing))
+
+
 def _seconds(job: Job, place: Path) -> float:
     """How long it takes, after a look at what this machine can do."""
     rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
+    if job.shaping is not None:
+        return estimate_shaping(job.source, job.shaping, job.setting, job.load, rates)
     return estimate_seconds(job.source, job.work, job.setting, job.load, rates)
 
 

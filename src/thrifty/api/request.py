@@ -27,7 +27,8 @@ from thrifty.pipeline.mixing import foreseen
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
-from thrifty.pipeline.shaping import Shaping, shape, structural
+from thrifty.pipeline.rebuild import shaped
+from thrifty.pipeline.shaping import Shaping, structural
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.tuning import check_tuning
 from thrifty.recipe.chain import Part, parts_of
@@ -152,7 +153,7 @@ class _Link:
         """changed: whether an earlier link changed the model."""
         steps = resolve(part.recipe, source.anatomy, part.first, changed)
         step = structural(steps)
-        shaping = None if step is None else shape(source, step)
+        shaping = None if step is None else shaped(source, step)
         work = Work.of(steps if step is None else (), changed)
         if work.turn is not None:
             source = Rotated(source, work.turn.rotation)

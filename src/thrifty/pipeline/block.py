@@ -38,14 +38,14 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one linear; a row of the certificate. Errors are None where no Gram matrix was taken."""
+    """What happened to one linear; a row of the certificate."""
 
     name: str
     method: str
     bits: float
     sparsity: float
-    error: float | None
-    relative_error: float | None
+    error: float
+    relative_error: float
     tokens: int
     simulated: bool = False
     details: dict[str, float] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import Load, active, looked_at, looks_at_rows, stacked
 from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, Rates
 from thrifty.pipeline.sample import SIZES
+from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.steps import Work
 
 FIXED = 4.0
@@ -31,9 +32,27 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
         total += sum(_sharing(block, work, setting, load, rates) for block in blocks)
     if work.tuner is not None:
         total += _tuning(source, work, setting, load, rates)
+    return total + _around(source, load, rates)
+
+
+def estimate_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where blocks
+    are removed, once more through all of them to weigh these."""
+    passes = (2 if shaping.calibrated else 0) if not shaping.removed else 2
+    total = 0.0
+    for block in source.anatomy.blocks:
+        total += passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+        total += _evaluating(block, load, rates)
+        if "gram" in shaping.step.needs:
+            total += sum(_gram(block, stage, load, rates) for stage in block.stages)
+    return total + _around(source, load, rates)
+
+
+def _around(source: Source, load: Load, rates: Rates) -> float:
+    """Seconds of what is the same in all runs: scoring, writing and reading back, timing both models."""
     logits = 2 * 2.0 * load.scored_tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
     stored = sum(info.bytes for info in source.tensors.values())
-    return total + 2 * logits + 4 * stored / rates.disk + _speed(source, load, rates) + FIXED
+    return 2 * logits + 4 * stored / rates.disk + _speed(source, load, rates) + FIXED
 
 
 def _compressing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:

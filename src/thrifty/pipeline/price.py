@@ -7,7 +7,7 @@ page's (`pipeline.duration`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
 from thrifty.pipeline.sample import appetite
 from thrifty.pipeline.score import rows_at_once
+from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.steps import Work
 from thrifty.weights.base import Treatment
 
@@ -90,6 +91,26 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     # those that left the last block when targets were tried, and when blocks were looked at
     disk += parts["rows"] * (bool(work.mixes) + looks_at_rows(work))
     disk += parts["rows"] + _kept_for_training(source, work) if work.tuner is not None else 0
+    return Cost(memory, disk, output, parts={"resident": resident, **parts})
+
+
+def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load, resident: int) -> Cost:
+    """The cost of a structural step, but for its time."""
+    blocks, size = source.anatomy.blocks, setting.dtype.itemsize
+    products = "gram" in shaping.step.needs
+    looking = 0
+    for block in blocks:
+        grams = sum(8 * stage.reads.width**2 for stage in block.stages) if products else 0
+        inside = inside_block(source, block, load, min(setting.batch, load.rows), setting.dtype)
+        # the module, what a method reads of it in float32, the same again while it is judged or checked, and the tensors old and new
+        held = source.block_parameters(block) * (size + 8) + 2 * source.block_bytes(block)
+        looking = max(looking, held + grams + inside)
+    parts = {**memory_parts(source, Work.of(()), replace(setting, order="block"), load), "solving": looking}
+    memory = resident + FIRST_CALLS + parts["rows"] + max(_scattered(name, parts[name]) for name in PHASES)
+    result = shaping.resized.source
+    output = sum(info.bytes for info in result.tensors.values()) + HEADER * len(result.tensors)
+    disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
+    disk += parts["rows"] if shaping.removed else 0  # those that left the last block when the blocks were weighed
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thrifty.base import events
-from thrifty.base.anatomy import Block, Member, Space, Stage, Units
-from thrifty.base.errors import RunError
+from thrifty.base.anatomy import Block, Linear, Member, Space, Stage, Units
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Cut
 from thrifty.base.store import write_atomic
-from thrifty.core.cut import cut, unit_values, zeroed
+from thrifty.core.cut import cut, indices, staying, unit_values, zeroed
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
@@ -51,6 +51,12 @@ class CutView(View):
 
     def read(self, path: str) -> Tensor:
         return read_matrix(self.source, self.linear(path)).to(torch.float32)
+
+    def key(self, name: str) -> str:
+        found = self.source.disk_name(name)
+        if found is None:
+            raise InputError(f"{name} does not lie on disk as one tensor, so this step cannot change it")
+        return found
 
     def tensor(self, source: str) -> Tensor:
         if source not in self._tensors:
@@ -122,7 +128,7 @@ class ReshapeWalk(Walk):
             tensors, cuts, warnings = self._cut(view, seen)
         with local.during("check"):
             self._check(view, cuts, calls, streams)
-        reports = self._reports(view, cuts)
+        reports = self._reports(view, cuts, seen)
         with local.during("write"):
             self.source.check_unchanged()
             _write(path, tensors)
@@ -144,6 +150,11 @@ class ReshapeWalk(Walk):
         step = self.shaping.step
         if rows is None or not view.units or isinstance(step, BlockPruner) or not step.calibrated:
             return Seen(torch.empty(0) if rows is None else rows, seed=seed)
+        return self.observed(view, rows, watch)
+
+    def observed(self, view: CutView, rows: Tensor, watch: Stopwatch) -> Seen:
+        """What these rows say of the block: moments of what every stage reads, and products where the step needs them."""
+        step = self.shaping.step
         inputs: dict[str, Moments] = {}
         grams: dict[str, Statistics] = {}
 
@@ -168,7 +179,7 @@ class ReshapeWalk(Walk):
             for batch in rows.split(self.setting.batch):
                 assert view.call is not None
                 run_block(view.module, batch.to(self.setting.device), view.call)
-        return Seen(rows, inputs, grams, seed)
+        return Seen(rows, inputs, grams, self.setting.seed)
 
     def _cut(self, view: CutView, seen: Seen) -> tuple[dict[str, Tensor], list[Cut], list[str]]:
         """(the tensors of the result's block by disk key there, what was cut, warnings)."""
@@ -253,32 +264,42 @@ class ReshapeWalk(Walk):
     def _advance(self, module: nn.Module, stream: str, call: Call, streams: Streams) -> None:
         streams.now[stream] = _passed(module, streams.now[stream], call, self.setting.batch, self.setting.device)
 
-    def _reports(self, view: CutView, cuts: Sequence[Cut]) -> tuple[LayerReport, ...]:
-        """A row for each matrix that was cut: which share of it is gone."""
-        shares: dict[str, float] = {}
+    def _reports(self, view: CutView, cuts: Sequence[Cut], seen: Seen) -> tuple[LayerReport, ...]:
+        """A row for each matrix that was cut: which share of it is gone, and of what it puts out, inputs taken as independent."""
+        kept: dict[str, dict[str, Tensor]] = {}
         details: dict[str, dict[str, float]] = {}
         for item in cuts:
-            kept = len(item.keep) / item.units.count
+            gone = ~staying(item.units, item.keep)
             for member in item.units.members:
-                if member.linear is not None and member.side != "bias":
-                    length = view.linear(member.linear).in_features if member.side == "columns" else view.linear(member.linear).out_features
-                    share = sum(size for _, size in member.runs) * item.units.count / length
-                    once = shares.get(member.linear, 1.0)
-                    shares[member.linear] = once * (1 - share * (1 - kept)) if share == 1 else once - share * (1 - kept)
-                    details.setdefault(member.linear, {})[item.units.kind] = float(len(item.keep))
-        order = [linear for linear in view.block.linears if linear.path in shares]
+                if member.linear is not None and member.side in ("rows", "columns"):
+                    linear = view.linear(member.linear)
+                    length = linear.in_features if member.side == "columns" else linear.out_features
+                    mask = kept.setdefault(linear.path, {}).setdefault(member.side, torch.ones(length))
+                    mask[indices(member, item.units.count)[gone].flatten()] = 0
+                    details.setdefault(linear.path, {})[item.units.kind] = float(len(item.keep))
         return tuple(
-            LayerReport(
-                name=linear.path,
-                method=self.shaping.step.name,
-                bits=8.0 * self.source.tensors[linear.source].dtype.itemsize,
-                sparsity=1 - shares[linear.path],
-                error=None,
-                relative_error=None,
-                tokens=0 if self.calibration is None else self.calibration.tokens,
-                details=details[linear.path],
-            )
-            for linear in order
+            self._report(view, stage, linear, kept[linear.path], details[linear.path], seen)
+            for stage in view.block.stages
+            for linear in stage.linears
+            if linear.path in kept
+        )
+
+    def _report(
+        self, view: CutView, stage: Stage, linear: Linear, kept: dict[str, Tensor], details: dict[str, float], seen: Seen
+    ) -> LayerReport:
+        rows = kept.get("rows", torch.ones(linear.out_features))
+        columns = kept.get("columns", torch.ones(linear.in_features))
+        energy = view.read(linear.path).square() * seen.size(stage.reads).square()
+        whole, left = float(energy.sum()), float(rows @ energy @ columns)
+        return LayerReport(
+            name=linear.path,
+            method=self.shaping.step.name,
+            bits=8.0 * self.source.tensors[linear.source].dtype.itemsize,
+            sparsity=1 - float(rows.mean() * columns.mean()),
+            error=whole - left,
+            relative_error=max(0.0, 1 - left / whole) if whole > 0 else 0.0,
+            tokens=seen.inputs[stage.reads.name].tokens if stage.reads.name in seen.inputs else 0,
+            details=details,
         )
 
 

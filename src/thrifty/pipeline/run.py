@@ -26,6 +26,7 @@ from thrifty.pipeline.chain import through
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
+from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
 from thrifty.pipeline.refusals import refusals
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
@@ -129,7 +130,8 @@ def _walk(job: Job, folder: RunFolder, digest: dict[str, str]) -> Walk:
         return Walk(*parts, **chained)
     for warning in job.shaping.warnings:
         events.warn(warning)
-    return ReshapeWalk(*parts, **chained, shaping=job.shaping)
+    kind = RebuildWalk if isinstance(job.shaping, Rebuilding) else ReshapeWalk
+    return kind(*parts, **chained, shaping=job.shaping)
 
 
 def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:

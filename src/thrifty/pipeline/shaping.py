@@ -13,8 +13,9 @@ from thrifty.models.resize import Resized, Resizer
 from thrifty.models.units import units_of
 from thrifty.pipeline import steps
 from thrifty.structure.base import BlockPruner, Pruner
+from thrifty.structure.rebuild import Rebuilder
 
-Step = Pruner | BlockPruner
+Step = Pruner | BlockPruner | Rebuilder
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Shaping:
         return {self.step.name: self.step.settings()}
 
 
-def shape(source: Source, step: Step) -> Shaping:
+def shape(source: Source, step: Pruner | BlockPruner) -> Shaping:
     """What the step will make of this model. Raises InputError where the architecture cannot have it."""
     shaping = _fewer_blocks(source, step) if isinstance(step, BlockPruner) else _fewer_units(source, step)
     before, after = source.anatomy.parameters, shaping.resized.source.anatomy.parameters
@@ -137,7 +138,7 @@ def structural(recipe: Sequence[steps.Step]) -> Step | None:
     Raises InputError where other steps stand beside it, and where it is to act on some matrices only.
     """
     found = [(step, next(iter(step.methods.values()))) for step in recipe]
-    shaping = [(step, method) for step, method in found if isinstance(method, Pruner | BlockPruner)]
+    shaping = [(step, method) for step, method in found if isinstance(method, Step)]
     if not shaping:
         return None
     step, method = shaping[0]
@@ -145,7 +146,7 @@ def structural(recipe: Sequence[steps.Step]) -> Step | None:
         other = next(one.name for one in recipe if one is not step)
         raise InputError(f"{step.name} changes the network's structure and must be the only step; run {other} on its result")
     if not step.whole:
-        advice = "choose by its setting cut" if isinstance(method, Pruner) else "choose by first and last"
+        advice = "choose by first and last" if isinstance(method, BlockPruner) else "choose by its own settings"
         raise InputError(f"{step.name} cuts every block alike, so it takes no only, skip or override; {advice}")
     return method
 

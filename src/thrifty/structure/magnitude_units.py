@@ -1,6 +1,8 @@
 """Remove the units whose weights are smallest, taken together.
 
-score_u = sqrt(sum of w^2 over every entry of every matrix and bias that the unit owns). Nothing is calibrated.
+    score_u = sqrt(sum of w^2 over every entry of every matrix and bias that the unit owns)
+
+Nothing is calibrated.
 """
 
 from __future__ import annotations

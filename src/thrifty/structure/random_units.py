@@ -1,6 +1,8 @@
 """Remove units by lot: what every other way of choosing has to beat.
 
-score_u ~ uniform(0, 1), from the seed of the run and the name of the space.
+    score_u ~ uniform(0, 1)
+
+from the seed of the run and the name of the space, so that the same run draws the same lot.
 """
 
 from __future__ import annotations
@@ -27,6 +29,6 @@ class RandomUnits(Pruner):
     def score(self, view: View, seen: Seen) -> dict[Space, Float[Tensor, "count"]]:
         found = {}
         for units in view.units:
-            named = zlib.crc32(f"{view.block.path} {units.space.name}".encode())
-            found[units.space] = torch.rand(units.count, generator=torch.Generator().manual_seed(seen.seed * 0x1_0000_0000 + named))
+            named = zlib.crc32(f"{seen.seed} {view.block.path} {units.space.name}".encode())  # a generator takes 32 bits of a seed
+            found[units.space] = torch.rand(units.count, generator=torch.Generator().manual_seed(named))
         return found

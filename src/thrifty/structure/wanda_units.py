@@ -1,7 +1,9 @@
 """Remove the units whose weights, each times the size of its usual input, are smallest: Wanda's measure summed over a group.
 
-score_u = sum over the matrices of the group of ||W_u * c||_2, c_j the root mean square of input j over the calibration tokens: rows of what
-writes the unit, columns of what reads it. An expert counts as much as the share of tokens that it sees.
+    score_u = sum over the matrices of the group of ||W_u * c||_2
+
+W_u are rows of what writes the unit and columns of what reads it, c_j is the root mean square of input j over the calibration tokens. An
+expert is summed over the tokens that chose it, so that what few choose counts less.
 """
 
 from __future__ import annotations
