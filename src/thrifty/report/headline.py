@@ -74,6 +74,8 @@ def _sizes(certificate: Certificate) -> list[Row]:
         rows.append(Row("weight files", size(before), size(after), shrinkage(before, after)))
     if certificate.bits_per_weight is not None:
         rows.append(Row("stored bits per compressed weight", "", number(certificate.bits_per_weight)))
+    for what, count in certificate.structure.items():
+        rows.append(Row(what, f"{count.before:,}", f"{count.after:,}"))
     return rows
 
 
