@@ -132,21 +132,17 @@ def _chain(source: Source) -> str:
     return "text" if "text" in source.anatomy.chains else source.anatomy.chains[-1]
 
 
-def structural(recipe: Sequence[steps.Step]) -> Step | None:
-    """The structural step of a recipe; None where it has none.
+def structural(part: Sequence[steps.Step]) -> Step | None:
+    """The structural step that a part of a recipe is (see `recipe.chain`); None where it is of other steps.
 
-    Raises InputError where other steps stand beside it, and where it is to act on some matrices only.
+    Raises InputError where it is to act on some matrices only.
     """
-    found = [(step, next(iter(step.methods.values()))) for step in recipe]
-    shaping = [(step, method) for step, method in found if isinstance(method, Step)]
-    if not shaping:
+    step, method = part[0], next(iter(part[0].methods.values()))
+    if not isinstance(method, Step):
         return None
-    step, method = shaping[0]
-    if len(recipe) > 1:
-        other = next(one.name for one in recipe if one is not step)
-        raise InputError(f"{step.name} changes the network's structure and must be the only step; run {other} on its result")
     if not step.whole:
-        advice = "choose by first and last" if isinstance(method, BlockPruner) else "choose by its own settings"
+        own = "its setting cut" if isinstance(method, Pruner) else "its own settings"
+        advice = "choose by " + ("first and last" if isinstance(method, BlockPruner) else own)
         raise InputError(f"{step.name} cuts every block alike, so it takes no only, skip or override; {advice}")
     return method
 
