@@ -22,7 +22,7 @@ from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.base.store import write_atomic
 from thrifty.export.compressed import BYTES, INTEGERS, PARTS, check_format, check_parts, packed_stems, read_packed
-from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors
+from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors, size
 from thrifty.export.gguf_tensors import LARGE_BLOCK, has_few_levels, rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
 from thrifty.export.shards import Piece, stored_in
@@ -118,10 +118,13 @@ def _prepared(
     load: Callable[[], Encoded | Tensor], key: str, architecture: Architecture, config: Mapping[str, Any]
 ) -> Callable[[], Encoded | Tensor]:
     """How a tensor is read, with what llama.cpp's graph expects done to it."""
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"]}
+    queries = size(config, "num_attention_heads")
+    heads = {"q_proj": queries, "k_proj": size(config, "num_key_value_heads") or queries}
     module = key.split(".")[-2]
     if architecture.rotary_pairs and module in heads:
-        return lambda: _interleaved(load(), heads[module])
+        count = heads[module]
+        own = count if isinstance(count, int) else count[int(key.split(".")[2])]
+        return lambda: _interleaved(load(), own)
     if architecture.shifted_norms and key.endswith("norm.weight"):
         return lambda: load().to(torch.float32) + 1
     return load
