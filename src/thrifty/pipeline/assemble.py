@@ -14,6 +14,8 @@ from thrifty.base.anatomy import Linear
 from thrifty.base.store import write_atomic, writing
 from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
 from thrifty.export.side import copy_side_files, write_config
+from thrifty.export.uneven.folder import write_beside
+from thrifty.export.uneven.outline import KEY
 from thrifty.measure.certificate import Bytes
 from thrifty.measure.size import bits_per_weight, bytes_by_matrix, tensor_bytes, weight_bytes
 from thrifty.models import Source
@@ -41,6 +43,8 @@ def assemble(
     original = json.loads((source.folder / "config.json").read_text())
     write_config(staging, original if values is None else values, config)
     copy_side_files(source.side_files(), source.folder, staging)
+    if values is not None and KEY in values:
+        write_beside(staging, values)
     return staging
 
 

@@ -111,7 +111,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if isinstance(walk, ReshapeWalk):
             for warning in walk.shaping.warnings:
                 events.warn(warning)
-            if walk.shaping.removed:
+            if walk.shaping.undecided:
                 shaping, choosing = chosen(walk, key)
                 walk = ReshapeWalk(*parts, shaping=shaping)
         if job.work.mixes:
