@@ -256,7 +256,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(folder_of, tmp_path,
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"steps": [{"flap": {}}, {"gptq": {}}]}, "flap changes the network's structure and must be the only step; run gptq on its result"),
+        ({"steps": [{"gptq": {}}, {"flap": {}}]}, "gptq stores codes, and a step of another kind after it needs plain weights"),
         ({"steps": [{"flap": {}, "skip": ["*.down_proj"]}]}, "takes no only, skip or override; choose by its setting cut"),
         ({"steps": [{"flap": {"cut": ["channels"]}}]}, "has none of the channels that flap would remove"),
         ({"steps": [{"efficient_vla": {}}]}, "would remove 1 of 2 blocks, but 1 at the beginning and 1 at the end are to stay"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear, Member, Space, Stage, Units
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Cut
 from thrifty.base.store import write_atomic
@@ -51,6 +51,12 @@ class CutView(View):
 
     def read(self, path: str) -> Tensor:
         return read_matrix(self.source, self.linear(path)).to(torch.float32)
+
+    def key(self, name: str) -> str:
+        found = self.source.disk_name(name)
+        if found is None:
+            raise InputError(f"{name} does not lie on disk as one tensor, so this step cannot change it")
+        return found
 
     def tensor(self, source: str) -> Tensor:
         if source not in self._tensors:
@@ -148,6 +154,11 @@ class ReshapeWalk(Walk):
         step = self.shaping.step
         if rows is None or not view.units or isinstance(step, BlockPruner) or not step.calibrated:
             return Seen(torch.empty(0) if rows is None else rows, seed=seed)
+        return self.observed(view, rows, watch)
+
+    def observed(self, view: CutView, rows: Tensor, watch: Stopwatch) -> Seen:
+        """What these rows say of the block: moments of what every stage reads, and products where the step needs them."""
+        step = self.shaping.step
         inputs: dict[str, Moments] = {}
         grams: dict[str, Statistics] = {}
 
@@ -172,7 +183,7 @@ class ReshapeWalk(Walk):
             for batch in rows.split(self.setting.batch):
                 assert view.call is not None
                 run_block(view.module, batch.to(self.setting.device), view.call)
-        return Seen(rows, inputs, grams, seed)
+        return Seen(rows, inputs, grams, self.setting.seed)
 
     def _cut(self, view: CutView, seen: Seen) -> tuple[dict[str, Tensor], list[Cut], list[str]]:
         """(the tensors of the result's block by disk key there, what was cut, warnings)."""
@@ -215,7 +226,7 @@ class ReshapeWalk(Walk):
 
     def _check(self, view: CutView, cuts: Sequence[Cut], calls: dict[str, Call], streams: Streams) -> None:
         """Raise RunError when the result's block is not the original's with the removed units switched off, on one row."""
-        name, stream = ("evaluation", "before") if "evaluation" in calls else ("calibration", "calibration")
+        name, stream = ("evaluation", "after") if "evaluation" in calls else ("calibration", "calibration")
         rows = streams.now.get(stream)
         kind = f"{type(view.module).__name__} {view.block.chain} {[item.units.alike for item in cuts]}"
         if rows is None or kind in self.checked or any(item.units.kind == "experts" for item in cuts):
@@ -245,7 +256,7 @@ class ReshapeWalk(Walk):
             streams.now["calibration"] = _passed(module, rows, call, self.setting.batch, self.setting.device)
 
     def _pass_original(self, block: Block, calls: dict[str, Call], streams: Streams) -> None:
-        if self.evaluation is not None:
+        if "before" in streams.now:
             module = self.source.block(block, torch.float32, self.setting.device)
             self._advance(module, "before", calls["evaluation"], streams)
 

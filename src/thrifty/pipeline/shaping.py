@@ -16,8 +16,9 @@ from thrifty.models.units import units_of
 from thrifty.pipeline import steps
 from thrifty.pipeline.uneven import Counts, resize_unevenly
 from thrifty.structure.base import BlockPruner, Pruner, share_out
+from thrifty.structure.rebuild import Rebuilder
 
-Step = Pruner | BlockPruner
+Step = Pruner | BlockPruner | Rebuilder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Shaping:
         return {self.step.name: self.step.settings()}
 
 
-def shape(source: Source, step: Step) -> Shaping:
+def shape(source: Source, step: Pruner | BlockPruner) -> Shaping:
     """What the step will make of this model. Raises InputError where the architecture cannot have it."""
     if isinstance(step, BlockPruner):
         shaping = _fewer_blocks(source, step)
@@ -189,21 +190,17 @@ def _chain(source: Source) -> str:
     return "text" if "text" in source.anatomy.chains else source.anatomy.chains[-1]
 
 
-def structural(recipe: Sequence[steps.Step]) -> Step | None:
-    """The structural step of a recipe; None where it has none.
+def structural(part: Sequence[steps.Step]) -> Step | None:
+    """The structural step that a part of a recipe is (see `recipe.chain`); None where it is of other steps.
 
-    Raises InputError where other steps stand beside it, and where it is to act on some matrices only.
+    Raises InputError where it is to act on some matrices only.
     """
-    found = [(step, next(iter(step.methods.values()))) for step in recipe]
-    shaping = [(step, method) for step, method in found if isinstance(method, Pruner | BlockPruner)]
-    if not shaping:
+    step, method = part[0], next(iter(part[0].methods.values()))
+    if not isinstance(method, Step):
         return None
-    step, method = shaping[0]
-    if len(recipe) > 1:
-        other = next(one.name for one in recipe if one is not step)
-        raise InputError(f"{step.name} changes the network's structure and must be the only step; run {other} on its result")
     if not step.whole:
-        advice = "choose by its setting cut" if isinstance(method, Pruner) else "choose by first and last"
+        own = "its setting cut" if isinstance(method, Pruner) else "its own settings"
+        advice = "choose by " + ("first and last" if isinstance(method, BlockPruner) else own)
         raise InputError(f"{step.name} cuts every block alike, so it takes no only, skip or override; {advice}")
     return method
 

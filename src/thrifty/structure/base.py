@@ -58,6 +58,10 @@ class View(ABC):
         """The matrix of a linear or a router, float32."""
 
     @abstractmethod
+    def key(self, name: str) -> str:
+        """The disk key of a parameter of the block, by its name in the model. Raises InputError where it has none of its own."""
+
+    @abstractmethod
     def tensor(self, source: str) -> Float[Tensor, "..."]:
         """A tensor of the block by its disk key, in disk layout, float32."""
 

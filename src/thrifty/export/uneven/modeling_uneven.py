@@ -41,7 +41,8 @@ TYPE = "uneven_"
 def __getattr__(name: str) -> Any:
     """`Uneven` before the name of a config class or a model class of transformers."""
     base = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
-    if not isinstance(base, type) or not issubclass(base, PreTrainedConfig | transformers.PreTrainedModel):
+    # The second class is asked for only where it must be: configs are made while transformers is still being imported.
+    if not isinstance(base, type) or not (issubclass(base, PreTrainedConfig) or issubclass(base, transformers.PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     made = _config_class(name, base) if issubclass(base, PreTrainedConfig) else _model_class(name, base)
     globals()[name] = made
