@@ -36,9 +36,9 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
 
 
 def estimate_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load, rates: Rates) -> float:
-    """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where blocks
-    are removed, once more through all of them to weigh these."""
-    passes = (2 if shaping.calibrated else 0) if not shaping.removed else 2
+    """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where
+    something is decided for the whole model first, once or twice more through all of it."""
+    passes = 2 if shaping.removed else 4 if shaping.undecided and shaping.calibrated else 2 if shaping.calibrated else 0
     total = 0.0
     for block in source.anatomy.blocks:
         total += passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)

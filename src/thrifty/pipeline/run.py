@@ -137,7 +137,7 @@ def _walk(job: Job, folder: RunFolder, digest: dict[str, str]) -> Walk:
 def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:
     """(the walk with its targets and blocks chosen, the seconds that the choice took in all, and in this attempt)."""
     began, choosing = time.perf_counter(), 0.0
-    if isinstance(walk, ReshapeWalk) and walk.shaping.removed:
+    if isinstance(walk, ReshapeWalk) and walk.shaping.undecided:
         shaping, choosing = chosen(walk, key)
         walk = replace(walk, shaping=shaping)
     if job.work.shares:
