@@ -2,11 +2,12 @@
 
 Usage: python bench/memory_budget.py [--rounds 3]            (writes bench/results/memory_budget.json; needs 1 GB of disk)
 
-Each figure is of a process of its own: a prompt, then new tokens, greedily. The budget given to each is the peak that is expected of the
-placement, so that what is decided and how well the peak is foreseen show, too. Tokens and the logits of the last one must be equal
-everywhere, or it fails. The model's files are in the page cache: a disk that must be waited for is slower than this. The random Llama of
-314 million parameters (bench/random_llama.py) in bfloat16, and the model inside the package, whose tables are too small to be left on disk:
-for it the smallest table that is, and the fewest tokens that are kept, are made smaller.
+Each figure is of a process of its own, forked when everything is imported: a prompt, then new tokens, greedily. The budget given to each
+is the peak that is expected of the placement, so that what is decided and how well the peak is foreseen show, too. Tokens and the logits
+of the last one must be equal everywhere, or it fails. The model's files are in the page cache: a disk that must be waited for is slower
+than this. The random Llama of 314 million parameters (bench/random_llama.py) in bfloat16, and the model inside the package, whose tables
+are too small to be left on disk: for it the smallest table that is, and the fewest tokens that are kept, are made smaller. A run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+
+import torch
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import thrifty
+from thrifty.base.memory import peak_rss_bytes, rss_bytes
+from thrifty.data import default_model
+from thrifty.measure.hardware import hardware, versions
+from thrifty.models import open_model
+from thrifty.runtime import budget, frugal, load  # noqa: F401
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
@@ -29,23 +41,21 @@ STEPS = ("in memory", "embeddings on disk", "keys and values, too", "half the bl
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--child", nargs=4)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(Path(arguments.child[0]), arguments.child[1], *map(int, arguments.child[2:]))))
-        return
-    from thrifty.data import default_model
-    from thrifty.measure.hardware import hardware, versions
-
-    models = {"random Llama": (random_model(), 1920, 32), "embedded": (default_model(), 448, 64)}
-    summary = {"hardware": hardware(), "versions": versions(), "rounds": arguments.rounds, "models": {}}
+    rounds = parser.parse_args().rounds
+    models = {"random Llama": (random_model(), 1280, 16), "embedded": (default_model(), 448, 32)}
+    summary = {"hardware": hardware(), "versions": versions(), "rounds": rounds, "models": {}}
+    log = BUILD / "memory_budget.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for name, (folder, prompt, new) in models.items():
         found: dict[str, list[dict]] = {step: [] for step in STEPS}
-        for _ in range(arguments.rounds):
+        for turn in range(rounds):
             for step in STEPS:
-                words = [sys.executable, __file__, "--child", folder, step, prompt, new]
-                done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=True)
-                found[step].append(json.loads(done.stdout))
+                key = [name, prompt, new, turn, step]
+                row = next((row for known, row in done if known == key), None) or alone(folder, step, prompt, new)
+                found[step].append(row)
+                if [key, row] not in done:
+                    with log.open("a") as file:
+                        file.write(json.dumps([key, row]) + "\n")
         results = {(row["tokens"], row["logits"]) for rows in found.values() for row in rows}
         if len(results) != 1:
             raise SystemExit(f"{name}: outputs differ: {results}")
@@ -54,7 +64,21 @@ def main() -> None:
         summary["models"][name] = {"checkpoint_bytes": stored, "prompt_tokens": prompt, "new_tokens": new, "outputs": "equal", "rows": rows}
     path = HERE / "results" / "memory_budget.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
+    log.unlink()
     print(json.dumps(summary, indent=2))
+
+
+def alone(folder: Path, step: str, prompt: int, new: int) -> dict:
+    """`child` in a process of its own: a fork of this one, which has imported everything and computed nothing."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(child(folder, step, prompt, new)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
 
 
 def random_model() -> Path:
@@ -71,13 +95,6 @@ def middle(rows: list[dict]) -> dict:
 
 def child(folder: Path, step: str, prompt: int, new: int) -> dict:
     """One process: load, generate, and what that took."""
-    import torch
-
-    import thrifty
-    from thrifty.base.memory import peak_rss_bytes, rss_bytes
-    from thrifty.models import open_model
-    from thrifty.runtime import budget, frugal
-
     if folder.name != "llama-300m":
         budget.TABLE_BYTES = 1 << 18
         budget.LEAST_KEPT = 64
@@ -118,10 +135,8 @@ SLACK = 4 << 20
 """The process holds a little more when the model is loaded than when its parts were asked for."""
 
 
-def wanted(step: str, parts):
+def wanted(step: str, parts: budget.Parts) -> budget.Placement:
     """The placement that a step stands for."""
-    from thrifty.runtime import budget
-
     found = budget.Placement(embedding=True)
     if step != STEPS[1]:
         found = replace(found, kept=budget.LEAST_KEPT)
@@ -139,9 +154,7 @@ class Clock:
         self.times: list[tuple[float, float]] = []
         self.digest = ""
 
-    def __call__(self, tokens, scores):
-        import torch
-
+    def __call__(self, tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.times.append((time.perf_counter(), time.process_time()))
         self.digest = hashlib.sha256(scores.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
         return scores

@@ -114,6 +114,10 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
                 "--trust-remote-code",
                 "--format",
                 "thrifty",
+                "--check",
+                "safety",
+                "--pairs",
+                "pairs.jsonl",
             ]
         )
         == 0
@@ -136,6 +140,8 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
             "allow_pickle": True,
             "trust_remote_code": True,
             "format": "thrifty",
+            "check": "safety",
+            "pairs": "pairs.jsonl",
         },
     )
     assert main(["compress"]) == 0

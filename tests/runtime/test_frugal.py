@@ -70,7 +70,7 @@ def test_the_same_logits_and_tokens(name: str, tmp_path: Path, monkeypatch: pyte
         assert ours.placement == placement and ours.device.type == "cpu" and ours.dtype == whole.dtype
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "mamba", "llava"])
+@pytest.mark.parametrize("name", ["bert", "vit", "mamba", "llava", "clip"])
 @torch.inference_mode()
 def test_models_of_other_kinds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny(name, tmp_path)
@@ -78,7 +78,7 @@ def test_models_of_other_kinds(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     parts = placed(monkeypatch, replace(EVERYTHING, kept=None))
     ours = thrifty.load(folder, memory="1GB")
     assert torch.equal(main_output(ours(**row)), main_output(thrifty.load(folder)(**row)))
-    assert bool(parts[0].cache) == (name == "llava") and bool(parts[0].embedding) == (name != "vit")
+    assert bool(parts[0].cache) == (name == "llava") and bool(parts[0].embedding) == (name not in ("vit", "clip"))
 
 
 @torch.inference_mode()

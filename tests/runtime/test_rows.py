@@ -151,7 +151,7 @@ print(before, after_rows, status_bytes("VmHWM"), status_bytes("VmRSS"))
 """
 
 
-def test_a_table_of_160_megabytes_takes_a_tenth_of_it(tmp_path: Path) -> None:
+def test_a_table_of_160_megabytes_is_never_in_memory(tmp_path: Path) -> None:
     """In a process of its own: every row read, and the head's product; nothing but what is at hand is held."""
     rows, width = 80_000, 1024
     header = json.dumps({"table": {"dtype": "BF16", "shape": [rows, width], "data_offsets": [0, rows * width * 2]}}).encode()

@@ -46,9 +46,9 @@ class ContainerFolder:
         self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self.container), remote_code)
         self.stored = tensors
 
-    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
         """The packed layers by module path, their biases still to be filled: those below `within`, but for those below `beside`."""
-        found: dict[str, nn.Module] = {}
+        found: dict[str, PackedLinear] = {}
         roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
         for path, module in linears_of(self.source, within, beside):
             matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "")

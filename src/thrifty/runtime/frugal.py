@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from thrifty.models import Source
 from thrifty.models.disk import TensorInfo
 from thrifty.models.skeleton import build_skeleton
 from thrifty.runtime.budget import Parts, Placement, place
+from thrifty.runtime.linear import PackedLinear
 from thrifty.runtime.rows import DiskEmbedding, DiskHead, MappedMatrix, looks_up
 from thrifty.runtime.spill import spill_caches, takes_caches
 from thrifty.runtime.stream import BlockStore
@@ -27,6 +28,8 @@ TOKENS = 2048
 """Tokens that memory is planned for where nobody says."""
 RUNTIME = 64 << 20
 """What the first pass brings into memory besides: code of the libraries and of their kernels."""
+PACKING, UNPACKING, LAYING_OUT = 24, 16, 2
+"""Bytes a weight while a matrix is packed for the kernels; while it is decoded for a call; while its bytes are laid out for one."""
 
 
 class PackedModel(Protocol):
@@ -34,7 +37,7 @@ class PackedModel(Protocol):
 
     source: Source
 
-    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
         """Packed layers by path: those below the module `within`, but for those below the modules `beside`."""
         ...
 
@@ -45,7 +48,7 @@ class PlainModel:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
         """None."""
         return {}
 
@@ -74,12 +77,27 @@ class _Table:
     info: TensorInfo
 
 
+def _found(get: Callable[[], nn.Module | None]) -> nn.Module | None:
+    """A module that not every class of model has."""
+    try:
+        return get()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _unpacking(layer: PackedLinear) -> int:
+    """Bytes that a call of a packed layer takes besides its inputs and outputs."""
+    return layer.in_features * layer.out_features * (LAYING_OUT if layer.kernel else UNPACKING)
+
+
 class _Loader:
     def __init__(self, packed: PackedModel, dtype: torch.dtype) -> None:
         self.packed, self.source, self.dtype = packed, packed.source, dtype
         self.model: PreTrainedModel = build_skeleton(self.source.config, dtype, self.source.remote_code)
         self.blocks = self.source.anatomy.blocks
+        self.unpacking = 0
         self.beside = tuple(block.path + "." for block in self.blocks)
+        self.lookup, self.output = _found(self.model.get_input_embeddings), _found(self.model.get_output_embeddings)
 
     # -- prices --------------------------------------------------------------------------------------------------------
 
@@ -101,7 +119,7 @@ class _Loader:
             tokens=tokens,
             cache=cache,
             cache_fixed=cache_fixed,
-            work=RUNTIME + self._work(tokens),
+            work=RUNTIME + self.unpacking + self._work(tokens),
             loading=self._loading(),
         )
 
@@ -121,6 +139,7 @@ class _Loader:
             if alike not in known:
                 layers = self.packed.layers(self.dtype, block.path)
                 held = sum(tensor.nbytes for layer in layers.values() for tensor in layer.buffers())
+                self.unpacking = max([self.unpacking, *(_unpacking(layer) for layer in layers.values())])
                 inside = {path.removeprefix(block.path + "."): layer for path, layer in layers.items()}
                 known[alike] = held + self._bytes(block.path, inside)
             found.append(known[alike])
@@ -167,19 +186,20 @@ class _Loader:
 
     def _loading(self) -> int:
         """What reading the largest matrix takes besides itself."""
-        sizes = [linear.in_features * linear.out_features for linear in self.source.anatomy.linears]
-        packed = isinstance(self.packed, PlainModel)
-        converted = [info.bytes for info in self.source.tensors.values() if info.dtype != self.dtype]
-        return max([0, *converted] if packed else [0, *converted, *(24 * size for size in sizes)])
+        found = [0, *(info.bytes for info in self.source.tensors.values() if info.dtype != self.dtype)]
+        found += [self.model.get_parameter(name).numel() * self.dtype.itemsize for name in self.source.names.pieces]
+        if not isinstance(self.packed, PlainModel):
+            found += [PACKING * linear.in_features * linear.out_features for linear in self.source.anatomy.linears]
+        return max(found)
 
     # -- what can stay on disk -------------------------------------------------------------------------------------------
 
     @cached_property
     def embedding(self) -> _Table | None:
         """The table of the token embedding, where everything that reads it can do so from disk."""
-        lookup = self.model.get_input_embeddings()
+        lookup = self.lookup
         path = next((path for path, module in self.model.named_modules() if module is lookup), None)
-        if path is None or not looks_up(lookup):
+        if path is None or not isinstance(lookup, nn.Embedding) or not looks_up(lookup):
             return None
         table = self._table(path)
         sharing = {name for name, parameter in self.model.named_parameters(remove_duplicate=False) if parameter is lookup.weight}
@@ -196,11 +216,11 @@ class _Loader:
     def tied(self) -> bool:
         """Whether head and embedding are one table."""
         path = self._head_path()
-        return path is not None and self.model.get_submodule(path).weight is self.model.get_input_embeddings().weight
+        return path is not None and self.model.get_submodule(path).weight is getattr(self.lookup, "weight", None)
 
     def _head_path(self) -> str | None:
-        head = self.model.get_output_embeddings()
-        return next((path for path, module in self.model.named_modules() if module is head and type(head) is nn.Linear), None)
+        head = self.output if type(self.output) is nn.Linear else None
+        return next((path for path, module in self.model.named_modules() if module is head), None)
 
     def _table(self, path: str) -> _Table | None:
         info = self._on_disk(f"{path}.weight")
@@ -220,7 +240,7 @@ class _Loader:
         embedding, head = self.embedding, self.head
         if placement.embedding and embedding is not None:
             table = MappedMatrix(embedding.info)
-            self.model.set_submodule(embedding.path, DiskEmbedding(self.model.get_input_embeddings(), table, self.dtype))
+            self.model.set_submodule(embedding.path, DiskEmbedding(self.model.get_submodule(embedding.path), table, self.dtype))
             if self.tied and head is not None:
                 self._head_on_disk(head.path, table)
         if placement.head and not self.tied and head is not None:

@@ -137,9 +137,9 @@ class PackedFolder:
         """The codes of one matrix."""
         return read_packed(self._read, stem)
 
-    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
         """The packed layers by module path, their biases still to be filled: those below `within`, but for those below `beside`."""
-        found: dict[str, nn.Module] = {}
+        found: dict[str, PackedLinear] = {}
         stems = set(packed_stems(self.stored))
         roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
         for path, module in linears_of(self.source, within, beside):

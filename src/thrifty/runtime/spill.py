@@ -226,6 +226,10 @@ def takes_caches(model: nn.Module) -> bool:
     return takes and bool(getattr(model, "_supports_default_dynamic_cache", bool)()) and not model.config.is_encoder_decoder
 
 
+def _is_begun(layer: Any) -> bool:
+    return isinstance(layer, SpilledLayer) or (isinstance(layer, DynamicLayer) and layer.is_initialized)
+
+
 def spill_caches(model: nn.Module, kept: int) -> None:
     """Let every empty `DynamicCache` that reaches the model spill, and give it one where it would make its own."""
     config = model.config.get_text_config(decoder=True)
@@ -234,7 +238,7 @@ def spill_caches(model: nn.Module, kept: int) -> None:
         cache, use = kwargs.get("past_key_values"), kwargs.get("use_cache")
         if cache is None and len(args) <= 1 and (config.use_cache if use is None else use):
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
-        if type(cache) is DynamicCache and all(type(layer) is not SpilledLayer and not layer.is_initialized for layer in cache.layers):
+        if type(cache) is DynamicCache and not cache.offloading and not any(map(_is_begun, cache.layers)):
             spill(cache, kept, config.num_hidden_layers)
         return args, kwargs
 

@@ -104,12 +104,12 @@ class BlockStore:
     # -- while the model runs ------------------------------------------------------------------------------------------
 
     def _enter(self, number: int, block: nn.Module) -> None:
+        self._gradients = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
         place = self._take(number)
         following = (number + 1) % len(self._blocks)
         if following != number:
             self._coming = (following, self._ahead.submit(self._read, following, self._other(place)))
-        self._gradients = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
         for weight in self._blocks[number]:
             part = place[weight.place : weight.place + weight.bytes].view(weight.dtype).view(weight.shape)
             _put(block.get_submodule(weight.module), weight.leaf, part)
