@@ -120,7 +120,9 @@ def test_the_published_scores_are_their_formulas():
 def test_where_the_state_stands_still_a_vote_is_one_choice():
     """Fast decays and constant inputs: from the second step on the same states enter, and all steps but the first vote alike."""
     s = scan(50, rows=1, length=6)
-    still = replace(s, delta=torch.ones(1, 6, 3).double(), a_log=6 + s.a_log, b=s.b[:, :1].expand(-1, 6, -1), x=torch.ones(1, 6, 3).double())
+    still = replace(
+        s, delta=torch.ones(1, 6, 3).double(), a_log=6 + s.a_log, b=s.b[:, :1].expand(-1, 6, -1), x=torch.ones(1, 6, 3).double()
+    )
     energy = (still.a_log.square() * (still.b[0, 0] ** 2)[None]).flatten()
     assert set((votes(still, 4).flatten() >= 5).nonzero().flatten().tolist()) == set(energy.argsort()[:4].tolist())
 

@@ -25,8 +25,8 @@ from thrifty.pipeline.mixing import foreseen
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
-from thrifty.pipeline.run import Job
 from thrifty.pipeline.rebuild import shaped
+from thrifty.pipeline.run import Job
 from thrifty.pipeline.shaping import structural
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.tuning import check_tuning

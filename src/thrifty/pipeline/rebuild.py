@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty.base.anatomy import Block, Linear
+from thrifty.base.anatomy import Linear
 from thrifty.base.errors import RunError
 from thrifty.base.records import Cut
 from thrifty.core.linalg import row_forms
@@ -21,7 +21,8 @@ from thrifty.models.resize import Resized, Resizer
 from thrifty.models.skeleton import build_skeleton
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.reshape import CutView, ReshapeWalk
-from thrifty.pipeline.shaping import Shaping, Step, shape
+from thrifty.pipeline.shaping import Shaping, Step
+from thrifty.pipeline.shaping import shape as shape_plainly
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.structure.base import Seen
@@ -39,7 +40,7 @@ class Rebuilding(Shaping):
 
 def shaped(source: Source, step: Step) -> Shaping:
     """What a structural step will make of this model. Raises InputError where the architecture cannot have it."""
-    return rebuilding(source, step) if isinstance(step, Rebuilder) else shape(source, step)
+    return rebuilding(source, step) if isinstance(step, Rebuilder) else shape_plainly(source, step)
 
 
 def rebuilding(source: Source, step: Rebuilder) -> Rebuilding:
@@ -138,9 +139,9 @@ class RebuildWalk(ReshapeWalk):
         tensors = {key: self.source.read(key) for key in self.source.block_keys(view.block) if key not in gone}
         infos = self.shaping.resized.source.tensors
         tensors |= {key: values.to(infos[key].dtype).contiguous() for key, values in changed.items()}
-        bad = next((key for key, values in changed.items() if tuple(values.shape) != infos[key].shape or not torch.isfinite(values).all()), None)
-        if bad is not None:
-            raise RunError(f"{bad}: {step.name} made values for it that are not finite, or of another shape than it had planned")
+        for key, values in changed.items():
+            if tuple(values.shape) != infos[key].shape or not bool(torch.isfinite(values).all()):
+                raise RunError(f"{key}: {step.name} made values for it that are not finite, or of another shape than it had planned")
         self.rebuilt = made
         return tensors, [], []
 
@@ -151,7 +152,7 @@ class RebuildWalk(ReshapeWalk):
         return tuple(self._rows(view, seen))
 
     def _rows(self, view: CutView, seen: Seen) -> Iterator[LayerReport]:
-        """A row for each matrix in another form: the share of it that is gone, and what its outputs lose where they are still the same ones."""
+        """A row for each matrix in another form: the share of it that is gone, and what is lost of its outputs where they stay the same."""
         tokens = 0 if self.calibration is None else self.calibration.tokens
         for linear in view.block.linears:
             form = self.plan.forms.get(linear.path)
@@ -194,5 +195,3 @@ def _named(view: CutView, linear: Linear, form: Form, made: Rebuilt) -> Iterator
         yield name, values.T if linear.storage == "conv1d" and name == ".weight" else values
     if linear.bias_source is not None:
         yield form.bias_name, made.biases[linear.path] if linear.path in made.biases else view.bias(linear.path)
-
-

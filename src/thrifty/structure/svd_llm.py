@@ -28,7 +28,10 @@ class SVDLLM(Rebuilder):
 
     name: ClassVar[str] = "svd_llm"
     paper: ClassVar[Paper | None] = Paper(
-        "Wang, Zheng, Wan, Zhang", 2024, "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression", "2403.07378"
+        "Wang, Zheng, Wan, Zhang",
+        2024,
+        "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression",
+        "2403.07378",
     )
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
