@@ -69,11 +69,11 @@ def _resized(source: Source, plan: Plan) -> Resized:
         for name, shape in form.tensors(linear).items():
             shapes[path + name] = shape
             infos[_key(linear, name)] = _info(like, shape)
-    for path, (into, rank, out) in plan.branches.items():
+    for path, (into, rank, out) in plan.branches.items():  # no tensor of the original names these, so they are called on disk as in memory
         like = next(source.tensors[linear.source] for linear in source.anatomy.linears if linear.path.startswith(path))
         for name, shape in ((f"{path}{BRANCH}.down.weight", (rank, into)), (f"{path}{BRANCH}.up.weight", (out, rank))):
             shapes[name] = shape
-            infos[_branch_key(source, name)] = _info(like, shape)
+            infos[name] = _info(like, shape)
     raw = uneven_config(_raw(source), {name: list(values) for name, values in plan.sizes.items()}, shapes)
     config_class = getattr(modeling_uneven, raw["architectures"][0]).config_class
     config = config_class.from_dict(dict(raw))
@@ -90,14 +90,6 @@ def _raw(source: Source) -> dict[str, Any]:
 def _key(linear: Linear, name: str) -> str:
     """The disk key of a tensor of a linear's form; names in memory and on disk end alike."""
     return linear.source.removesuffix(".weight") + name
-
-
-def _branch_key(source: Source, name: str) -> str:
-    """The disk key of a branch's tensor, from that of a matrix of the same module."""
-    path = name.rpartition(BRANCH)[0]
-    inside = next(linear for linear in source.anatomy.linears if linear.path.startswith(path))
-    below = inside.path.removeprefix(path) + ".weight"
-    return inside.source.removesuffix(below) + name.removeprefix(path)
 
 
 def _info(like: TensorInfo, shape: tuple[int, ...]) -> TensorInfo:
@@ -134,8 +126,8 @@ class RebuildWalk(ReshapeWalk):
                 gone |= {key for key in (linear.source, linear.bias_source) if key is not None}
                 changed |= {_key(linear, name): values for name, values in _named(view, linear, form, made)}
         for path, (up, down) in made.branches.items():
-            changed[_branch_key(self.source, f"{path}{BRANCH}.down.weight")] = down
-            changed[_branch_key(self.source, f"{path}{BRANCH}.up.weight")] = up
+            changed[f"{path}{BRANCH}.down.weight"] = down
+            changed[f"{path}{BRANCH}.up.weight"] = up
         tensors = {key: self.source.read(key) for key in self.source.block_keys(view.block) if key not in gone}
         infos = self.shaping.resized.source.tensors
         tensors |= {key: values.to(infos[key].dtype).contiguous() for key, values in changed.items()}

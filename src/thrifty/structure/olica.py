@@ -95,7 +95,7 @@ class Olica(Rebuilder):
         share = factor * self.ratio
         if share >= 0.95:
             raise InputError(
-                f"olica: a ratio of {self.ratio} would leave hardly anything of queries and keys; take one below 0.6, or qk_to_vo 1"
+                f"olica: a ratio of {self.ratio} leaves hardly anything of queries and keys; take a smaller one, or qk_to_vo 1"
             )
         return share
 
