@@ -3,7 +3,7 @@
 Usage: python ../embedded/prepare.py ../../src/thrifty/data/pycode/model; python train.py [--tokens 1200000] [--out build/run] [--seconds N]
 For one core: the scan and its gradient are compiled from scan.c beside this file (gcc).
 Resumable: killed anywhere, the same command goes on from the last checkpoint, with the batches that an undisturbed run would have seen.
-The weights at the end, and at each checkpoint before, are written as float32 to OUT/model.
+The weights at the end, and at each checkpoint before, are written as bfloat16 to OUT/model.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def keep(model: MambaForCausalLM, folder: Path) -> None:
     """An ordinary model folder with its tokenizer; the old one stays until the new one is whole."""
     temporary = folder.with_name(folder.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    half = MambaForCausalLM(model.config).to(torch.bfloat16)
+    half.load_state_dict({name: value.to(torch.bfloat16) for name, value in model.state_dict().items()})
+    half.save_pretrained(temporary)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

@@ -8,7 +8,7 @@
 All of them need inputs only through Gram matrices. The best B A of rank k is a projection of the full-rank answer onto k directions of the
 output, so no Gram matrix is inverted to truncate, and one that is singular, since few inputs were seen, does no harm. Everything is
 computed in float64 and returned in the type of the first argument.
-Sources: Wang, Zheng, Wan and Zhang (2024), arXiv 2403.07378; He and Lin (2025), arXiv 2506.08436; Izenman (1975) on reduced-rank regression.
+Sources: Wang, Zheng, Wan and Zhang (2024), arXiv 2403.07378; He and Lin (2025), arXiv 2506.08436; Izenman (1975), reduced-rank regression.
 """
 
 from __future__ import annotations

@@ -112,7 +112,10 @@ def removal_errors(scan: Scan, mode: Mode, channels_per_head: int = 0) -> Float[
 
 
 def time_weights(length: int, kind: TimeWeights, exponent: float = 1.0) -> Float[Tensor, "time"]:
-    """How much each step counts, adding up to 1. power: (t + 1)^-exponent; geometric: 0.9^t; linear: falling to 0; window: the first quarter."""
+    """How much each step counts, adding up to 1.
+
+    power: (t + 1)^-exponent. geometric: 0.9^t. linear: falling towards 0. window: the first quarter only.
+    """
     steps = torch.arange(length, dtype=torch.float64)
     weights = {
         "power": (steps + 1) ** -exponent,

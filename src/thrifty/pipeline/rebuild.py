@@ -21,7 +21,8 @@ from thrifty.models.resize import Resized, Resizer
 from thrifty.models.skeleton import build_skeleton
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.reshape import CutView, ReshapeWalk
-from thrifty.pipeline.shaping import Shaping, Step, shape
+from thrifty.pipeline.shaping import Shaping, Step
+from thrifty.pipeline.shaping import shape as shape_plainly
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.structure.base import Seen
@@ -39,7 +40,7 @@ class Rebuilding(Shaping):
 
 def shaped(source: Source, step: Step) -> Shaping:
     """What a structural step will make of this model. Raises InputError where the architecture cannot have it."""
-    return rebuilding(source, step) if isinstance(step, Rebuilder) else shape(source, step)
+    return rebuilding(source, step) if isinstance(step, Rebuilder) else shape_plainly(source, step)
 
 
 def rebuilding(source: Source, step: Rebuilder) -> Rebuilding:
@@ -68,11 +69,11 @@ def _resized(source: Source, plan: Plan) -> Resized:
         for name, shape in form.tensors(linear).items():
             shapes[path + name] = shape
             infos[_key(linear, name)] = _info(like, shape)
-    for path, (into, rank, out) in plan.branches.items():
+    for path, (into, rank, out) in plan.branches.items():  # no tensor of the original names these, so they are called on disk as in memory
         like = next(source.tensors[linear.source] for linear in source.anatomy.linears if linear.path.startswith(path))
         for name, shape in ((f"{path}{BRANCH}.down.weight", (rank, into)), (f"{path}{BRANCH}.up.weight", (out, rank))):
             shapes[name] = shape
-            infos[_branch_key(source, name)] = _info(like, shape)
+            infos[name] = _info(like, shape)
     raw = uneven_config(_raw(source), {name: list(values) for name, values in plan.sizes.items()}, shapes)
     config_class = getattr(modeling_uneven, raw["architectures"][0]).config_class
     config = config_class.from_dict(dict(raw))
@@ -89,14 +90,6 @@ def _raw(source: Source) -> dict[str, Any]:
 def _key(linear: Linear, name: str) -> str:
     """The disk key of a tensor of a linear's form; names in memory and on disk end alike."""
     return linear.source.removesuffix(".weight") + name
-
-
-def _branch_key(source: Source, name: str) -> str:
-    """The disk key of a branch's tensor, from that of a matrix of the same module."""
-    path = name.rpartition(BRANCH)[0]
-    inside = next(linear for linear in source.anatomy.linears if linear.path.startswith(path))
-    below = inside.path.removeprefix(path) + ".weight"
-    return inside.source.removesuffix(below) + name.removeprefix(path)
 
 
 def _info(like: TensorInfo, shape: tuple[int, ...]) -> TensorInfo:
@@ -133,16 +126,14 @@ class RebuildWalk(ReshapeWalk):
                 gone |= {key for key in (linear.source, linear.bias_source) if key is not None}
                 changed |= {_key(linear, name): values for name, values in _named(view, linear, form, made)}
         for path, (up, down) in made.branches.items():
-            changed[_branch_key(self.source, f"{path}{BRANCH}.down.weight")] = down
-            changed[_branch_key(self.source, f"{path}{BRANCH}.up.weight")] = up
+            changed[f"{path}{BRANCH}.down.weight"] = down
+            changed[f"{path}{BRANCH}.up.weight"] = up
         tensors = {key: self.source.read(key) for key in self.source.block_keys(view.block) if key not in gone}
         infos = self.shaping.resized.source.tensors
         tensors |= {key: values.to(infos[key].dtype).contiguous() for key, values in changed.items()}
-        bad = next(
-            (key for key, values in changed.items() if tuple(values.shape) != infos[key].shape or not torch.isfinite(values).all()), None
-        )
-        if bad is not None:
-            raise RunError(f"{bad}: {step.name} made values for it that are not finite, or of another shape than it had planned")
+        for key, values in changed.items():
+            if tuple(values.shape) != infos[key].shape or not bool(torch.isfinite(values).all()):
+                raise RunError(f"{key}: {step.name} made values for it that are not finite, or of another shape than it had planned")
         self.rebuilt = made
         return tensors, [], []
 
@@ -153,7 +144,7 @@ class RebuildWalk(ReshapeWalk):
         return tuple(self._rows(view, seen))
 
     def _rows(self, view: CutView, seen: Seen) -> Iterator[LayerReport]:
-        """A row for each matrix in another form: the share of it that is gone, and what its outputs lose where they are still the same ones."""
+        """A row for each matrix in another form: the share of it that is gone, and what is lost of its outputs where they stay the same."""
         tokens = 0 if self.calibration is None else self.calibration.tokens
         for linear in view.block.linears:
             form = self.plan.forms.get(linear.path)

@@ -95,7 +95,7 @@ class Olica(Rebuilder):
         share = factor * self.ratio
         if share >= 0.95:
             raise InputError(
-                f"olica: a ratio of {self.ratio} would leave hardly anything of queries and keys; take one below 0.6, or qk_to_vo 1"
+                f"olica: a ratio of {self.ratio} leaves hardly anything of queries and keys; take a smaller one, or qk_to_vo 1"
             )
         return share
 
@@ -219,9 +219,8 @@ class _Parts:
         reader = by_role.get("down", by_role.get("fc2"))
         attention = block.attention
         if attention is None or not {"q", "k", "v", "o"} <= by_role.keys() or reader is None or not writers:
-            raise InputError(
-                f"olica takes blocks of separate q, k, v and o and an MLP; {block.path} has {', '.join(sorted(by_role)) or 'none'}"
-            )
+            found = ", ".join(sorted(by_role)) or "none"
+            raise InputError(f"olica takes blocks of separate q, k, v and o and an MLP; {block.path} has {found}")
         heads, groups, size = attention.num_heads, attention.num_key_value_heads, attention.head_dim
         sizes = {linear.path: linear.out_features * linear.in_features for linear in block.linears}
         return cls(*(by_role[role] for role in "qkvo"), writers, reader, heads, groups, size, sizes)

@@ -5,8 +5,8 @@ A method is a frozen dataclass below `Rebuilder` with a `name` and two verbs:
     plan      what will stand there, worked out from the anatomy before any weight is read: a `Form` for each linear that changes
     rebuild   the values, block by block, from the weights and what calibration has seen
 
-Where the shapes stay as they are, the result keeps its config and loads in plain transformers; else its layers are described by the modeling
-file that lies beside the weights (`export.uneven`).
+Where the shapes stay as they are, the result keeps its config and loads in plain transformers; else its layers are described by the
+modeling file that lies beside the weights (`export.uneven`).
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The values of one block: matrices [out, in] or (up, down) and biases by path of the linear, branches (up, down) by path of the module,
-    other tensors in disk layout by their key. What is planned to change must be here; biases that are not stay as they are."""
+    """The values of one block: matrices [out, in] or (up, down) and biases by path of the linear, branches (up, down) by path of the
+    module, other tensors in disk layout by their key. What is planned to change must be here; biases that are not stay as they are."""
 
     matrices: Mapping[str, Float[Tensor, "out in"] | Factors] = field(default_factory=dict)
     biases: Mapping[str, Float[Tensor, "out"]] = field(default_factory=dict)
