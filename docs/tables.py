@@ -97,6 +97,28 @@ def activations() -> str:
     return table(["weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
 
 
+def rotations() -> str:
+    """What rotations change at few bits, paired with the same weights without one."""
+    found = _read("rotations.json")
+    rows = []
+    for row in found["rows"]:
+        beside = row.get("minus none")
+        paired = [_interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
+        rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
+    before, windows = found["rows"][0]["perplexity_before"]["value"], found["evaluation"]
+    head = ["weights", "rotation", "perplexity", "KL divergence", "perplexity, minus none", "KL, minus none"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+
+
+def hadamard() -> str:
+    """The fast transform beside a copy."""
+    rows = [
+        [f"{row['width']:,}", f"{1e6 * row['copy']:.0f} us", f"{1e6 * row['transform']:.0f} us", f"{row['share']:.1%}"]
+        for row in _read("hadamard.json")["rows"]
+    ]
+    return _table(["width", "copy", "transform", "copy / transform"], rows)
+
+
 def cost() -> str:
     """Seconds, peak memory and ratios of each request."""
     rows = []
@@ -406,6 +428,8 @@ TABLES = {
     "number formats": number_formats,
     "lowest bits": lowest_bits,
     "activations": activations,
+    "rotations": rotations,
+    "hadamard": hadamard,
     "quantization aware": quantization_aware,
     "on cuda": on_cuda,
     "solvers": solvers,
