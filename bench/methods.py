@@ -1,6 +1,6 @@
 """What each published method does on the model inside the package: the measured figure of its row in the catalogue.
 
-Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
+Usage: python bench/methods.py [NAME ...]            (writes src/thrifty/papers/measured.json; of named methods only their rows)
 
 Those that train are not run again: their figures are taken from bench/results/quantization_aware.json.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "obs", "into": {"int": {"bits": 4, "group_size": 0, "symmetric": False}}, "share": "baq"}},
         "tests/weights/test_baq.py",
     ),
+    "coqmoe": (
+        "inputs of 4 bits on one fixed grid, weights of 8",
+        [{"coqmoe": {}}, {"rtn": {"bits": 8, "group_size": 0, "activation": {"static": {"bits": 4}}}}],
+        "tests/weights/test_coqmoe.py",
+    ),
     "descent": (
         "4 bits, groups of 32",
         {"solve": {"by": "descent", "into": {"int": {**GRID, "range": "mse"}}}},
@@ -41,10 +47,15 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"mix": {"budget": 3.5, "share": "polaron"}},
         "tests/weights/test_polaron.py",
     ),
+    "q_sam2": (
+        "3 bits, groups of 32, rounded to nearest",
+        {"solve": {"by": "q_sam2", "into": {"int": {"bits": 3, "group_size": 32}}}},
+        "tests/weights/test_q_sam2.py",
+    ),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
 }
-"""Of each method: its setting in words, the step of the recipe, and the file that checks it."""
+"""Of each method: its setting in words, the step or the steps of the recipe, and the file that checks it."""
 
 TRAINED: dict[str, tuple[str, str, str]] = {
     "distill": (
@@ -62,7 +73,9 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 
 
 def main() -> None:
-    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items()} | trained()
+    named = sys.argv[1:]
+    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items() if not named or name in named} | trained()
+    found = {**json.loads(MEASURED.read_text()), **found} if named else found
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
@@ -71,7 +84,7 @@ def measure(name: str, words: str, step: Any, test: str) -> dict[str, str]:
     """One method's entry."""
     out = BUILD / name
     shutil.rmtree(out, ignore_errors=True)
-    result = thrifty.compress(recipe={"steps": [step]}, out=out, speed=False)
+    result = thrifty.compress(recipe={"steps": step if isinstance(step, list) else [step]}, out=out, speed=False)
     return {"figure": told(words, result["perplexity"]["before"], result["perplexity"]["after"], result["kl"]), "test": test}
 
 
