@@ -323,6 +323,24 @@ def lowest_bits() -> str:
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
+def low_bit() -> str:
+    """Every way to fewer bits, with what it takes and loses."""
+    found = sorted(_read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
+    rows = [
+        [
+            row["name"],
+            f"{row['bits']:.3f}",
+            f"{row['perplexity']['value']:.3f}",
+            _interval(row["kl"], 4),
+            f"{row['calibration_windows']}",
+            row.get("taken from", "").removesuffix(".json"),
+        ]
+        for row in found
+    ]
+    head = ["what", "bits per weight", "perplexity", "KL divergence", "calibration windows", "taken from"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
+
+
 def on_cuda() -> str:
     """The same run on the processor and on a CUDA device, and on one with little memory."""
     found = read("on_cuda.json")
@@ -427,6 +445,7 @@ TABLES = {
     "versions": versions,
     "number formats": number_formats,
     "lowest bits": lowest_bits,
+    "low bit": low_bit,
     "activations": activations,
     "rotations": rotations,
     "hadamard": hadamard,
