@@ -168,7 +168,7 @@ def memory() -> str:
 def memory_budget() -> str:
     """Peak memory and speed with more and more left on disk."""
     tables = []
-    for name, model in read("memory_budget.json")["models"].items():
+    for name, model in list(read("memory_budget.json")["models"].items())[:1]:  # the other is too small to show anything
         rows = []
         for row in model["rows"]:
             place = row["placement"]
@@ -180,10 +180,18 @@ def memory_budget() -> str:
                     f"{(row['peak_rss_bytes'] - row['process_bytes']) / 1e6:.0f} MB",
                     f"{row['prefill_processor_seconds']:.2f} s",
                     f"{1000 * row['decode_processor_seconds_per_token']:.0f} ms",
-                    f"{row['decode_tokens_per_second']:.2f}",
+                    f"{1 / row['decode_processor_seconds_per_token']:.1f}",
                 ]
             )
-        head = [f"{name}: on disk", "peak", "expected", "above the start", "prompt, processor time", "new token, the same", "tokens/s"]
+        head = [
+            f"{name}: on disk",
+            "peak",
+            "expected",
+            "above the start",
+            "prompt, processor",
+            "new token, processor",
+            "tokens a second of it",
+        ]
         said = f"{model['checkpoint_bytes'] / 1e6:.0f} MB of weights, {model['prompt_tokens']} tokens and {model['new_tokens']} new ones."
         tables += [table(head, rows), said]
     return "\n\n".join(tables)
