@@ -99,24 +99,24 @@ def activations() -> str:
 
 def rotations() -> str:
     """What rotations change at few bits, paired with the same weights without one."""
-    found = _read("rotations.json")
+    found = read("rotations.json")
     rows = []
     for row in found["rows"]:
         beside = row.get("minus none")
-        paired = [_interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
+        paired = [interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
         rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
     before, windows = found["rows"][0]["perplexity_before"]["value"], found["evaluation"]
     head = ["weights", "rotation", "perplexity", "KL divergence", "perplexity, minus none", "KL, minus none"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+    return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
 
 
 def hadamard() -> str:
     """The fast transform beside a copy."""
     rows = [
         [f"{row['width']:,}", f"{1e6 * row['copy']:.0f} us", f"{1e6 * row['transform']:.0f} us", f"{row['share']:.1%}"]
-        for row in _read("hadamard.json")["rows"]
+        for row in read("hadamard.json")["rows"]
     ]
-    return _table(["width", "copy", "transform", "copy / transform"], rows)
+    return table(["width", "copy", "transform", "copy / transform"], rows)
 
 
 def cost() -> str:
@@ -333,20 +333,20 @@ def lowest_bits() -> str:
 
 def low_bit() -> str:
     """Every way to fewer bits, with what it takes and loses."""
-    found = sorted(_read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
+    found = sorted(read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
     rows = [
         [
             row["name"],
             f"{row['bits']:.3f}",
             f"{row['perplexity']['value']:.3f}",
-            _interval(row["kl"], 4),
+            interval(row["kl"], 4),
             f"{row['calibration_windows']}",
             row.get("taken from", "").removesuffix(".json"),
         ]
         for row in found
     ]
     head = ["what", "bits per weight", "perplexity", "KL divergence", "calibration windows", "taken from"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
 
 
 def on_cuda() -> str:
