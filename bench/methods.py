@@ -1,6 +1,7 @@
 """What each published method does on the model inside the package: the measured figure of its row in the catalogue.
 
-Usage: python bench/methods.py [NAME ...]            (writes src/thrifty/papers/measured.json; of named methods only their rows)
+Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
+       python bench/methods.py farms      only these; what is measured of the others stays
 
 Those that train are not run again: their figures are taken from bench/results/quantization_aware.json.
 """
@@ -41,6 +42,17 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "descent", "into": {"int": {**GRID, "range": "mse"}}}},
         "tests/weights/test_descent.py",
     ),
+    "efficient_vla": ("one of four blocks removed", {"efficient_vla": {"ratio": 0.25}}, "tests/structure/test_efficient_vla.py"),
+    "farms": (
+        "70 % of the weights by sparsegpt, shared out among blocks",
+        {"sparsegpt": {"sparsity": 0.7, "share": "farms"}},
+        "tests/weights/test_farms.py",
+    ),
+    "flap": (
+        "a fifth of the neurons removed",
+        {"flap": {"ratio": 0.2, "cut": ["neurons"]}},
+        "tests/structure/test_flap.py",
+    ),
     "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
     "polaron": (
         "3 bits on average chosen by matrix from 2, 3, 4 and 8",
@@ -52,6 +64,7 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "q_sam2", "into": {"int": {"bits": 3, "group_size": 32}}}},
         "tests/weights/test_q_sam2.py",
     ),
+    "short_gpt": ("one of four blocks removed", {"short_gpt": {"ratio": 0.25}}, "tests/structure/test_short_gpt.py"),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
 }
@@ -73,9 +86,9 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 
 
 def main() -> None:
-    named = sys.argv[1:]
-    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items() if not named or name in named} | trained()
-    found = {**json.loads(MEASURED.read_text()), **found} if named else found
+    wanted = sys.argv[1:] or list(RUNS)
+    found = json.loads(MEASURED.read_text()) if sys.argv[1:] else {}
+    found |= {name: measure(name, *RUNS[name]) for name in wanted} | trained()
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

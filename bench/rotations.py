@@ -16,7 +16,7 @@ from judge import BUILD, Judge, beside, figures, write
 import thrifty
 from thrifty.measure.hardware import hardware, versions
 
-ROTATIONS = {"none": (), "hadamard": ("hadamard",), "rotate": ("rotate",), "both": ("rotate", "hadamard")}
+ROTATIONS = {"none": (), "hadamard": ("hadamard: {}",), "rotate": ("rotate: {}",), "both": ("rotate: {}", "hadamard: {}")}
 WEIGHTS = {
     "4 bits, inputs 4 bits": "gptq: {bits: 4, group_size: 0, activation: {dynamic: {bits: 4}}}",
     "2 bits": "gptq: {bits: 2, group_size: 32}",
@@ -49,7 +49,7 @@ def result(judge: Judge, name: str, rotation: str):
     out = BUILD / "rotations" / f"{name} {rotation}".replace(" ", "-").replace(",", "")
     if not (out / "certificate.json").exists():
         shutil.rmtree(out, ignore_errors=True)
-        steps = "".join(f"  - {word}\n" for word in (*ROTATIONS[rotation], WEIGHTS[name]))
+        steps = "".join(f"  - {step}\n" for step in (*ROTATIONS[rotation], WEIGHTS[name]))
         thrifty.compress(judge.model, f"steps:\n{steps}", judge.rows["calibration"], out=out, speed=False)
     return out
 

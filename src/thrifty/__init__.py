@@ -17,6 +17,7 @@ from thrifty.base.memory import keep_few_products
 
 keep_few_products()
 after_import("transformers.quantizers.auto", "thrifty.runtime.quantizer")
+after_import("transformers.models.auto.configuration_auto", "thrifty.runtime.uneven")
 
 _PLACES = {
     "compress": "thrifty.api",

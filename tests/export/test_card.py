@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import thrifty
 from tests.tiny import inputs, tiny
-from thrifty.export.card import classes_of, license_of, model_card
+from thrifty.export.card import brings_code, classes_of, license_of, model_card
 from thrifty.measure.certificate import Certificate
 from thrifty.report.headline import markdown
 
@@ -172,6 +172,18 @@ def test_a_card_that_is_not_text_says_nothing(tmp_path: Path) -> None:
             ["processor_config.json"],
             ("LlavaForConditionalGeneration", "AutoProcessor"),
         ),
+        (
+            {
+                "architectures": ["UnevenViTForImageClassification"],
+                "auto_map": {
+                    "AutoConfig": "modeling_uneven.UnevenViTConfig",
+                    "AutoModel": "modeling_uneven.UnevenViTModel",
+                    "AutoModelForImageClassification": "modeling_uneven.UnevenViTForImageClassification",
+                },
+            },
+            ["preprocessor_config.json"],
+            ("AutoModelForImageClassification", "AutoProcessor"),
+        ),
         ({"architectures": None}, [], ("AutoModelForCausalLM", "AutoTokenizer")),
         ({}, [], ("AutoModelForCausalLM", "AutoTokenizer")),
     ],
@@ -181,7 +193,8 @@ def test_the_classes_that_load_it(config: dict[str, Any], files: list[str], expe
     for name in files:
         (tmp_path / name).write_text("{}")
     assert classes_of(tmp_path) == expected
-    code = python_of(card(classes=expected))
+    code = python_of(card(classes=expected, own_code=brings_code(tmp_path)))
+    assert ("trust_remote_code=True" in code) == ("auto_map" in config)
     (imported,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     assert {alias.name for alias in imported.names} == set(expected)
     assert all(hasattr(transformers, name) for name in expected)

@@ -75,6 +75,16 @@ def test_round_trip_on_every_architecture(architecture: str, tmp_path: Path) -> 
     assert packed == (architecture != "gpt2" and name not in ("2:4", "wide fixed", "codebooks"))
 
 
+def test_experts_in_one_tensor_are_not_missed(tmp_path: Path) -> None:
+    folder, rows = tiny("mixtral", tmp_path / "model", save_original_format=False), inputs("mixtral", 2, 24)
+    assert any(key.endswith("experts.gate_up_proj") for key in load_file(folder / "model.safetensors"))
+    made(folder, RECIPES["three bits"], rows, tmp_path / "out")
+    model, said = plain(tmp_path / "out", output_loading_info=True)
+    assert not any(said.values())
+    ours = thrifty.load(tmp_path / "out", torch.float32)
+    torch.testing.assert_close(main_output(ours(**rows)), main_output(model.eval()(**rows)), rtol=1e-6, atol=1e-6)
+
+
 def test_columns_of_different_widths(tmp_path: Path) -> None:
     rows = inputs("qwen3_moe", 4, 24)
     folder = tiny("qwen3_moe", tmp_path / "model")
@@ -111,6 +121,14 @@ def test_sizes_are_those_of_the_plan_and_of_the_file(steps: list[dict[str, Any]]
     weights = sum(layer["weights"] for layer in found["layers"])
     assert found["bits_per_weight"] == pytest.approx(bits, rel=tolerance)
     assert rest + found["bits_per_weight"] * weights / 8 == pytest.approx(size, rel=0.01)
+
+
+def test_less_than_the_container_has_is_stored_dense_and_said(tmp_path: Path) -> None:
+    """A bit for 16 weights: a reader would take it for a header that asks for too much memory."""
+    steps = [{**into({"additive": {"codebooks": 1, "bits": 1, "group_size": 16, "beam": 1}}), "only": "*layers.0*down_proj"}]
+    found = made(tiny("llama", tmp_path / "model"), steps, inputs("llama", 2, 24), tmp_path / "out")
+    assert any("no matrices of less than 0.5 bits a weight" in said for said in found["warnings"])
+    assert plain(tmp_path / "out").num_parameters() > 0
 
 
 def test_the_request_and_the_card_name_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from thrifty.base.store import write_text
-from thrifty.export.card import classes_of, license_of, model_card
+from thrifty.export.card import brings_code, classes_of, license_of, model_card
 from thrifty.export.container import METHOD
 from thrifty.measure.certificate import Certificate
 from thrifty.report.headline import markdown
@@ -28,6 +28,7 @@ def write_pages(name: str, source: Path, folder: Path, certificate: Certificate)
         command=_command(certificate),
         library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
         container=request.get("format") == METHOD,
+        own_code=brings_code(folder),
     )
     write_text(folder / "README.md", card)
 

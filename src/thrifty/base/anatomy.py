@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 Commutes = Literal["none", "scale", "permutation", "rotation", "any"]
+UnitKind = Literal["neurons", "heads", "experts", "channels", "states"]
 Kind = Literal["causal_lm", "masked_lm", "vision", "dual_encoder", "vision_language", "other"]
 
 
@@ -145,6 +146,46 @@ class Block:
     def linears(self) -> tuple[Linear, ...]:
         """Every compressible linear of the block, in stage order."""
         return tuple(linear for stage in self.stages for linear in stage.linears)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where the units of a space lie in one tensor on disk.
+
+    source: its key. dim: the dimension that counts units (of `tensor[expert]`, where `expert` is given). runs: (start, size) each; unit u
+        owns the entries from start + u * size up to start + (u + 1) * size of every run. What lies in no run belongs to no unit.
+    reads: whether a unit has no effect on anything once its entries in all members that read are zero.
+    linear, side: the linear that this is a matrix or the bias of, and what the units are in its matrix [out, in]; None for other tensors.
+    offset: where that matrix begins along `dim` in a tensor that holds several.
+    """
+
+    source: str
+    dim: int
+    runs: tuple[tuple[int, int], ...]
+    reads: bool = False
+    linear: str | None = None
+    side: Literal["rows", "columns", "bias"] | None = None
+    expert: int | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Units:
+    """The parts of a block that can be cut out one by one: neurons, groups of heads, experts, channels and states of a mixer.
+
+    space: the dimension that they make up. count: how many there are. members: every tensor that holds entries of them.
+    owned: the keys of tensors that belong to one unit alone, by unit, in the same order for each (experts that lie on disk one by one).
+    alike: a name that units of other blocks share where the architecture's config has one number for all of them.
+    least: how many must stay.
+    """
+
+    space: Space
+    kind: UnitKind
+    count: int
+    members: tuple[Member, ...]
+    alike: str
+    owned: tuple[tuple[str, ...], ...] = ()
+    least: int = 1
 
 
 @dataclass(frozen=True)

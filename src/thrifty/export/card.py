@@ -27,7 +27,7 @@ Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures 
 ```python
 {imports}from transformers import {classes}
 
-model = {model}.from_pretrained({name}, dtype="auto")
+model = {model}.from_pretrained({name}, dtype="auto"{trusted})
 {prepare} = {preparer}.from_pretrained({name})
 ```
 
@@ -63,11 +63,13 @@ def model_card(
     command: str,
     library_note: str,
     container: bool = False,
+    own_code: bool = False,
 ) -> str:
     """README.md as text.
 
     table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front matter. license: see
-    `license_of`. classes: see `classes_of`. container: whether the weights lie in our own container.
+    `license_of`. classes: see `classes_of`. container: whether the weights lie in our own container. own_code: whether the folder brings
+    code.
     """
     front: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base_model):
@@ -81,6 +83,7 @@ def model_card(
         table=table,
         reader=_CONTAINER if container else _PLAIN,
         imports="import thrifty\n" if container else "",
+        trusted=", trust_remote_code=True" if own_code else "",
         beside="" if container else "vLLM reads the same format by its documentation. ",
         classes=", ".join(sorted(classes)),
         model=classes[0],
@@ -104,10 +107,21 @@ def license_of(folder: Path) -> dict[str, Any]:
 
 def classes_of(folder: Path) -> tuple[str, str]:
     """(the class of transformers that loads the model in a folder, the one that prepares its inputs)."""
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    model = architectures[0] if architectures[0] and not architectures[0].endswith("ForCausalLM") else "AutoModelForCausalLM"
+    config = json.loads((folder / "config.json").read_text())
+    model = next(iter(config.get("architectures") or ()), "ForCausalLM")
+    brought = [auto for auto, place in _auto_map(config).items() if auto.startswith("AutoModelFor") and str(place).endswith("." + model)]
+    model = "AutoModelForCausalLM" if model.endswith("ForCausalLM") else next(iter(brought), model)
     images = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
     return model, "AutoProcessor" if images else "AutoTokenizer"
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether the model in a folder is of classes that lie beside it."""
+    return bool(_auto_map(json.loads((folder / "config.json").read_text())))
+
+
+def _auto_map(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("auto_map") or {}
 
 
 def _fenced(text: str, language: str = "") -> str:

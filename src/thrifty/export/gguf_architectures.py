@@ -41,6 +41,11 @@ def head_size(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def size(config: Config, name: str) -> Any:
+    """A size of the layers; where they differ in it, a list with that of each."""
+    return (config.get("uneven") or {}).get("sizes", {}).get(name, config.get(name))
+
+
 def _window_period(config: Config) -> int:
     """One layer in this many sees everything; the others have a sliding window."""
     kinds = config["layer_types"]
@@ -79,9 +84,21 @@ _SILU = {"hidden_act": ("silu",)}
 _NO_BIAS = {"attention_bias": (False, None)}
 _GELU = {"hidden_activation": ("gelu_pytorch_tanh", None), "hidden_act": ("gelu_pytorch_tanh", "gelu", None), **_NO_BIAS}
 
+
+def _check_pieces(config: Config) -> str | None:
+    outline = config["uneven"]
+    own = {setting for layer in outline.get("linears", ()) for spec in layer.values() for setting in spec}
+    return "it holds more than one matrix where others hold one" if own - {"bias"} or "branches" in outline else None
+
+
+_BY_LAYER = Architecture(MODEL_ARCH.DECI, rotary_pairs=True, settings=_SILU, check=_check_pieces)
+"""Llama with sizes by layer, under the name of the first model that had them (DeciLM)."""
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": Architecture(MODEL_ARCH.LLAMA, rotary_pairs=True, settings=_SILU),
     "MistralForCausalLM": Architecture(MODEL_ARCH.LLAMA, rotary_pairs=True, settings=_SILU),
+    "UnevenLlamaForCausalLM": _BY_LAYER,
+    "UnevenMistralForCausalLM": _BY_LAYER,
     "Qwen2ForCausalLM": Architecture(MODEL_ARCH.QWEN2, settings=_SILU),
     "Qwen3ForCausalLM": Architecture(MODEL_ARCH.QWEN3, settings=_SILU | _NO_BIAS),
     "GemmaForCausalLM": Architecture(MODEL_ARCH.GEMMA, shifted_norms=True, always_tied=True, settings=_GELU),
@@ -118,7 +135,7 @@ def check_config(name: str, architecture: Architecture, config: Config, place: s
     if reason is not None:
         raise InputError(f"{place}: llama.cpp has no such {name}: {reason}; it cannot be written to GGUF")
     kind = rotary(config)["rope_type"]
-    if kind not in SCALINGS or (kind == "llama3" and architecture.graph is not MODEL_ARCH.LLAMA):
+    if kind not in SCALINGS or (kind == "llama3" and architecture.graph not in (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)):
         raise InputError(f"{place}: rotary scaling of type {kind} cannot be written to GGUF for {name}")
     _check_rotary(rotary(config), f"{place}: rotary scaling of type {kind}")
 
@@ -177,13 +194,12 @@ def frequency_factors(config: Config) -> Float[Tensor, "half"] | None:
 
 def add_metadata(writer: GGUFWriter, architecture: Architecture, config: Config) -> None:
     """Put the model's sizes and settings into a file's metadata."""
-    heads = config["num_attention_heads"]
     writer.add_context_length(_context_length(architecture, config))
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_feed_forward_length(size(config, "intermediate_size"))
+    writer.add_head_count(size(config, "num_attention_heads"))
+    writer.add_head_count_kv(size(config, "num_key_value_heads") or size(config, "num_attention_heads"))
     writer.add_key_length(head_size(config))
     writer.add_value_length(head_size(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])

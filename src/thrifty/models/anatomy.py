@@ -30,7 +30,8 @@ from thrifty.base.anatomy import (
 from thrifty.models.experts import is_fused
 from thrifty.models.infer import infer
 from thrifty.models.names import NameMap
-from thrifty.models.template import BlockForm, NormForm, SpaceForm, families
+from thrifty.models.pieces import with_pieces
+from thrifty.models.template import BlockForm, NormForm, SpaceForm, family_of
 
 _SCALING_ACTIVATIONS = ("relu",)
 
@@ -60,8 +61,8 @@ def describe_model(model: Any, names: NameMap, *, declared: bool = True) -> Anat
     """
     findings = _Findings()
     core = model.base_model_prefix if isinstance(getattr(model, model.base_model_prefix or "-", None), nn.Module) else ""
-    family = families().get(model.config.model_type) if declared else None
-    composition = families().get(model.config.model_type)
+    composition = family_of(model.config)
+    family = composition if declared else None
     if composition is not None and composition.chains:
         for form in composition.chains:
             path = _join(core, form.module)
@@ -90,14 +91,14 @@ def describe_model(model: Any, names: NameMap, *, declared: bool = True) -> Anat
 def _read_chain(model: Any, names: NameMap, core: str, chain: str, declared: bool, used: int | None, findings: _Findings) -> None:
     """Read the blocks of one chain below the module path `core`."""
     inner = model.get_submodule(core)
-    family = families().get(inner.config.model_type) if declared else None
+    family = family_of(inner.config) if declared else None
     if used == 0:
         findings.lacks(core, "its blocks are read at several layers at once, so they are left as they are")
         return
     if family is not None:
         path = _join(core, family.blocks)
-        count = len(model.get_submodule(path))
-        forms: list[BlockForm] = [family] * count
+        forms: list[BlockForm] = [with_pieces(family, block) for block in model.get_submodule(path)]
+        count = len(forms)
     else:
         inferred = infer(model, core)
         findings.inferred.extend(inferred.inferred)
@@ -113,8 +114,13 @@ def _read_chain(model: Any, names: NameMap, core: str, chain: str, declared: boo
     findings.embeddings.extend(_join(core, item) for item in family.embeddings if _module(model, _join(core, item)) is not None)
     findings.final_norms.extend(filter(None, (_norm(model, _join(core, form.path), form) for form in family.final_norms)))
     for index, form in enumerate(forms):
-        reader = _BlockReader(model, names, inner.config, f"{path}.{index}", form, findings)
+        reader = _BlockReader(model, names, _config_of(inner.config, index), f"{path}.{index}", form, findings)
         findings.blocks.append(reader.read(index, chain))
+
+
+def _config_of(config: Any, index: int) -> Any:
+    """The config of one block: that of the model, but where blocks differ in width."""
+    return config.of_layer(index) if hasattr(config, "of_layer") else config
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from thrifty.base.errors import InputError
 from thrifty.base.store import as_path
@@ -75,7 +76,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise InputError(f"{file} names no model_type; it is not the config of a transformers model.")
     _refuse_quantized(folder, raw)
     _check_generation(folder / "generation_config.json")
-    if raw.get("auto_map") and not trust_remote_code:
+    if raw.get("auto_map") and not trust_remote_code and not _registered(raw["model_type"]):
         raise InputError(f"{folder} brings its own Python code (auto_map in config.json); read it, then allow it with --trust-remote-code.")
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
@@ -87,6 +88,11 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:
         # Config classes check their fields with errors of their own; whatever they say, it is the file that is wrong.
         raise InputError(f"{file} is not a valid {raw['model_type']} config: {' '.join(str(error).split())}; download it again.") from None
+
+
+def _registered(model_type: str) -> bool:
+    """Whether this process has code for a model type that is not part of transformers: that runs, and what the folder brings does not."""
+    return model_type in CONFIG_MAPPING and not CONFIG_MAPPING[model_type].__module__.startswith("transformers.")
 
 
 def _check_generation(file: Path) -> None:

@@ -7,6 +7,7 @@ the constructors would only allocate or draw at random is never allocated.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -91,9 +92,15 @@ def _fails_to_fill(owner: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:
-    """The class that `config` means, of transformers or of the trusted folder `remote_code`; InputError where there is none."""
+    """The class that `config` means; InputError where there is none.
+
+    It is one that stands beside the class of `config`, or one of the trusted folder `remote_code`, or one of transformers.
+    """
     names = config.architectures or []
     for name in names:
+        beside = getattr(sys.modules[type(config).__module__], name, None)
+        if isinstance(beside, type) and issubclass(beside, PreTrainedModel):
+            return beside
         reference = next((value for value in (getattr(config, "auto_map", None) or {}).values() if _class_name(value) == name), None)
         if remote_code is not None and reference is not None:
             from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -240,9 +240,15 @@ class Source:
                 _place(module, name, torch.randn(value.shape) / max(1, value.shape[-1]) ** 0.5, dtype, device)
         return module.to(device)
 
-    def fill(self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        """Give a whole hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`."""
-        self._materialise(model, {name: name for name in _names(model)}, dtype, device, {})
+    def fill(
+        self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu", *, within: str = "", leave: tuple[str, ...] = ()
+    ) -> None:
+        """Give a hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`.
+
+        Only those whose names begin with `within`, and with nothing of `leave`.
+        """
+        names = [name for name in _names(model) if name.startswith(within) and not name.startswith(leave)]
+        self._materialise(model, {name: name for name in names}, dtype, device, {})
 
     def block(
         self, block: Block, dtype: torch.dtype, device: torch.device | str = "cpu", replace: Mapping[str, Tensor] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -119,3 +119,9 @@ def families() -> dict[str, Family]:
         family = Family.model_validate(yaml.safe_load(file.read_text()))
         found.update(dict.fromkeys(family.model_types, family))
     return found
+
+
+def family_of(config: Any) -> Family | None:
+    """The declared family of a model; that of the original for one whose blocks differ in width."""
+    outline = getattr(config, "uneven", None) or {}
+    return families().get(outline.get("model_type", config.model_type))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -12,6 +14,8 @@ from thrifty.base.anatomy import Linear
 from thrifty.base.store import write_atomic, writing
 from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
 from thrifty.export.side import copy_side_files, write_config
+from thrifty.export.uneven.folder import write_beside
+from thrifty.export.uneven.outline import KEY
 from thrifty.measure.certificate import Bytes
 from thrifty.measure.size import bits_per_weight, bytes_by_matrix, tensor_bytes, weight_bytes
 from thrifty.models import Source
@@ -19,10 +23,13 @@ from thrifty.pipeline.folder import BlockRecord, RunFolder
 from thrifty.pipeline.packing import Packing
 
 
-def assemble(source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder) -> Path:
+def assemble(
+    source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder, values: Mapping[str, Any] | None = None
+) -> Path:
     """Write the result into the run folder; returns where. Every tensor is read back and compared before this returns.
 
-    Shards hold the tensors outside the blocks first, then the blocks in order.
+    values: what its config.json says, where that is not what the original's does. Shards hold the tensors outside the blocks first, then
+    the blocks in order.
     """
     staging = folder.path / "result"
     with writing(staging):
@@ -34,8 +41,10 @@ def assemble(source: Source, records: list[BlockRecord], packing: Packing, folde
     forms = {path: form for record in records for path, form in record.packed.items()}
     config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())
-    write_config(staging, {**original, **source.config_changes}, config)
+    write_config(staging, {**original, **source.config_changes} if values is None else values, config)
     copy_side_files(source.side_files(), source.folder, staging)
+    if values is not None and KEY in values:
+        write_beside(staging, values)
     return staging
 
 
@@ -51,13 +60,13 @@ def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
     return pieces_of(path)
 
 
-def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Bytes, float | None]:
-    """(bytes of the weight files before and after, stored bits of a weight in scope); simulated matrices are out of scope."""
+def sizes(source: Source, records: list[BlockRecord], folder: Path, original: Source) -> tuple[Bytes, float | None]:
+    """(bytes of the weight files of the original and of the result, stored bits of a weight in scope); simulated matrices are out of it."""
     stored = tensor_bytes(folder)
     scope: dict[str, Linear] = {linear.path: linear for linear in source.anatomy.linears}
     layers = [layer for record in records for layer in record.layers if not layer.simulated]
     keys = {scope[layer.name].source for layer in layers}
-    bytes_ = Bytes(before=_before(source), after=weight_bytes(folder))
+    bytes_ = Bytes(before=_before(original), after=weight_bytes(folder))
     if not keys:
         return bytes_, None
     bits = bits_per_weight(bytes_by_matrix(stored, keys), {key: source.tensors[key].numel for key in keys})

@@ -10,15 +10,25 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
 from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
+from thrifty.weights.layerwise import Layerwise
 from thrifty.weights.preset.mix import Mix
+from thrifty.weights.solve.round import Round
+from thrifty.weights.target.dense import Dense
+
+AS_IT_IS = Treatment(Round(), Dense())
+"""What is done to a matrix that is only trained."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a recipe: its method for each linear that it selects (settings may differ by override)."""
+    """One step of a recipe: its method for each linear that it selects (settings may differ by override).
+
+    whole: whether it acts on the whole model alike, with no choice of linears.
+    """
 
     name: str
     methods: Mapping[str, Method]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,11 @@ class Work:
     turned: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> Work:
-        """Sort the steps. Raises InputError for a method that does not act on weights, or a transform with nothing after it."""
+    def of(cls, steps: Sequence[Step], changed: bool = False) -> Work:
+        """Sort the steps. changed: whether the model was changed before, so that a step which trains may stand alone.
+
+        Raises InputError for a method that does not act on weights, or a transform with nothing after it.
+        """
         transforms: list[Mapping[str, Transform]] = []
         treatments: dict[str, tuple[Treatment, ...]] = {}
         names: dict[str, list[str]] = {}
@@ -77,6 +90,8 @@ class Work:
                 transforms.append(chosen)
         if (transforms or turn) and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
+        if tuner is not None and changed and not treatments:
+            treatments, names = {path: (AS_IT_IS,) for path in tuned}, {path: [] for path in tuned}
         if tuner is not None:
             tuned = _trainable(tuner, tuned, treatments, mixes)
             for path in tuned:
@@ -96,6 +111,24 @@ class Work:
     def heals(self) -> bool:
         """Whether blocks are compared with the original's once they are solved."""
         return any(self.healer(path) is not None for path in self.treatments)
+
+    @property
+    def shares(self) -> tuple[Treatment, ...]:
+        """Treatments whose sparsity is still to be shared out among blocks (`pipeline.sharing`), in the order in which they appear."""
+        every = (treatment for chosen in self.treatments.values() for treatment in chosen)
+        return tuple(dict.fromkeys(treatment for treatment in every if isinstance(treatment.allocator, Layerwise)))
+
+    def with_sparsity(self, sparsity: Mapping[str, Mapping[Treatment, float]]) -> Work:
+        """The same work with the shares of zeros of these treatments decided, by path of the linear."""
+        treatments = dict(self.treatments)
+        for path, decided in sparsity.items():
+            treatments[path] = tuple(
+                replace(treatment, target=treatment.target.with_sparsity(decided[treatment]), allocator=None)
+                if treatment in decided
+                else treatment
+                for treatment in treatments[path]
+            )
+        return replace(self, treatments=treatments)
 
     def healer(self, path: str) -> Healer | None:
         """What the last step does about a linear once its block is solved."""
@@ -202,10 +235,13 @@ def _trainable(
     for path in solved:
         *earlier, last = treatments[path]
         for target in mixes[path][0].into if path in mixes else (last.target,):
-            if target.codes is None:
-                raise InputError(f"{tuner.name} trains evenly spaced grids (int, zero_free, ternary); {path} is solved into {target.name}")
-        if earlier:
-            raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
+            if target.codes is None and not target.masks:
+                raise InputError(
+                    f"{tuner.name} trains plain values and evenly spaced grids (int, zero_free, ternary); "
+                    f"{path} is solved into {target.name}"
+                )
+            if earlier and target.codes is not None:
+                raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
         if last.allocator is not None and last.allocator.within_matrix:
             raise InputError(f"{tuner.name} trains one grid a matrix; {path} has inputs of different widths")
     return solved

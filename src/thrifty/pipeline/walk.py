@@ -6,16 +6,17 @@ the compressed ones side by side, so that the comparison of both models falls ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
-from thrifty.base.errors import InputError, RunError
+from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Rotated, Shell, Source, linear_modules, run_block
@@ -33,9 +34,6 @@ WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
 
 
 Kind = TypeVar("Kind", bound="Walk")
-
-TURNED = 1e-3
-"""What a block may be off by, relative, once its hidden states are rotated in float32; matrices that are held in 16 bits are rounded."""
 
 
 @dataclass
@@ -57,6 +55,10 @@ class Walk:
     visit: Callable[..., BlockRun] = BlockRun
     """What happens inside a block."""
     title: str = "blocks"
+    original: Source | None = None
+    """The model that the result is judged against, where it is another one than `source`: the first of a chain."""
+    ending: Mapping[str, Tensor] = field(default_factory=dict)
+    """The evaluation rows as they leave the original's last blocks, by chain, where that is known already."""
 
     def aside(self, kind: type[Kind], name: str) -> Kind:
         """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own."""
@@ -70,6 +72,7 @@ class Walk:
             self.digest,
             self.packing,
             self.write_block,
+            original=self.original,
         )
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
@@ -93,6 +96,8 @@ class Walk:
                 here = {kind: by_path[block.path] for kind, by_path in calls.items()}
                 record = self._block(block, keys[position], here, streams)
                 if position + 1 == len(order) or order[position + 1][0] != chain:
+                    if chain in self.ending:
+                        streams.now["before"] = self.ending[chain]
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
                 self.folder.finish(record)
@@ -159,8 +164,12 @@ class Walk:
                 streams.now["reference"] = streams.now["calibration"].clone()
         if self.evaluation is not None:
             streams.now["after"] = enter(shell, self.evaluation.inputs, chain, streams, "after", batch, torch.float32)
-            original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
-            streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
+            if chain not in self.ending:
+                original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
+                streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
+                if isinstance(self.source, Rotated):
+                    first = {name: tensor[:1] for name, tensor in self.evaluation.inputs.items()}
+                    self.source.check_shell(shell, original, first, streams.now["after"][:1], streams.now["before"][:1])
         return self._calls(streams, shell)
 
     # -- one block -----------------------------------------------------------------------------------------------------
@@ -168,7 +177,9 @@ class Walk:
     def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
         local = Stopwatch()
         if isinstance(self.source, Rotated):
-            _check_turned(self.source, block, calls, streams)
+            kind, stream = ("evaluation", "after") if "after" in streams.now else ("calibration", "calibration")
+            if stream in streams.now:
+                self.source.check_block(block, streams.now[stream][:1], calls[kind])
         with local.during("forward"):
             run = self._compress(block, calls.get("calibration"), streams, local)
         view, reports, warnings = run.view, run.reports, tuple(run.warnings)
@@ -178,7 +189,7 @@ class Walk:
             if self.evaluation is not None:
                 self._evaluate(view, calls["evaluation"], streams)
                 return_free_memory()
-            _check_finite(block, streams)
+            check_finite(block, streams)
         with local.during("write"):
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
             packed = self.write_block(self.folder.tensors_path(key), self.source, view)
@@ -222,6 +233,8 @@ class Walk:
         device = torch.device(self.setting.device)
         exact = call.to(device, torch.float32)
         for stream, replacements in (("before", {}), ("after", view.replacements())):
+            if stream not in streams.now:  # where the original's rows end is known
+                continue
             source = self.source.original if stream == "before" else self.source
             module = source.block(view.block, torch.float32, device, replacements)
             if stream == "after":
@@ -250,23 +263,7 @@ class Walk:
         self.setting = replace(self.setting, batch=batch, order="block")
 
 
-def _check_turned(source: Rotated, block: Block, calls: dict[str, Call], streams: Streams) -> None:
-    """Raise InputError when a block, once its hidden states are turned, makes something else of the first row."""
-    for kind, stream in (("evaluation", "after"), ("calibration", "calibration")):
-        if stream in streams.now:
-            row, call = streams.now[stream][:1].to(torch.float32), calls[kind].to("cpu", torch.float32)
-            turned = run_block(source.block(block, torch.float32), row, call)
-            plain = run_block(source.original.block(block, torch.float32), source.rotation.back(row), call)
-            apart = float((source.rotation.back(turned) - plain).norm() / plain.norm().clamp_min(1e-12))
-            if not apart < TURNED * (1 if source.dtype == torch.float32 else 100):
-                raise InputError(
-                    f"{block.path} computes something else once its hidden states are rotated (off by {apart:.2g}, relative); "
-                    "leave `rotate` out for this model"
-                )
-            return
-
-
-def _check_finite(block: Block, streams: Streams) -> None:
+def check_finite(block: Block, streams: Streams) -> None:
     """Raise RunError when rows leave a block as infinite or as no numbers: nothing that follows would mean anything."""
     which = {"calibration": "calibration rows", "before": "the original's evaluation rows", "after": "the result's evaluation rows"}
     for name, words in which.items():

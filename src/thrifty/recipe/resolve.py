@@ -12,18 +12,21 @@ from thrifty.base.method import Method
 from thrifty.base.store import canonical
 from thrifty.pipeline import steps as pipeline
 from thrifty.pipeline.catalogue import load_methods
+from thrifty.pipeline.shaping import structural
 from thrifty.recipe.language import Recipe, Step
 from thrifty.recipe.settings import build_method, merge
 
 
-def resolve(recipe: Recipe, anatomy: Anatomy) -> tuple[pipeline.Step, ...]:
+def resolve(recipe: Recipe, anatomy: Anatomy, first: int = 1, changed: bool = False) -> tuple[pipeline.Step, ...]:
     """The method of each step for each linear that it selects, every target checked against every shape.
 
+    first: the number of the first step. changed: whether the model was changed by other steps before.
     Raises InputError for a pattern that matches no linear, a step that selects none, and a shape that a target cannot hold.
     """
     load_methods()
-    resolved = tuple(_resolve_step(step, f"step {number} ({step.method})", anatomy) for number, step in enumerate(recipe.steps, 1))
-    pipeline.Work.of(resolved).check(anatomy)
+    resolved = tuple(_resolve_step(step, f"step {number} ({step.method})", anatomy) for number, step in enumerate(recipe.steps, first))
+    if structural(resolved) is None:
+        pipeline.Work.of(resolved, changed).check(anatomy)
     return resolved
 
 
@@ -42,7 +45,7 @@ def _resolve_step(step: Step, at: str, anatomy: Anatomy) -> pipeline.Step:
         raise InputError(f"{at} selects no linear: `skip` takes away everything that `only` leaves")
     for pattern, _ in step.override:
         _must_match(pattern, selected, f"{at}: override")
-    return pipeline.Step(step.method, _methods(step, selected))
+    return pipeline.Step(step.method, _methods(step, selected), whole=not (step.only or step.skip or step.override))
 
 
 def _methods(step: Step, selected: list[str]) -> dict[str, Method]:

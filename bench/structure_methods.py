@@ -1,0 +1,258 @@
+"""Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica and SVD-LLM.
+
+Usage: python bench/structure_methods.py [digits] [states] [language]     (all, if none is named)
+Writes bench/results/structure_methods.json.
+
+    digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
+    states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
+
+Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
+that holds 0 means that neither is. Nothing is trained after cutting.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from judge import BUILD, HERE, RESULTS, Judge, beside, figures, logits_of
+
+import thrifty
+from thrifty.measure.hidden import RowScores, score_classes
+from thrifty.measure.intervals import mean_interval, ratio_interval
+from thrifty.measure.language import WindowScores, causal_targets, score_windows
+from thrifty.runtime.load import load
+from thrifty.structure.dgmr import refitted
+from thrifty.structure.magnitude_units import MagnitudeUnits
+from thrifty.structure.random_units import RandomUnits
+from thrifty.structure.sparse_ssm import SparseSSM
+
+HOME = BUILD / "structure-methods"
+DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
+IMAGES, WINDOWS, TOKENS = 256, 24, 128
+RATIOS = (0.5, 0.75)
+RESULT = RESULTS / "structure_methods.json"
+
+
+@dataclass(frozen=True)
+class NormsRefitted(MagnitudeUnits):
+    """Neurons by norm, with the refit of DGMR."""
+
+    name: ClassVar[str] = "norms_refitted"
+    needs = frozenset({"gram"})
+    calibrated = True
+
+    def compensate(self, view, cuts, seen):
+        return refitted(view, cuts, seen, 1e-4)
+
+
+@dataclass(frozen=True)
+class DrawRefitted(RandomUnits):
+    """Neurons at random, with the refit of DGMR."""
+
+    name: ClassVar[str] = "draw_refitted"
+    needs = frozenset({"gram"})
+    calibrated = True
+
+    def compensate(self, view, cuts, seen):
+        return refitted(view, cuts, seen, 1e-4)
+
+
+@dataclass(frozen=True)
+class LargestDecays(SparseSSM):
+    """The other way round: entries of large |A_log| go."""
+
+    name: ClassVar[str] = "largest_decays"
+
+    def _worth(self, scan, a_log, count):
+        return -a_log.abs()
+
+
+@dataclass(frozen=True)
+class DrawnDecays(SparseSSM):
+    """Entries at random."""
+
+    name: ClassVar[str] = "drawn_decays"
+
+    def _worth(self, scan, a_log, count):
+        return torch.rand(a_log.shape, generator=torch.Generator().manual_seed(0))
+
+
+def main() -> None:
+    parts = {"digits": digits, "states": states, "language": language}
+    for name in sys.argv[1:] or parts:
+        for part in parts[name]():
+            found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            found[name] = part
+            RESULTS.mkdir(exist_ok=True)
+            RESULT.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
+
+
+def made(model: Path, step: Mapping[str, Any], rows: dict[str, torch.Tensor], name: str = "result") -> tuple[Path, dict]:
+    """(the folder of one step, its certificate)."""
+    out = HOME / name
+    shutil.rmtree(out, ignore_errors=True)
+    return out, thrifty.compress(model, {"steps": [dict(step)]}, rows, out=out, speed=False)
+
+
+def compared(scores: Mapping[str, Any], ours: Mapping[str, tuple[str, ...]], described: Any, minus: Any) -> dict:
+    """Each result, and the difference of some from others."""
+    differences = {f"{name} minus {other}": minus(scores[name], scores[other]) for name, others in ours.items() for other in others}
+    print(json.dumps({name: described(found) for name, found in scores.items()}, indent=1), flush=True)
+    return {"results": {name: described(found) for name, found in scores.items()}, "differences": differences}
+
+
+# -- neurons of a vision transformer -----------------------------------------------------------------------------------
+
+
+def digits() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
+    sys.path.insert(0, str(HERE.parent / "training" / "digits"))
+    from train import load as pixels_of
+
+    (images, _), (held_out, labels) = pixels_of("train"), pixels_of("held-out")
+    expected = _classes(DIGITS, held_out)
+    steps = {
+        "norms": {"magnitude_units": {}},
+        "draw": {"random_units": {}},
+        "dgmr": {"dgmr": {"refit": False}},
+        "norms, refitted": {"norms_refitted": {}},
+        "draw, refitted": {"draw_refitted": {}},
+        "dgmr, refitted": {"dgmr": {}},
+        "dgmr weighted, refitted": {"dgmr": {"by": "weighted"}},
+        "dgmr by activations, refitted": {"dgmr": {"by": "activations"}},
+    }
+    others = ("norms, refitted", "draw, refitted")
+    pairs = {"dgmr": ("norms", "draw"), **dict.fromkeys(list(steps)[5:], others)}
+    rows = {"pixel_values": images[:IMAGES]}
+    found: dict[str, Any] = {"images": {"calibration": IMAGES, "held out": len(labels)}}
+    for ratio in RATIOS:
+        scores = {}
+        for name, step in steps.items():
+            ((method, settings),) = step.items()
+            folder, _ = made(DIGITS, {method: {"cut": ["neurons"], "ratio": ratio, **settings}}, rows)
+            scores[name] = score_classes(expected, _classes(folder, held_out), labels)
+        found[f"{ratio:.0%} of the neurons"] = compared(scores, pairs, _of_images, _between_images)
+        yield found
+
+
+@torch.inference_mode()
+def _classes(folder: Path, images: torch.Tensor) -> torch.Tensor:
+    return load(folder, dtype=torch.float32)(pixel_values=images).logits
+
+
+def _of_images(found: RowScores) -> dict:
+    return {
+        "accuracy": mean_interval(found.right_after).to_json(),
+        "relative_error": ratio_interval(found.error, found.norm).to_json(),
+        "kl": mean_interval(found.kl).to_json(),
+    }
+
+
+def _between_images(ours: RowScores, theirs: RowScores) -> dict:
+    return {
+        "errors_difference": mean_interval(theirs.right_after - ours.right_after).to_json(),
+        "relative_error_difference": ratio_interval(ours.error - theirs.error, ours.norm).to_json(),
+        "kl_difference": mean_interval(ours.kl - theirs.kl).to_json(),
+    }
+
+
+# -- a state-space model -----------------------------------------------------------------------------------------------
+
+
+class Language:
+    """A language model and its windows. steps are scored by name."""
+
+    def __init__(self, model: Path | None) -> None:
+        self.judge = Judge(model, windows=WINDOWS, tokens=TOKENS)
+        self.rows = {"input_ids": self.judge.rows["calibration"].inputs["input_ids"]}
+
+    def scored(self, *steps: Mapping[str, Any]) -> tuple[WindowScores, int]:
+        """(scores of the held-out windows, parameters that are left) of steps, each in a run of its own."""
+        model: Path = Path(self.judge.model)
+        parameters = self.judge.source.anatomy.parameters
+        for number, step in enumerate(steps):
+            model, result = made(model, step, self.rows, f"{Path(self.judge.model).name}-{number}")
+            parameters = result.get("structure", {}).get("parameters", {}).get("after", parameters)
+        after = logits_of(load(model, dtype=torch.float32), self.judge.held_out)
+        parts = zip(self.judge.expected, after, self.judge.held_out.split(8), strict=True)
+        return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts]), parameters
+
+
+def states() -> Iterator[dict]:
+    """What was found so far, after every comparison."""
+    language = Language(MAMBA)
+    found: dict[str, Any] = language.judge.describe()
+    by = {name: {"sparse_ssm": {"by": name}} for name in ("weighted", "vote", "error")}
+    by |= {"smallest |A_log|": {"sparse_ssm": {"by": "magnitude"}}, "largest |A_log|": {"largest_decays": {}}, "draw": {"drawn_decays": {}}}
+    baselines = ("smallest |A_log|", "largest |A_log|", "draw")
+    for mode in ("unit_decay", "memoryless"):
+        scores = {}
+        for name, step in by.items():
+            ((method, settings),) = step.items()
+            scores[name] = language.scored({method: {"mode": mode, **settings}})[0]
+        pairs = {"weighted": baselines, "vote": baselines, "error": (*baselines, "weighted", "vote")}
+        found[f"half of the decays, {mode}"] = compared(scores, pairs, figures, beside)
+        yield found
+    places = {
+        "vote": {"sparse_ssm_states": {}},
+        "error": {"sparse_ssm_states": {"by": "error"}},
+        "norms": {"magnitude_units": {"cut": ["states"], "ratio": 0.5}},
+        "draw": {"random_units": {"cut": ["states"], "ratio": 0.5}},
+    }
+    scores = {name: language.scored(step)[0] for name, step in places.items()}
+    found["half of the places"] = compared(scores, {"vote": ("norms", "draw"), "error": ("norms", "draw", "vote")}, figures, beside)
+    yield found
+    projections = {name: language.scored({name: {}})[0] for name in ("wanda", "sparsegpt")}
+    found["half of the projections' weights"] = compared(projections, {"sparsegpt": ("wanda",)}, figures, beside)
+    yield found
+
+
+# -- a language model --------------------------------------------------------------------------------------------------
+
+
+def language() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
+    judged = Language(None)
+    found: dict[str, Any] = judged.judge.describe()
+    for ratio in (0.2, 0.33):
+        runs = _language_steps(judged, ratio)
+        both = {name: judged.scored(*steps) for name, steps in runs.items()}
+        scores = {name: pair[0] for name, pair in both.items()}
+        others = tuple(name for name in runs if not name.startswith("olica"))
+        pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
+        key = f"{ratio:.0%} of the parameters"
+        found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
+        yield found
+
+
+def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """Each way to the same number of parameters; units go in two runs, for a step has one ratio: a group of heads first, then neurons."""
+    anatomy = judged.judge.source.anatomy
+    first = anatomy.blocks[0]
+    size = {linear.role: linear.out_features * linear.in_features for linear in first.linears}
+    attention, neurons = (sum(size[role] for role in roles) for roles in (("q", "k", "v", "o"), ("gate", "up", "down")))
+    wanted = ratio * anatomy.parameters / len(anatomy.blocks)
+    heads = 0.25 if ratio <= 0.25 else 0.5
+    runs: dict[str, tuple[Mapping[str, Any], ...]] = {
+        "olica": ({"olica": {"ratio": ratio}},),
+        "olica without patch": ({"olica": {"ratio": ratio, "patch": "none"}},),
+        "olica as published": ({"olica": {"ratio": ratio, "decomposition": "fast", "patch": "published"}},),
+        "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
+    }
+    for name in ("flap", "magnitude_units"):
+        runs[f"{name}, neurons"] = ({name: {"cut": ["neurons"], "ratio": wanted / neurons}},)
+        of_neurons = {name: {"cut": ["neurons"], "ratio": (wanted - heads * attention) / neurons}}
+        runs[f"{name}, heads and neurons"] = ({name: {"cut": ["heads"], "ratio": heads}}, of_neurons)
+    return runs
+
+
+if __name__ == "__main__":
+    main()

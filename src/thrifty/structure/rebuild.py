@@ -1,0 +1,108 @@
+"""Steps that put other tensors in place of a block's: matrices in two pieces, narrower values, fewer neurons, branches of low rank.
+
+A method is a frozen dataclass below `Rebuilder` with a `name` and two verbs:
+
+    plan      what will stand there, worked out from the anatomy before any weight is read: a `Form` for each linear that changes
+    rebuild   the values, block by block, from the weights and what calibration has seen
+
+Where the shapes stay as they are, the result keeps its config and loads in plain transformers; else its layers are described by the
+modeling file that lies beside the weights (`export.uneven`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty.base.anatomy import Anatomy, Block, Linear
+from thrifty.base.method import Method, Need
+from thrifty.structure.base import Seen, View
+
+Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What stands in place of a linear. rank: of two matrices in a row; 0 for one matrix. narrow: whether the values of its heads are fewer
+    than the architecture has, so that others are left out on one side."""
+
+    out_features: int
+    in_features: int
+    rank: int = 0
+    narrow: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Weights that it holds."""
+        return self.rank * (self.out_features + self.in_features) if self.rank else self.out_features * self.in_features
+
+    def tensors(self, linear: Linear) -> dict[str, tuple[int, ...]]:
+        """Shapes of its tensors, its bias included, by what follows the path of the linear."""
+        out, into = self.out_features, self.in_features
+        if self.rank:
+            found: dict[str, tuple[int, ...]] = {".down.weight": (self.rank, into), ".up.weight": (out, self.rank)}
+        else:
+            inside = ".kept.weight" if self.narrow else ".weight"
+            found = {inside: (into, out) if linear.storage == "conv1d" and not self.narrow else (out, into)}
+        if linear.bias_source is not None:
+            found[self.bias_name] = (out,)
+        return found
+
+    @property
+    def bias_name(self) -> str:
+        """Where its bias lies, after the path of the linear."""
+        return ".up.bias" if self.rank else ".kept.bias" if self.narrow else ".bias"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step will make of a model.
+
+    forms: by path of the linear. branches: (in, rank, out) of what is added to a module's output, by its path. sizes: config attribute ->
+    its value in each layer. warnings: what could not be had as it was wanted.
+    """
+
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    branches: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The values of one block: matrices [out, in] or (up, down) and biases by path of the linear, branches (up, down) by path of the
+    module, other tensors in disk layout by their key. What is planned to change must be here; biases that are not stay as they are."""
+
+    matrices: Mapping[str, Float[Tensor, "out in"] | Factors] = field(default_factory=dict)
+    biases: Mapping[str, Float[Tensor, "out"]] = field(default_factory=dict)
+    branches: Mapping[str, Factors] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rebuilder(Method, ABC):
+    """A step that puts other tensors in place of a block's. calibrated: whether it looks at calibration rows."""
+
+    family: ClassVar[str] = "structure"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gram"})
+    calibrated: ClassVar[bool] = True
+
+    @abstractmethod
+    def plan(self, anatomy: Anatomy) -> Plan:
+        """What will stand where, for every block. Raises InputError where the architecture cannot have it."""
+
+    @abstractmethod
+    def rebuild(self, view: View, seen: Seen, plan: Plan) -> Rebuilt:
+        """The tensors of one block."""
+
+
+def gram_of(block: Block, path: str, seen: Seen) -> Float[Tensor, "in in"] | None:
+    """Mean of x x^T of what a linear reads; None where no token reached it."""
+    stage = next(stage for stage in block.stages if any(linear.path == path for linear in stage.linears))
+    found = seen.grams.get(stage.reads.name)
+    return None if found is None or not found.tokens else found.gram.to("cpu")
