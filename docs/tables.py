@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import tables_structure
+import tables_vision
 from result_files import interval, read, table
 
 ROOT = Path(__file__).parent.parent
@@ -99,24 +100,24 @@ def activations() -> str:
 
 def rotations() -> str:
     """What rotations change at few bits, paired with the same weights without one."""
-    found = _read("rotations.json")
+    found = read("rotations.json")
     rows = []
     for row in found["rows"]:
         beside = row.get("minus none")
-        paired = [_interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
+        paired = [interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
         rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
     before, windows = found["rows"][0]["perplexity_before"]["value"], found["evaluation"]
     head = ["weights", "rotation", "perplexity", "KL divergence", "perplexity, minus none", "KL, minus none"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+    return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
 
 
 def hadamard() -> str:
     """The fast transform beside a copy."""
     rows = [
         [f"{row['width']:,}", f"{1e6 * row['copy']:.0f} us", f"{1e6 * row['transform']:.0f} us", f"{row['share']:.1%}"]
-        for row in _read("hadamard.json")["rows"]
+        for row in read("hadamard.json")["rows"]
     ]
-    return _table(["width", "copy", "transform", "copy / transform"], rows)
+    return table(["width", "copy", "transform", "copy / transform"], rows)
 
 
 def cost() -> str:
@@ -333,20 +334,20 @@ def lowest_bits() -> str:
 
 def low_bit() -> str:
     """Every way to fewer bits, with what it takes and loses."""
-    found = sorted(_read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
+    found = sorted(read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
     rows = [
         [
             row["name"],
             f"{row['bits']:.3f}",
             f"{row['perplexity']['value']:.3f}",
-            _interval(row["kl"], 4),
+            interval(row["kl"], 4),
             f"{row['calibration_windows']}",
             row.get("taken from", "").removesuffix(".json"),
         ]
         for row in found
     ]
     head = ["what", "bits per weight", "perplexity", "KL divergence", "calibration windows", "taken from"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
 
 
 def on_cuda() -> str:
@@ -399,81 +400,6 @@ def allocation() -> str:
         rows.append([f"{row['mean']:g}", f"`{row['share']}`", f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
     head = ["budget", "chosen by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
-
-
-def one_grid() -> str:
-    """Inputs on one grid after each rewrite."""
-    found = _read("vision.json")
-    rows = [
-        [
-            row["weights and inputs"],
-            f"`{row['range']}`",
-            name,
-            f"{scores['accuracy']['value']:.2%}",
-            f"{scores['relative_error']['value']:.3%}",
-            _beside(row["minus as it is"].get(name), "relative_error_difference", 5),
-            _beside(row["minus as it is"].get(name), "accuracy_difference", 4),
-        ]
-        for row in found["digits_inputs"]["rows"]
-        for name, scores in row["results"].items()
-    ]
-    head = ["digits: weights and inputs", "range", "inputs", "recognised", "relative error", "difference", "of recognised"]
-    before = found["digits_inputs"]["rows"][0]["results"]["as it is"]["accuracy_before"]["value"]
-    parts = [_table(head, rows), f"The original recognises {before:.2%} of the {found['digits_inputs']['images']} images."]
-    if "embedded_inputs" in found:
-        rows = [
-            [row["weights and inputs"], name, *_quality(scores), _beside(row["minus as it is"].get(name), "kl_difference", 5)]
-            for row in found["embedded_inputs"]["rows"]
-            for name, scores in row["results"].items()
-        ]
-        parts.append(_table(["embedded: weights and inputs", "inputs", "perplexity", "KL divergence", "difference"], rows))
-    return "\n\n".join(parts)
-
-
-def attention_probabilities() -> str:
-    """What rounding probabilities of attention costs the digits."""
-    found = _read("vision.json")["digits_inputs"]["attention"]
-    rows = [
-        [name, f"{scores['accuracy']['value']:.2%}", f"{scores['relative_error']['value']:.3%}"]
-        for name, scores in found.items()
-        if name != "difference"
-    ]
-    said = f"The first minus the second: relative error {_interval(found['difference']['relative_error_difference'], 5)}."
-    return f"{_table(['4 bits', 'recognised', 'relative error'], rows)}\n\n{said}"
-
-
-def recalibrated() -> str:
-    """Solvers with and without recalibration."""
-    found = _read("vision.json")
-    rows = []
-    for row in found["digits_weights"]["rows"]:
-        for name, scores in row["results"].items():
-            pair = next((pair for words, pair in row["differences"].items() if words.startswith(f"{name} minus")), None)
-            changed = f"{scores['recalibrated']} of {scores['matrices']}"
-            quality = [f"{scores['accuracy']['value']:.2%}", f"{scores['relative_error']['value']:.3%}"]
-            difference = _beside(pair, "relative_error_difference", 5)
-            rows.append([f"{row['bits']} bits", str(row["calibration"]), f"`{name}`", changed, *quality, difference])
-    head = ["digits: a scale a row", "images", "solver", "recalibrated", "recognised", "relative error", "difference"]
-    parts = [_table(head, rows)]
-    if "embedded_weights" in found:
-        rows = []
-        for row in found["embedded_weights"]["rows"]:
-            for name, scores in row["results"].items():
-                pair = next((pair for words, pair in row["differences"].items() if words.startswith(f"{name} minus")), None)
-                changed = f"{scores['recalibrated']} of {scores['matrices']}"
-                rows.append([f"{row['bits']} bits", f"`{name}`", changed, *_quality(scores), _beside(pair, "kl_difference", 4)])
-        parts.append(_table(["embedded: groups of 32", "solver", "recalibrated", "perplexity", "KL divergence", "difference"], rows))
-    return "\n\n".join(parts)
-
-
-def _quality(scores: dict[str, Any]) -> list[str]:
-    """Perplexity and divergence in two cells."""
-    return [f"{scores['perplexity']['value']:.3f}", f"{scores['kl']['value']:.4f}"]
-
-
-def _beside(pair: dict[str, Any] | None, metric: str, digits: int) -> str:
-    """A difference with its interval; nothing for what others are beside."""
-    return "" if pair is None else _interval(pair[metric], digits)
 
 
 def relevance() -> str:
@@ -535,9 +461,9 @@ TABLES = {
     "quantization aware": quantization_aware,
     "on cuda": on_cuda,
     "solvers": solvers,
-    "one grid": one_grid,
-    "attention probabilities": attention_probabilities,
-    "recalibrated": recalibrated,
+    "one grid": tables_vision.one_grid,
+    "attention probabilities": tables_vision.attention_probabilities,
+    "recalibrated": tables_vision.recalibrated,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
