@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import tables_structure
+import tables_vision
 from result_files import interval, read, table
 
 ROOT = Path(__file__).parent.parent
@@ -460,6 +461,9 @@ TABLES = {
     "quantization aware": quantization_aware,
     "on cuda": on_cuda,
     "solvers": solvers,
+    "one grid": tables_vision.one_grid,
+    "attention probabilities": tables_vision.attention_probabilities,
+    "recalibrated": tables_vision.recalibrated,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
