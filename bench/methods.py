@@ -88,7 +88,7 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 def main() -> None:
     wanted = sys.argv[1:] or list(RUNS)
     found = json.loads(MEASURED.read_text()) if sys.argv[1:] else {}
-    found |= {name: measure(name, *RUNS[name]) for name in wanted} | trained()
+    found |= {name: measure(name, *RUNS[name]) for name in wanted if name in RUNS} | trained() | on_digits()
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
@@ -108,6 +108,43 @@ def trained() -> dict[str, dict[str, str]]:
         name: {"figure": told(words, rows[row]["perplexity_before"], rows[row]["perplexity"], rows[row]["kl"]), "test": test}
         for name, (words, row, test) in TRAINED.items()
     }
+
+
+def on_digits() -> dict[str, dict[str, str]]:
+    """The entries of the methods that were measured on the vision transformer."""
+    inputs = next(row for row in _read("vision.json")["digits_inputs"]["rows"] if row["weights and inputs"] == "8 and 4 bits")
+    centred = {row["rewrite"]: row for row in _read("hadanorm.json")["rows"] if row["weights and inputs"] == "8 and 3 bits"}
+    grid = "relative error of the last hidden states of the digits' vision transformer"
+    entries = {
+        "coqmoe": (
+            f"weights of 8 and inputs of 4 bits on one fixed grid (range {inputs['range']}), {grid}",
+            (inputs["results"]["as it is"], inputs["results"]["coqmoe"], inputs["minus as it is"]["coqmoe"]),
+            "tests/weights/test_coqmoe.py",
+        ),
+        "hadanorm": (
+            f"weights of 8 and inputs of 3 bits on a grid of every token, after rotate, {grid}",
+            (
+                centred["rotate, hadamard"],
+                centred["rotate, hadanorm, alpha 0.5"],
+                centred["rotate, hadanorm, alpha 0.5"]["minus rotate, hadamard"],
+            ),
+            "tests/weights/test_hadanorm.py",
+        ),
+    }
+    return {
+        name: {"figure": told_beside(words, *scores, "relative_error"), "test": test} for name, (words, scores, test) in entries.items()
+    }
+
+
+def told_beside(words: str, without: dict, with_it: dict, difference: dict, metric: str) -> str:
+    """A setting, and a figure without the method and with it."""
+    moved = difference[f"{metric}_difference"]
+    ends = f"difference {moved['value']:.4f}, 95 % interval {moved['low']:.4f} to {moved['high']:.4f}"
+    return f"{words}: {without[metric]['value']:.4f} without it, {with_it[metric]['value']:.4f} with it ({ends})"
+
+
+def _read(name: str) -> dict:
+    return json.loads((HERE / "results" / name).read_text())
 
 
 def told(words: str, before: dict[str, float], after: dict[str, float], kl: dict[str, float]) -> str:

@@ -464,6 +464,7 @@ TABLES = {
     "one grid": tables_vision.one_grid,
     "attention probabilities": tables_vision.attention_probabilities,
     "recalibrated": tables_vision.recalibrated,
+    "centred": tables_vision.centred,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,

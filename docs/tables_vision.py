@@ -48,6 +48,22 @@ def attention_probabilities() -> str:
     return f"{table(['4 bits', 'recognised', 'relative error'], rows)}\n\n{said}"
 
 
+def centred() -> str:
+    """Inputs after centring, scaling and rotation."""
+    rows = [
+        [
+            row["weights and inputs"],
+            row["rewrite"],
+            f"{row['accuracy']['value']:.2%}",
+            f"{row['relative_error']['value']:.3%}",
+            f"{row['kl']['value']:.4f}",
+            _beside(row.get("minus as it is"), "relative_error_difference", 5),
+        ]
+        for row in read("hadanorm.json")["rows"]
+    ]
+    return table(["digits: weights and inputs", "rewrite", "recognised", "relative error", "KL divergence", "difference"], rows)
+
+
 def recalibrated() -> str:
     """Solvers with and without recalibration."""
     found = read("vision.json")
