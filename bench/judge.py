@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -55,7 +56,6 @@ class Judge:
     def __init__(self, model: Path | None = None, windows: int = 128, tokens: int = 512, text: dict[str, Path] | None = None) -> None:
         from thrifty.data import default_model, load_rows
         from thrifty.models import open_model
-        from thrifty.runtime.load import load
 
         self.model = model or default_model()
         self.source = open_model(self.model)
@@ -76,7 +76,13 @@ class Judge:
         BUILD.mkdir(exist_ok=True)
         save_file({"input_ids": self.rows["calibration"].inputs["input_ids"].contiguous()}, self.windows)
         self.held_out = self.rows["evaluation"].inputs["input_ids"]
-        self.expected = logits_of(load(self.model, dtype=torch.float32), self.held_out)
+
+    @cached_property
+    def expected(self) -> list[Tensor]:
+        """The original's logits, by batches of held-out windows."""
+        from thrifty.runtime.load import load
+
+        return logits_of(load(self.model, dtype=torch.float32), self.held_out)
 
     def describe(self) -> dict:
         """The head of a result file."""

@@ -6,6 +6,8 @@ Usage: python bench/sparse.py                                                   
        python bench/sparse.py --model ../shared/models/shakespeare-1m \\
            --text ../shared/data/tiny-shakespeare/input.txt --tokens 256               another model; nine tenths of its text calibrate
 
+       add --collect to write the rows that are there, and make none
+
 Writes bench/results/sparse.json, in which each model has a part. Every method gets the same calibration windows, and its result the same
 held-out ones; differences are taken window by window, so that an interval of one that holds 0 means that neither is better. A row that is
 in bench/build/sparse is not made again.
@@ -17,7 +19,8 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +72,16 @@ def step(method: str, amount: float | str, back: bool, share: Any = "uniform") -
     return {"solve": {"by": {"back_solve": {"by": "awp"}} if back else "awp", "into": into, "share": share}}
 
 
+class Missing(Exception):
+    """A row that is not there, where none is to be made."""
+
+
 def measure(judge: Judge, name: str, wanted: dict[str, Any], whole: bool = True) -> tuple[WindowScores, dict[str, Any]]:
     """Scores of one result, and the shares of zeros of its blocks. whole: whether every matrix is pruned."""
     out = HOME / judge.model.name / name
     if not (out / "row.pt").exists():
+        if judge.collects:
+            raise Missing
         shutil.rmtree(out, ignore_errors=True)
         rows = {"input_ids": judge.rows["calibration"].inputs["input_ids"]}
         job = prepare(Request(judge.model, {"steps": [wanted]}, calibration=rows))
@@ -93,34 +102,27 @@ def measure(judge: Judge, name: str, wanted: dict[str, Any], whole: bool = True)
     return WindowScores(**saved["scores"]), saved["told"]
 
 
-def amounts(judge: Judge) -> Iterator[dict[str, Any]]:
-    """Every method at every amount, and what back-solving changes."""
-    for amount in AMOUNTS:
-        for method in METHODS:
-            plain, back = (
-                measure(judge, f"{amount} {method} {back}".replace(":", "of"), step(method, amount, back)) for back in (False, True)
-            )
-            yield {
-                "amount": amount,
-                "method": method,
-                "plain": {**figures(plain[0]), **plain[1]},
-                "back_solve": {**figures(back[0]), **back[1]},
-                "back_solve minus plain": beside(back[0], plain[0]),
-            }
+def compared(judge: Judge, amount: float | str, method: str) -> dict[str, Any]:
+    """One method at one amount, and what back-solving changes."""
+    plain, back = (measure(judge, f"{amount} {method} {back}".replace(":", "of"), step(method, amount, back)) for back in (False, True))
+    return {
+        "amount": amount,
+        "method": method,
+        "plain": {**figures(plain[0]), **plain[1]},
+        "back_solve": {**figures(back[0]), **back[1]},
+        "back_solve minus plain": beside(back[0], plain[0]),
+    }
 
 
-def shares(judge: Judge) -> Iterator[dict[str, Any]]:
+def shared(judge: Judge, method: str) -> dict[str, Any]:
     """Every way to share sparsity out among the blocks."""
-    for method in SHARED:
-        found = {
-            name: measure(judge, f"{AT} {method} {name}", step(method, AT, False, fitted(judge, share))) for name, share in SHARES.items()
-        }
-        yield {
-            "amount": AT,
-            "method": method,
-            "results": {name: {**figures(scores), **told} for name, (scores, told) in found.items()},
-            "differences": {f"{ours} minus {theirs}": beside(found[ours][0], found[theirs][0]) for ours, theirs in PAIRS},
-        }
+    found = {name: measure(judge, f"{AT} {method} {name}", step(method, AT, False, fitted(judge, share))) for name, share in SHARES.items()}
+    return {
+        "amount": AT,
+        "method": method,
+        "results": {name: {**figures(scores), **told} for name, (scores, told) in found.items()},
+        "differences": {f"{ours} minus {theirs}": beside(found[ours][0], found[theirs][0]) for ours, theirs in PAIRS},
+    }
 
 
 def fitted(judge: Judge, share: Any) -> Any:
@@ -131,13 +133,25 @@ def fitted(judge: Judge, share: Any) -> Any:
     return share
 
 
-def alone(judge: Judge) -> Iterator[dict[str, Any]]:
-    """What each block costs when no other is pruned, and the exponents of its spectra."""
-    looked = spectra(judge.model)["blocks"]
-    for block, found in zip(judge.source.anatomy.blocks, looked, strict=True):
-        wanted = {**step("wanda", AT, False), "only": [f"{block.path}.*"]}
-        scores, told = measure(judge, f"{AT} wanda only {block.path}", wanted, whole=False)
-        yield {"block": block.path, "alpha": found["alpha"], "farms_alpha": found["farms_alpha"], **figures(scores), **told}
+def alone(judge: Judge, number: int, block: str) -> dict[str, Any]:
+    """What a block costs when no other is pruned, and the exponents of its spectra."""
+    wanted = {**step("wanda", AT, False), "only": [f"{block}.*"]}
+    scores, told = measure(judge, f"{AT} wanda only {block}", wanted, whole=False)
+    looked = exponents(judge.model)[number]
+    return {"block": block, "alpha": looked["alpha"], "farms_alpha": looked["farms_alpha"], **figures(scores), **told}
+
+
+@cache
+def exponents(model: Path) -> list[dict[str, Any]]:
+    """Of every block."""
+    return spectra(model)["blocks"]
+
+
+def rows(judge: Judge) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """(the part of the results that a row belongs to, what makes it)."""
+    yield from (("shares", partial(shared, judge, method)) for method in SHARED)
+    yield from (("alone", partial(alone, judge, number, block.path)) for number, block in enumerate(judge.source.anatomy.blocks))
+    yield from (("amounts", partial(compared, judge, amount, method)) for amount in AMOUNTS for method in METHODS)
 
 
 def split(text: Path) -> dict[str, Path]:
@@ -155,19 +169,23 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="its text")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=32, help="windows to calibrate on, and to judge on")
+    parser.add_argument("--collect", action="store_true", help="write the rows that are there, and make none")
     arguments = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
     judge = Judge(arguments.model, arguments.windows, arguments.tokens, split(arguments.text) if arguments.text else None)
+    judge.collects = arguments.collect
     name = "embedded" if arguments.model is None else arguments.model.name
     path = RESULTS / "sparse.json"
     head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
     part: dict[str, Any] = {**head, "amounts": [], "shares": [], "alone": []}
-    for key, rows in (("shares", shares(judge)), ("alone", alone(judge)), ("amounts", amounts(judge))):
-        for row in rows:
-            part[key].append(row)
-            found = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps({**found, name: part}, indent=2) + "\n")
-            print(json.dumps(row), flush=True)
+    for key, make in rows(judge):
+        try:
+            part[key].append(make())
+        except Missing:
+            continue
+        found = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**found, name: part}, indent=2) + "\n")
+        print(json.dumps(part[key][-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import tables_sparse
 import tables_structure
 import tables_vision
 from result_files import interval, read, table
@@ -468,6 +469,7 @@ TABLES = {
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
+    **tables_sparse.TABLES,
     **tables_structure.TABLES,
 }
 
