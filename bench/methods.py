@@ -1,6 +1,7 @@
 """What each published method does on the model inside the package: the measured figure of its row in the catalogue.
 
 Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
+       python bench/methods.py farms      only these; what is measured of the others stays
 
 Those that train are not run again: their figures are taken from bench/results/quantization_aware.json.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         "tests/weights/test_descent.py",
     ),
     "efficient_vla": ("one of four blocks removed", {"efficient_vla": {"ratio": 0.25}}, "tests/structure/test_efficient_vla.py"),
+    "farms": (
+        "70 % of the weights by sparsegpt, shared out among blocks",
+        {"sparsegpt": {"sparsity": 0.7, "share": "farms"}},
+        "tests/weights/test_farms.py",
+    ),
     "flap": (
         "a fifth of the neurons removed",
         {"flap": {"ratio": 0.2, "cut": ["neurons"]}},
@@ -69,7 +76,9 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 
 
 def main() -> None:
-    found = {name: measure(name, words, step, test) for name, (words, step, test) in RUNS.items()} | trained()
+    wanted = sys.argv[1:] or list(RUNS)
+    found = json.loads(MEASURED.read_text()) if sys.argv[1:] else {}
+    found |= {name: measure(name, *RUNS[name]) for name in wanted} | trained()
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

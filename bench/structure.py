@@ -11,7 +11,6 @@ parameters, dense, with half of its neurons and heads, and with 30 % fewer block
 from __future__ import annotations
 
 import itertools
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,13 +53,13 @@ def main() -> None:
 
 def units(judge: Judge, case: str, settings: dict) -> list[dict]:
     """One row a method, at one ratio; each minus the lot, and FLAP minus magnitude and Wanda."""
-    lots = [scored(judge, {"random_units": settings}, seed)[0] for seed in range(LOTS)]
+    lots = [scored(judge, case, {"random_units": settings}, seed)[0] for seed in range(LOTS)]
     lots.sort(key=lambda scores: float(scores.kl.sum()))
     lot = lots[LOTS // 2]
     rows = [{"case": case, "method": "random_units", **figures(lot), "kl of each draw": [figures(one)["kl"]["value"] for one in lots]}]
     found = {}
     for name, own in METHODS.items():
-        found[name], result = scored(judge, {name.partition(" ")[0]: {**settings, **own}})
+        found[name], result = scored(judge, f"{case} {name}", {name.partition(" ")[0]: {**settings, **own}})
         structure = {key: [value["before"], value["after"]] for key, value in result["structure"].items()}
         rows.append(
             {"case": case, "method": name, **figures(found[name]), "minus the lot": beside(found[name], lot), "structure": structure}
@@ -75,7 +74,7 @@ def blocks(judge: Judge) -> list[dict]:
     rows = []
     for name, ratios in BLOCKS.items():
         for ratio in ratios:
-            scores, result = scored(judge, {name: {"ratio": ratio}})
+            scores, result = scored(judge, f"{name} {ratio}", {name: {"ratio": ratio}})
             kept = result["structure"]["text (blocks)"]
             rows.append({"method": name, "blocks": [kept["before"], kept["after"]], "removed": removed(judge, result), **figures(scores)})
     return rows
@@ -105,13 +104,11 @@ def by_hand(judge: Judge) -> list[dict]:
     return rows
 
 
-def scored(judge: Judge, step: dict, seed: int = 0) -> tuple[WindowScores, dict]:
-    """(scores of each held-out window, the certificate) of one step."""
-    name = "structure-" + "-".join([next(iter(step)), str(seed)])
-    out = BUILD / name
-    shutil.rmtree(out, ignore_errors=True)
-    rows = judge.rows["calibration"]
-    result = thrifty.compress(judge.model, {"steps": [step]}, rows, out=out, seed=seed, speed=False)
+def scored(judge: Judge, case: str, step: dict, seed: int = 0) -> tuple[WindowScores, dict]:
+    """(scores of each held-out window, the certificate) of one step; a result that is there already is taken."""
+    out = BUILD / "structure" / f"{case} {seed}".replace(" ", "-").replace("%", "percent")
+    result = thrifty.compress(judge.model, {"steps": [step]}, judge.rows["calibration"], out=out, seed=seed, speed=False)
+    print(case, seed, flush=True)
     return against(judge, logits_of(load(out, dtype=torch.float32), judge.held_out)), result
 
 

@@ -32,6 +32,7 @@ PLACES = {
     "weights.allocate": "Allocation: who gets how much",
     "weights.heal": "Healing: what is given back once a block is solved",
     "weights.activation": "Activations: what inputs are rounded to",
+    "structure": "Structure: fewer neurons, heads, experts, channels, states and blocks",
     "tune": "Training: all matrices together, after the steps that solve",
 }
 

@@ -144,6 +144,30 @@ def memory() -> str:
     return _table(["blocks", "checkpoint", "peak memory", "planned", "result", "planned"], rows)
 
 
+def memory_budget() -> str:
+    """Peak memory and speed with more and more left on disk."""
+    tables = []
+    for name, model in _read("memory_budget.json")["models"].items():
+        rows = []
+        for row in model["rows"]:
+            place = row["placement"]
+            rows.append(
+                [
+                    "everything in memory" if place is None else place["words"].split(" on disk;")[0],
+                    f"{row['peak_rss_bytes'] / 1e6:.0f} MB",
+                    "" if place is None else f"{place['bytes'] / 1e6:.0f} MB",
+                    f"{(row['peak_rss_bytes'] - row['process_bytes']) / 1e6:.0f} MB",
+                    f"{row['prefill_processor_seconds']:.2f} s",
+                    f"{1000 * row['decode_processor_seconds_per_token']:.0f} ms",
+                    f"{row['decode_tokens_per_second']:.2f}",
+                ]
+            )
+        head = [f"{name}: on disk", "peak", "expected", "above the start", "prompt, processor time", "new token, the same", "tokens/s"]
+        said = f"{model['checkpoint_bytes'] / 1e6:.0f} MB of weights, {model['prompt_tokens']} tokens and {model['new_tokens']} new ones."
+        tables += [_table(head, rows), said]
+    return "\n\n".join(tables)
+
+
 def plan() -> str:
     """What was planned and what was needed, by kind of model."""
     rows = []
@@ -374,6 +398,7 @@ TABLES = {
     "cost": cost,
     "phases": phases,
     "memory": memory,
+    "memory budget": memory_budget,
     "plan": plan,
     "inference": inference,
     "llama.cpp": llama_cpp,

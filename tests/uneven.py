@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import build, randomise
-from thrifty.export.shards import Made
-from thrifty.export.uneven.folder import write_uneven
+from thrifty.export.shards import Made, write_shards
+from thrifty.export.uneven.folder import write_beside
 from thrifty.export.uneven.outline import uneven_config
 
 _WIDE = {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -82,7 +82,9 @@ def write_model(folder: Path, config: Any, sizes: Mapping[str, Sequence[int]], t
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     made = uneven_config({**json.loads(config.to_json_string(use_diff=False)), "dtype": "float32"}, sizes, shapes)
     pieces = [Made(name, tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in tensors.items()]
-    write_uneven(folder, made, pieces, folder, [])
+    folder.mkdir(parents=True)
+    write_shards(folder, pieces)
+    write_beside(folder, made)
     return made
 
 

@@ -107,3 +107,6 @@ def test_trying_out_lets_both_continue(bench: Bench) -> None:
     words = tokenizer("value_1 = ", return_tensors="pt")
     answer = model.generate(input_ids=words["input_ids"], max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert found["original"]["text"] == tokenizer.decode(answer[0, words["input_ids"].shape[1] :], skip_special_tokens=True)
+    within = api.try_out(bench.out, "value_1 = ", new_tokens=5, memory="64GB")
+    assert [within[side]["text"] for side in ("original", "result")] == [found[side]["text"] for side in ("original", "result")]
+    assert all(within[side]["memory"].startswith("everything in memory; at most") for side in ("original", "result"))

@@ -78,6 +78,8 @@ def api(monkeypatch: pytest.MonkeyPatch, small: Path) -> types.ModuleType:
         setattr(fake, name, answer(name, value))
     one, every = answer("methods", {**entry, "explanation": "Rounds.\n\n    min tr(E G E^T)\n"}), fake.methods  # type: ignore[attr-defined]
     fake.methods = lambda name: every(name) if name is None else one(name)  # type: ignore[attr-defined]
+    found = {"layers": [{"name": "a", "alpha": 2.5}], "blocks": [{"block": 0, "alpha": 2.5}], "picture": None}
+    fake.inspecting = types.SimpleNamespace(spectra=answer("spectra", found))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "thrifty.api", fake)
     monkeypatch.setattr(thrifty, "api", fake, raising=False)
     return fake

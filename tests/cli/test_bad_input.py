@@ -464,6 +464,7 @@ COMMANDS = [
     Case("compare: no certificate", ["compare", "{result}", "{model}"], ("model", "certificate.json", "thrifty compress")),
     Case("try: no certificate", ["try", "{model}"], ("model", "certificate.json", "thrifty compress")),
     Case("try: no folder", ["try", "{here}/gone"], ("gone", "certificate.json")),
+    Case("try: no size", ["try", "{result}", "x", "--memory", "much"], ("'much'", "4GB")),
     Case("try: no prompt", ["try", "{result}", ""], ("no token", "give some text")),
     Case("compare: broken certificate", ["compare", "{here}/c"], ("certificate.json", "cannot be read"), write("c/certificate.json", "{")),
     Case("compare: empty certificate", ["compare", "{here}/c"], ("certificate.json",), write("c/certificate.json", "{}")),

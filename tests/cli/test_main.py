@@ -95,7 +95,7 @@ def test_plan_shows_the_price_and_what_it_is_made_of(api: types.ModuleType, caps
 
 def test_try_puts_the_answers_side_by_side(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["try", "small", "def"]) == 0
-    assert api.calls["try_out"] == ((Path("small"),), {"prompt": "def", "allow_pickle": False, "trust_remote_code": False})
+    assert api.calls["try_out"] == ((Path("small"),), {"prompt": "def", "memory": None, "allow_pickle": False, "trust_remote_code": False})
     assert any("the original text" in line and "the result text" in line for line in capsys.readouterr().out.splitlines())
 
 
@@ -114,6 +114,10 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
                 "--trust-remote-code",
                 "--format",
                 "thrifty",
+                "--check",
+                "safety",
+                "--pairs",
+                "pairs.jsonl",
             ]
         )
         == 0
@@ -136,6 +140,8 @@ def test_compress_hands_every_word_on(api: types.ModuleType) -> None:
             "allow_pickle": True,
             "trust_remote_code": True,
             "format": "thrifty",
+            "check": "safety",
+            "pairs": "pairs.jsonl",
         },
     )
     assert main(["compress"]) == 0

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.log_sqrt2 import decode, decode_by_shifts, encode, fit_scale, zero_code
+from thrifty.core.log_sqrt2 import attend, decode, decode_by_shifts, encode, fit_scale, zero_code
 
 BITS = range(2, 9)
 
@@ -64,6 +64,14 @@ def test_numerators_of_attention_keep_outputs_among_the_values(seed, bits):
         out = numerators @ values / numerators.sum(-1, keepdim=True)
         assert bool((out <= values.amax(0) + 1e-5).all()) and bool((out >= values.amin(0) - 1e-5).all())
     torch.testing.assert_close(exact @ values / exact.sum(-1, keepdim=True), logits.softmax(-1) @ values)
+    torch.testing.assert_close(attend(logits, values, bits), rounded @ values / rounded.sum(-1, keepdim=True))
+
+
+def test_attention_does_not_look_at_what_is_masked():
+    generator = torch.Generator().manual_seed(0)
+    logits, values = 3 * torch.randn(2, 6, 9, generator=generator), torch.randn(2, 9, 4, generator=generator)
+    logits[..., 5:] = -torch.inf
+    torch.testing.assert_close(attend(logits, values, 4), attend(logits[..., :5], values[:, :5], 4))
 
 
 def outputs_lose(bits: int, spread: float) -> dict[str, float]:

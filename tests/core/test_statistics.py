@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.base.anatomy import Space
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 
-FIELDS = ("gram_sum", "absolute_sum", "absolute_max")
+FIELDS = ("gram_sum", "absolute_sum", "absolute_max", "value_sum", "low", "high")
 
 
 def whole(seed: int, *shape: int) -> torch.Tensor:
@@ -40,6 +42,7 @@ def test_the_values_are_the_sums_and_means_over_all_inputs():
     torch.testing.assert_close(found.gram.double(), rows.T @ rows / 120, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.absolute_mean.double(), rows.abs().mean(0), rtol=1e-5, atol=1e-6)
     assert torch.equal(found.absolute_max.double(), rows.abs().amax(0))
+    assert torch.equal(found.low.double(), rows.amin(0)) and torch.equal(found.high.double(), rows.amax(0))
 
 
 def test_nothing_seen_is_zero_and_not_nan():
@@ -47,6 +50,7 @@ def test_nothing_seen_is_zero_and_not_nan():
         assert found.tokens == 0
         assert torch.equal(found.gram, torch.zeros(5, 5))
         assert torch.equal(found.absolute_mean, torch.zeros(5))
+        assert torch.equal(found.absolute_max, torch.zeros(5))
 
 
 def test_merging_leaves_its_parts_as_they_were():
@@ -77,7 +81,15 @@ def test_bfloat16_inputs_leave_the_precision_of_products_as_it_was():
 def test_under_a_scale_are_the_statistics_of_the_scaled_inputs():
     inputs = torch.randn(50, 8, generator=torch.Generator().manual_seed(5))
     scale = torch.rand(8, generator=torch.Generator().manual_seed(6)) + 0.2
-    found, expected = Statistics.of(inputs).under(scale), Statistics.of(inputs / scale)
+    found, expected = Statistics.of(inputs).under(Rewrite(Space("in", 8), scale)), Statistics.of(inputs / scale)
     assert found.tokens == expected.tokens
     for name in FIELDS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+def test_smallest_and_largest_follow_a_shift():
+    inputs, generator = torch.randn(50, 8, generator=torch.Generator().manual_seed(7)), torch.Generator().manual_seed(8)
+    rewrite = Rewrite(Space("in", 8), torch.rand(8, generator=generator) + 0.2, shift=torch.randn(8, generator=generator))
+    found, expected = Statistics.of(inputs).under(rewrite), Statistics.of(rewrite.of(inputs))
+    for name in ("low", "high", "absolute_max", "value_sum"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)

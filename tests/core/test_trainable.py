@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.trainable import Codes, GridWeight
+from thrifty.core.trainable import Codes, FreeWeight, GridWeight, LowRankWeight
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.ternary import Ternary
 from thrifty.weights.target.zero_free import ZeroFree
@@ -92,3 +92,39 @@ def test_zero_free_levels_of_a_quarter_are_reproduced() -> None:
     target = ZeroFree(2, 0)
     start = target.fit(weight).encode(target.fit(weight).project(weight))
     assert torch.equal(GridWeight(weight, start, target.codes).values(), weight)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@given(seed=st.integers(0, 1000))
+def test_free_values_start_where_they_were_and_zeros_stay(rank: int, seed: int) -> None:
+    start = draw(seed, 5, 12) * (draw(seed + 1, 5, 12) > 0)
+    trained = LowRankWeight(start, rank, seed) if rank else FreeWeight(start)
+    assert torch.equal(trained.values(), start)
+    slopes = torch.autograd.grad(trained.values().square().sum(), list(trained.parameters.values()), allow_unused=True)
+    assert all(slope is not None for slope in slopes)
+    with torch.no_grad():
+        for tensor in trained.parameters.values():
+            tensor += draw(seed + 2, *tensor.shape)
+    moved = trained.values().detach()
+    assert bool((moved[start == 0] == 0).all())
+    assert torch.equal(trained.encoded().decode(), moved)
+    if rank:  # as a whole the change has that rank, in parts of what rows are large as
+        spread = start.square().mean(1, keepdim=True).sqrt()
+        change = spread * (trained.up @ trained.down).detach()
+        torch.testing.assert_close(moved, (start + change) * (start != 0))
+        assert int(torch.linalg.matrix_rank(change.double(), rtol=1e-5)) <= rank
+
+
+def test_one_rate_moves_free_values_as_far_whatever_their_rank() -> None:
+    """The first step of Adam moves every parameter by the rate: the values by the rate times the spread of their row, about."""
+    start = draw(0, 64, 96)
+    spread = start.square().mean(1, keepdim=True).sqrt()
+    moves = {}
+    for rank in (0, 4, 16):
+        trained = LowRankWeight(start, rank, 0) if rank else FreeWeight(start)
+        name = "up" if rank else "offset"
+        with torch.no_grad():
+            trained.parameters[name] += 0.01 * draw(1, *trained.parameters[name].shape).sign()
+        moves[rank] = float(((trained.values() - start) / spread).detach().square().mean().sqrt())
+    assert moves[0] == pytest.approx(0.01, rel=1e-4)
+    assert moves[4] == pytest.approx(0.01, rel=0.2) and moves[16] == pytest.approx(0.01, rel=0.2)

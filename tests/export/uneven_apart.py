@@ -18,6 +18,9 @@ sys.meta_path.insert(0, Absent())
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+FURTHER = ("bert", "experts", "llama", "mamba2", "pieces", "vit")
+"""Those that are also saved again, loaded in another type and without their heads: what that takes does not depend on the architecture."""
+
 
 def close(found, expected, tolerance):
     scale = expected.abs().max().clamp(min=1)
@@ -45,6 +48,8 @@ def check(folder):
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         tokens = kept["inputs"]["input_ids"]
         assert torch.equal(model.generate(tokens, use_cache=True, **settings), model.generate(tokens, use_cache=False, **settings))
+    if folder.name not in FURTHER:
+        return
     model.save_pretrained(folder / "again")
     again = auto.from_pretrained(folder / "again", trust_remote_code=True)
     assert torch.equal(logits(again, kept["inputs"]), logits(model, kept["inputs"]))

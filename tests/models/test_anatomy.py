@@ -97,6 +97,33 @@ def test_spaces_said_to_scale_do_scale(name, source_of):
     assert tried
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_spaces_said_to_hold_a_shift_do(name, source_of):
+    """Add something to the producer's bias, and take what that does off the consumers' biases: the block puts out the same."""
+    source = source_of(name)
+    rows = inputs(name, rows=2, length=10)
+    shell = source.shell(torch.float32)
+    calls = shell.calls(rows, {})
+    generator = torch.Generator().manual_seed(4)
+    for chain in source.anatomy.chains:
+        hidden = shell.enter(rows, chain, {})
+        block = next(block for block in source.anatomy.blocks if block.chain == chain)
+        module = source.block(block, torch.float32)
+        before = run_block(module, hidden, calls[block.path])
+        linears, norms = linear_modules(module, block), norm_modules(module, block)
+        for space in block.spaces:
+            assert space.normed == (bool(space.producers) and set(space.producers) <= set(norms))
+            if not space.holds_shift:
+                continue
+            added = torch.randn(_own_width(space), generator=generator)
+            with torch.no_grad():
+                for path in space.producers:
+                    (norms.get(path) or linears[path]).bias.add_(added)
+                for path in space.consumers:
+                    linears[path].bias.sub_(get_weight(linears[path]) @ _spread(space, added))
+        assert torch.allclose(run_block(module, hidden, calls[block.path]), before, atol=1e-4)
+
+
 def _own_width(space: Space) -> int:
     return space.width // space.repeat
 

@@ -49,7 +49,7 @@ def reshaped(folder: Path, name: str, out: Path, step: dict, **settings) -> dict
 def loaded(folder: Path) -> torch.nn.Module:
     """What plain transformers makes of a folder."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    auto = transformers.AutoModelForImageClassification if config.model_type == "vit" else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForImageClassification if "vit" in config.model_type else transformers.AutoModelForCausalLM
     return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -151,6 +151,68 @@ def test_an_architecture_without_a_place_for_the_bias_says_so(folder_of, tmp_pat
     assert all(layer["sparsity"] == 0.5 and 0 < layer["relative_error"] < 1 for layer in result["layers"])
 
 
+UNEVEN = {
+    "llama": ["neurons", "heads"],
+    "qwen3": ["neurons", "heads"],
+    "gemma3": ["neurons", "heads"],
+    "gpt2": ["neurons", "heads"],
+    "vit": ["neurons", "heads"],
+    "mixtral": ["neurons", "heads", "experts"],
+    "mamba": ["channels", "states"],
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_blocks_may_keep_different_numbers(name, folder_of, tmp_path):
+    """Logits are those of the original with the rest switched off, also of architectures whose config has no number for fewer heads."""
+    folder = folder_of(name)
+    step = {"magnitude_units": {"ratio": 0.4, "cut": UNEVEN[name], "uneven": True, "multiple_of": 4}}
+    result = reshaped(folder, name, tmp_path / "out", step, verify="full")
+    source, small = open_model(folder), open_model(tmp_path / "out")
+    counts = [{units.alike: units.count for units in units_of(small, block).units} for block in small.anatomy.blocks]
+    cuts = {}
+    for block, kept in zip(source.anatomy.blocks, counts, strict=True):
+        units = [item for item in units_of(source, block).units if item.kind in UNEVEN[name]]
+        tensors = tensors_of(source, block)
+        cuts[block.path] = [Cut(item, choose(_norms(item, tensors), kept[item.alike])) for item in units]
+    rows = inputs(name, rows=2, length=9, seed=5)
+    with torch.no_grad():
+        found = main_output(loaded(tmp_path / "out")(**rows))
+    expected = run_zeroed(source, cuts, rows)
+    assert torch.allclose(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+    assert result["structure"]["parameters"]["after"] < result["structure"]["parameters"]["before"]
+    if name in ("llama", "mamba"):
+        assert counts[0] != counts[1]
+
+
+def test_an_uneven_result_of_flap_has_its_biases_and_goes_on_when_stopped(folder_of, tmp_path, monkeypatch):
+    step = {"flap": {"ratio": 0.4, "uneven": True}}
+    reshaped(folder_of("qwen3"), "qwen3", tmp_path / "whole", step, verify="full")
+    real, seen = ReshapeWalk._cut, []
+
+    def failing(self, view, known):
+        seen.append(view.block.path)
+        if len(seen) == 2:
+            raise RunError("stopped")
+        return real(self, view, known)
+
+    monkeypatch.setattr(ReshapeWalk, "_cut", failing)
+    with pytest.raises(RunError, match="stopped"):
+        reshaped(folder_of("qwen3"), "qwen3", tmp_path / "again", step)
+    reshaped(folder_of("qwen3"), "qwen3", tmp_path / "again", step)
+    assert len(seen) == 3
+    stored = load_file(tmp_path / "again/model.safetensors")
+    assert stored["model.layers.0.mlp.down_proj.bias"].abs().max() > 0
+    assert "model.layers.0.mlp.gate_proj.bias" not in stored
+    for name in ("model.safetensors", "config.json", "modeling_uneven.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_architecture_whose_layers_cannot_differ_is_refused(folder_of, tmp_path):
+    with pytest.raises(InputError, match="layers of clip cannot differ in width"):
+        reshaped(folder_of("clip"), "clip", tmp_path / "out", {"magnitude_units": {"uneven": True}})
+
+
 def test_a_block_that_does_nothing_is_removed_and_nothing_changes(folder_of, tmp_path):
     folder = tmp_path / "idle"
     folder.mkdir()
@@ -194,7 +256,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(folder_of, tmp_path,
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"steps": [{"flap": {}}, {"gptq": {}}]}, "flap changes the network's structure and must be the only step; run gptq on its result"),
+        ({"steps": [{"gptq": {}}, {"flap": {}}]}, "gptq stores codes, and a step of another kind after it needs plain weights"),
         ({"steps": [{"flap": {}, "skip": ["*.down_proj"]}]}, "takes no only, skip or override; choose by its setting cut"),
         ({"steps": [{"flap": {"cut": ["channels"]}}]}, "has none of the channels that flap would remove"),
         ({"steps": [{"efficient_vla": {}}]}, "would remove 1 of 2 blocks, but 1 at the beginning and 1 at the end are to stay"),

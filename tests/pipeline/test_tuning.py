@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 
 import thrifty
 from tests.tiny import ARCHITECTURES, inputs, tiny
@@ -113,7 +114,7 @@ def test_what_is_not_selected_stays(tmp_path: Path) -> None:
         ([TUNE, STEP], "must be the last one"),
         ([TUNE], "they solve none of its linears"),
         ([{"rtn": {}, "only": ["*.q_proj"]}, {**TUNE, "only": ["*.down_proj"]}], "they solve none of its linears"),
-        ([{"magnitude": {}}, TUNE], "trains evenly spaced grids"),
+        ([{"solve": {"by": "round", "into": {"float": {}}}}, TUNE], "trains plain values and evenly spaced grids"),
         ([{"magnitude": {}}, {"rtn": {}}, TUNE], "what an earlier step pruned"),
         ([{"solve": {"by": "obs", "into": {"int": {"group_size": 0, "symmetric": False}}, "share": "baq"}}, TUNE], "different widths"),
         ([STEP, {**TUNE, "override": {"*.down_proj": {"steps": 9}}}], "override cannot change"),
@@ -124,6 +125,31 @@ def test_recipes_that_cannot_be_trained_are_refused(steps: list[dict], words: st
     with pytest.raises(InputError, match=words):
         run("llama", folder, tmp_path / "out", steps)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("step", [{"wanda": {"pattern": "2:4"}}, {"sparsegpt": {"sparsity": 0.6}}], ids=["2:4", "unstructured"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_was_pruned_stays_zero_while_the_rest_is_trained(step: dict, rank: int, tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    run("llama", folder, tmp_path / "before", [step])
+    run("llama", folder, tmp_path / "after", [step, {"distill": {"steps": 4, "batch": 2, "rank": rank, "rate": 0.05}}])
+    before, after = (open_model(tmp_path / name) for name in ("before", "after"))
+    for linear in before.anatomy.linears:
+        old, new = before.read(linear.source), after.read(linear.source)
+        assert torch.equal(old != 0, new != 0)
+        assert not torch.equal(old, new)
+
+
+def test_pruning_is_healed_on_the_model_inside_the_package(tmp_path: Path) -> None:
+    """On held-out text, by all values and by changes of a low rank; what has more freedom gives back more."""
+    words = "calibration: {samples: 32, tokens: 64}, evaluation: {samples: 16, tokens: 64}"
+    step = "wanda: {sparsity: 0.6}"
+    steps = {"before": step, "free": f"{step}}}, {{distill: {{steps: 20}}", "low": f"{step}}}, {{distill: {{steps: 20, rank: 8}}"}
+    before, free, low = (
+        thrifty.compress(recipe=f"{{{words}, steps: [{{{chosen}}}]}}", out=tmp_path / name, speed=False) for name, chosen in steps.items()
+    )
+    assert free["kl"]["value"] < low["kl"]["value"] < 0.95 * before["kl"]["value"]
+    assert [layer["sparsity"] for layer in free["layers"]] == [layer["sparsity"] for layer in before["layers"]]
 
 
 def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Path) -> None:

@@ -14,16 +14,21 @@ from tests.weights.problems import correlated_gram, draw, loss, problem
 from thrifty.base.errors import InputError
 from thrifty.base.records import Problem
 from thrifty.weights.allocate.baq import BAQ
+from thrifty.weights.allocate.farms import Farms
+from thrifty.weights.allocate.owl import OWL
 from thrifty.weights.allocate.uniform import Uniform
 from thrifty.weights.base import Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ
 from thrifty.weights.preset.magnitude import Magnitude
+from thrifty.weights.preset.ria import RIA
 from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.solve import Solve
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.back_solve import BackSolve
 from thrifty.weights.solve.obs import OBS
+from thrifty.weights.solve.relative_importance import RelativeImportance
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.both import Both
 from thrifty.weights.target.int import Int
@@ -31,7 +36,7 @@ from thrifty.weights.target.n_m import NM
 from thrifty.weights.target.top_k import TopK
 from thrifty.weights.target.unstructured import Unstructured
 
-PRESETS = (RTN(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), Solve())
+PRESETS = (RTN(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), RIA(), Wanda(back_solve=True), Solve())
 
 
 @pytest.mark.parametrize(
@@ -41,14 +46,16 @@ PRESETS = (RTN(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), Solve())
         (RTN(3, 16, False, "mse"), Treatment(Round(), Int(3, 16, False, "mse"))),
         (GPTQ(), Treatment(OBS(True, 0.01, 128), Int(4, 32, True, "mse"))),
         (GPTQ(2, 0, False, "minmax", False, 0.1, 32), Treatment(OBS(False, 0.1, 32), Int(2, 0, False, "minmax"))),
-        (Wanda(), Treatment(Round(weighted=True), TopK(0.5))),
-        (Wanda(0.7), Treatment(Round(weighted=True), TopK(0.7))),
-        (Wanda(pattern="4:8"), Treatment(Round(weighted=True), NM(4, 8))),
-        (SparseGPT(), Treatment(OBS(damping=0.01), Unstructured(0.5, 128))),
-        (SparseGPT(0.6, None, 64, 0.1), Treatment(OBS(damping=0.1), Unstructured(0.6, 64))),
-        (SparseGPT(pattern="2:4"), Treatment(OBS(damping=0.01), NM(2, 4))),
-        (Magnitude(0.3), Treatment(Round(), Unstructured(0.3, 0))),
-        (Magnitude(pattern="1:4"), Treatment(Round(), NM(1, 4))),
+        (Wanda(), Treatment(Round(weighted=True), TopK(0.5), Uniform())),
+        (Wanda(0.7), Treatment(Round(weighted=True), TopK(0.7), Uniform())),
+        (Wanda(pattern="4:8"), Treatment(Round(weighted=True), NM(4, 8), Uniform())),
+        (SparseGPT(), Treatment(OBS(damping=0.01), Unstructured(0.5, 128), Uniform())),
+        (SparseGPT(0.6, None, 64, 0.1), Treatment(OBS(damping=0.1), Unstructured(0.6, 64), Uniform())),
+        (SparseGPT(pattern="2:4"), Treatment(OBS(damping=0.01), NM(2, 4), Uniform())),
+        (Magnitude(0.3), Treatment(Round(), Unstructured(0.3, 0), Uniform())),
+        (RIA(0.6, power=1.0), Treatment(RelativeImportance(1.0), Unstructured(0.6, 0), Uniform())),
+        (Wanda(0.7, share=OWL(), back_solve=True), Treatment(BackSolve(Round(weighted=True)), TopK(0.7), OWL())),
+        (Magnitude(pattern="1:4"), Treatment(Round(), NM(1, 4), Uniform())),
         (Solve(), Treatment(OBS(), Int(), Uniform())),
         (Solve(AWP(7), Both(NM(), Int())), Treatment(AWP(7), Both(NM(), Int()), Uniform())),
         (Solve(OBS(), Int(3, 0, False), BAQ()), Treatment(OBS(), Int(3, 0, False), BAQ())),
@@ -280,6 +287,9 @@ def test_impossible_settings_are_refused_in_words():
         (lambda: Solve(OBS(act_order=True), NM()), "act_order"),
         (lambda: Solve(OBS(), Int(4), BAQ()), "asymmetric grid"),
         (lambda: SparseGPT(pattern="5:4").expand(), "n_m"),
+        (lambda: Wanda(pattern="2:4", share=Farms()), "n_m has no share of zeros that could differ"),
+        (lambda: Solve(OBS(), Int(), OWL()), "int has no share of zeros that could differ"),
+        (lambda: Magnitude(share=BAQ()), "asymmetric grid"),
     ]:
         with pytest.raises(InputError, match=words):
             build()

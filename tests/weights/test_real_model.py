@@ -19,6 +19,7 @@ from thrifty.api.request import Request, prepare
 from thrifty.base.anatomy import Space
 from thrifty.base.records import Problem, Solution
 from thrifty.core.linalg import largest_eigenvalue
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.data import default_model, load_rows
 from thrifty.models import get_weight, linear_modules, open_model, run_block
@@ -28,11 +29,13 @@ from thrifty.weights.allocate.baq import BAQ
 from thrifty.weights.base import Preset, Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ
 from thrifty.weights.preset.magnitude import Magnitude
+from thrifty.weights.preset.ria import RIA
 from thrifty.weights.preset.rtn import RTN
 from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.aqlm import AQLM
 from thrifty.weights.solve.awp import AWP
+from thrifty.weights.solve.back_solve import BackSolve
 from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.round import Round
@@ -155,6 +158,13 @@ def test_wanda_costs_less_than_magnitude_over_the_model():
     assert sum(losses(Wanda())) < 0.97 * sum(losses(Magnitude()))
 
 
+def test_relative_importance_costs_less_than_magnitude_over_the_model():
+    """Both let all entries of a matrix compete."""
+    ours, plain = losses(RIA()), losses(Magnitude())
+    assert sum(ours) < 0.95 * sum(plain)
+    assert sum(less < more for less, more in zip(ours, plain, strict=True)) > 0.8 * len(layers())
+
+
 def test_sparsegpt_costs_less_than_wanda():
     assert each(losses(SparseGPT()), losses(Wanda()), 0.9)
     assert each(losses(SparseGPT(pattern="2:4")), losses(Wanda(pattern="2:4")), 0.9)
@@ -174,6 +184,13 @@ def test_awp_costs_no_more_than_the_sweep_that_it_starts_from():
     for target in (TopK(0.5), NM()):
         assert each(losses(Treatment(AWP(), target)), losses(Treatment(OBS(), target)))
     assert sum(losses(Treatment(AWP(), NM()))) < 0.9 * sum(losses(SparseGPT(pattern="2:4")))
+
+
+@pytest.mark.parametrize("by", [Round(weighted=True), OBS()], ids=lambda by: by.name)
+def test_back_solving_costs_less_on_every_linear_and_most_for_wanda(by):
+    for target in (TopK(0.7), NM()):
+        before, after = losses(Treatment(by, target)), losses(Treatment(BackSolve(by), target))
+        assert each(after, before, 0.75 if by == Round(weighted=True) else 1.0)
 
 
 # -- quantizing ----------------------------------------------------------------------------------------------------------
@@ -206,7 +223,7 @@ def test_awq_costs_no_more_than_rounding_and_awp_no_more_than_either(rule):
 def test_awp_on_scaled_weights_costs_no_more_than_awq_even_from_rounding():
     def both(layer: Layer) -> float:
         scale, _ = awq(layer, GRID)
-        problem = Problem(layer.problem.weight * scale, layer.statistics.under(scale).gram, layer.problem.tokens)
+        problem = Problem(layer.problem.weight * scale, layer.statistics.under(Rewrite(layer.space, scale)).gram, layer.problem.tokens)
         return AWP(start="nearest").solve(problem, GRID).loss
 
     assert each(measured(both), measured(lambda layer: awq(layer, GRID)[1]), 1 + 1e-3)

@@ -14,6 +14,7 @@ from tests.weights.problems import draw
 from thrifty.base.anatomy import Space
 from thrifty.base.records import Problem
 from thrifty.core.fold import scale_columns
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.weights.base import Target, Treatment, solve
 from thrifty.weights.preset.gptq import GPTQ
@@ -168,7 +169,7 @@ def test_a_mask_that_weighs_its_inputs_does_not_see_the_scale():
     statistics = Statistics.of(inputs_of(18))
     scale = candidates(inputs_of(18), 20)[10]
     plain = TopK(0.5).fit(weight, statistics.gram.diagonal()).project(weight)
-    scaled = TopK(0.5).fit(weight * scale, statistics.under(scale).gram.diagonal()).project(weight * scale)
+    scaled = TopK(0.5).fit(weight * scale, statistics.under(Rewrite(SPACE, scale)).gram.diagonal()).project(weight * scale)
     assert torch.equal(plain != 0, scaled != 0)
 
 

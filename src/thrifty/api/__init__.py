@@ -1,5 +1,7 @@
-"""What the command line does, as functions: one for each command, of the same name and with the same words."""
+"""What the command line does, as functions: one for each command, of the same name and with the same words; those of groups of commands in
+modules of their own (`inspecting`)."""
 
+from thrifty.api import inspecting as inspecting
 from thrifty.api.about import describe, doctor, methods, recipes
 from thrifty.api.compress import compress, plan, repeat
 from thrifty.api.results import compare, evaluate, export, try_out

@@ -18,10 +18,11 @@ from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
 from thrifty.pipeline.folder import RunFolder
+from thrifty.pipeline.job import Job
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
-from thrifty.pipeline.run import Job, run
+from thrifty.pipeline.run import run
 
 DEFAULT_OUT = "thrifty-result"
 
@@ -62,6 +63,8 @@ def compress(
     trust_remote_code: bool = False,
     speed: bool = True,
     format: Literal["compressed-tensors", "thrifty"] = "compressed-tensors",
+    check: Literal["safety"] | None = None,
+    pairs: str | Path | None = None,
 ) -> dict[str, Any]:
     """Make a model smaller and prove what was lost.
 
@@ -73,7 +76,9 @@ def compress(
     max_perplexity_increase: by how much perplexity may rise at most, as a share of
     the original's: `5%` or 0.05. speed: whether both models are timed at the
     end, where they fit into the memory that the run took. format: `thrifty` stores every result at its own rate, in a container that
-    needs `import thrifty` to be loaded in transformers; by default what no public format holds is stored dense.
+    needs `import thrifty` to be loaded in transformers; by default what no public format holds is stored dense. check: `safety` asks both
+    models requests that should be refused, and harmless twins, and tells in the certificate what changed; both are in memory for that.
+    pairs: a file of such requests, {"refuse": .., "answer": ..} a line; those inside the package by default.
 
     Returns the certificate as plain values, with `model` and `out`. Raises InputError for a request that cannot be right (nothing is
     written), RunError for one that fails on the way (finished work is kept), GateError when more is lost than allowed.
@@ -93,6 +98,8 @@ def compress(
         trust_remote_code,
         speed,
         format,
+        check,
+        pairs,
     )
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
@@ -151,22 +158,38 @@ def plan(
     place = Path(out or DEFAULT_OUT)
     job = prepare(request)
     cost = _cost(job)  # before the probe takes memory of its own
-    rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
-    warnings = job.packing.warnings
-    if job.shaping is None:
-        seconds = estimate_seconds(job.source, job.work, job.setting, job.load, rates)
-    else:
-        seconds = estimate_shaping(job.source, job.shaping, job.setting, job.load, rates)
-        warnings = job.shaping.warnings
-    cost = replace(cost, seconds=seconds)
-    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), tuple(warnings))
+    cost = replace(cost, seconds=sum(_seconds(link, place) for link in job.links))
+    warnings = tuple(said for link in job.links for said in _foreseen_warnings(link))
+    return Plan(job.name, str(place), job.recipe, job.setting.to_json(), cost, tuple(_refusals(job, cost, place)), warnings)
+
+
+def _foreseen_warnings(job: Job) -> tuple[str, ...]:
+    if job.shaping is not None:
+        return job.shaping.warnings
+    return (*job.packing.warnings, *job.work.idle(job.source.anatomy))
 
 
 def _cost(job: Job) -> Cost:
-    """All but the time."""
+    """All but the time; of a chain, the memory of its hungriest link, and disk for the results of all."""
+    resident = rss_bytes()
+    costs = [_cost_of_one(link, resident) for link in job.links]
+    widest = max(costs, key=lambda cost: cost.memory)
+    kept = [sum(cost.output for cost in costs[:position]) + cost.disk for position, cost in enumerate(costs)]
+    return replace(widest, disk=max(kept), output=costs[-1].output)
+
+
+def _cost_of_one(job: Job, resident: int) -> Cost:
     if job.shaping is not None:
-        return price_shaping(job.source, job.shaping, job.setting, job.load, rss_bytes())
-    return price(job.source, job.work, job.setting, job.load, rss_bytes(), output_bytes(job.source, job.packing))
+        return price_shaping(job.source, job.shaping, job.setting, job.load, resident)
+    return price(job.source, job.work, job.setting, job.load, resident, output_bytes(job.source, job.packing))
+
+
+def _seconds(job: Job, place: Path) -> float:
+    """How long it takes, after a look at what this machine can do."""
+    rates = probe(job.source, job.work, job.setting, job.calibration, job.evaluation, place.absolute())
+    if job.shaping is not None:
+        return estimate_shaping(job.source, job.shaping, job.setting, job.load, rates)
+    return estimate_seconds(job.source, job.work, job.setting, job.load, rates)
 
 
 def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from thrifty.data.load import SAMPLES
 from thrifty.measure.evaluate import LANGUAGE
 from thrifty.measure.gate import Gate
 from thrifty.measure.hardware import hardware
-from thrifty.models import Source, open_model
+from thrifty.measure.safety import Pair, read_pairs, shipped_pairs
+from thrifty.models import Rotated, Source, open_model
 from thrifty.pipeline.container import ContainerPacking
 from thrifty.pipeline.footprint import footprints_of
+from thrifty.pipeline.job import Job, Then
 from thrifty.pipeline.mixing import foreseen
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting, calibration_dtype
 from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.rebuild import shaped
-from thrifty.pipeline.run import Job
-from thrifty.pipeline.shaping import structural
+from thrifty.pipeline.shaping import Shaping, structural
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.tuning import check_tuning
+from thrifty.recipe.chain import Part, parts_of
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.recommend import recommend
@@ -69,6 +71,8 @@ class Request:
     trust_remote_code: bool = False
     speed: bool = True
     format: str = "compressed-tensors"
+    check: str | None = None
+    pairs: str | Path | None = None
 
     @property
     def given_rows(self) -> bool:
@@ -88,15 +92,21 @@ class Request:
             "allow_pickle": self.allow_pickle,
             "trust_remote_code": self.trust_remote_code,
             "format": self.format,
+            "check": self.check,
+            "pairs": None if self.pairs is None else _whole(str(self.pairs)),
         }
 
 
 def prepare(request: Request) -> Job:
-    """Open the model, resolve the recipe, load the rows. Raises InputError for whatever cannot be right."""
+    """Open the model, resolve the recipe, load the rows. Raises InputError for whatever cannot be right.
+
+    A recipe with steps of several kinds is a chain: the job of its first link, which knows the others.
+    """
     device = _device(request.device)
     _check_numbers(request)
     if request.format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}; got {request.format!r}")
+    safety = pairs_of(request.check, request.pairs)
     gate = None if request.max_perplexity_increase is None else Gate.parse(request.max_perplexity_increase)
     source = open_model(
         default_model() if request.model is None else request.model,
@@ -108,37 +118,104 @@ def prepare(request: Request) -> Job:
             f"a largest increase of perplexity was asked for, but a model of kind {source.anatomy.kind} has none; leave it out"
         )
     recipe = _recipe(request, source)
-    steps = resolve(recipe, source.anatomy)
-    step = structural(steps)
-    shaping = None if step is None else shaped(source, step)
-    work = Work.of(steps if step is None else ())
-    needed = work.needs_calibration if shaping is None else shaping.calibrated
+    links = _links(request, recipe, source)
+    needed = any(link.calibrated for link in links)
     calibration = _calibration(request, recipe, source) if needed else None
-    check_tuning(source, work, calibration)
+    for link in links:
+        check_tuning(link.model, link.work, calibration)
     evaluation = _evaluation(request, recipe, source, calibration)
     if gate is not None and evaluation is None:
         raise InputError("a largest increase of perplexity was asked for, but there are no rows to judge on; give evaluation rows, too")
     _say(calibration, evaluation)
-    dtype = calibration_dtype(source.dtype, device)
-    load = _load(source, calibration, evaluation, dtype)
-    setting = _setting(source, device, load, dtype, request.seed)
-    name = "the model inside the package" if request.model is None else str(request.model)
-    return Job(
-        name,
-        source,
-        recipe.with_places(_whole).to_yaml(),
-        recipe.plain()["steps"],
-        work,
-        foreseen(source, work, FORMATS[request.format]),
-        setting,
-        load,
-        calibration,
-        evaluation,
-        gate,
-        request.to_json(),
-        request.speed,
-        shaping,
-    )
+    common = _Common(request, recipe, device, calibration, evaluation, gate, safety)
+    first, *others = [common.job(link) for link in links]
+    if not others:
+        return first
+    parts = [link.part for link in links]
+    return replace(first, then=Then(tuple(others), lambda place, model: common.job(_Link.of(request, model, parts[place], place > 0))))
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A part of a recipe on a model: what is done to matrices, or what a structural step makes of it.
+
+    model: as it is read, turned where a step says so; outcome: what the next link starts from, with the right shapes.
+    """
+
+    part: Part
+    model: Source
+    work: Work
+    packing: Packing
+    shaping: Shaping | None
+
+    @classmethod
+    def of(cls, request: Request, source: Source, part: Part, changed: bool) -> _Link:
+        """changed: whether an earlier link changed the model."""
+        steps = resolve(part.recipe, source.anatomy, part.first, changed)
+        step = structural(steps)
+        shaping = None if step is None else shaped(source, step)
+        work = Work.of(steps if step is None else (), changed)
+        if work.turn is not None:
+            source = Rotated(source, work.turn.rotation)
+        return cls(part, source, work, foreseen(source, work, FORMATS[request.format]), shaping)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it looks at calibration rows."""
+        return self.work.needs_calibration if self.shaping is None else self.shaping.calibrated
+
+    @property
+    def outcome(self) -> Source:
+        """Raises InputError where the result is no plain model that another link could go on from."""
+        if self.packing.schemes:
+            words = " + ".join(step.method for step in self.part.recipe.steps)
+            raise InputError(f"{words} stores codes, and a step of another kind after it needs plain weights; put what stores codes last")
+        return self.model if self.shaping is None else self.shaping.resized.source
+
+
+def _links(request: Request, recipe: Recipe, source: Source) -> list[_Link]:
+    """All links of a recipe, those after the first on models that do not exist yet."""
+    found: list[_Link] = []
+    for part in parts_of(recipe):
+        found.append(_Link.of(request, found[-1].outcome if found else source, part, bool(found)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all links of a request share."""
+
+    request: Request
+    recipe: Recipe
+    device: str
+    calibration: Rows | None
+    evaluation: Rows | None
+    gate: Gate | None
+    safety: tuple[Pair, ...]
+
+    def job(self, link: _Link) -> Job:
+        """The job of a link."""
+        request, source = self.request, link.model
+        calibration = self.calibration if link.calibrated else None
+        dtype = calibration_dtype(source.dtype, self.device)
+        load = _load(source, calibration, self.evaluation, dtype)
+        return Job(
+            name="the model inside the package" if request.model is None else str(request.model),
+            source=source,
+            recipe=self.recipe.with_places(_whole).to_yaml(),
+            steps=self.recipe.plain()["steps"],
+            work=link.work,
+            packing=link.packing,
+            setting=_setting(source, self.device, load, dtype, request.seed),
+            load=load,
+            calibration=calibration,
+            evaluation=self.evaluation,
+            gate=self.gate,
+            request=request.to_json(),
+            speed=request.speed,
+            safety=self.safety,
+            shaping=link.shaping,
+        )
 
 
 def _say(calibration: Rows | None, evaluation: Rows | None) -> None:
@@ -174,6 +251,20 @@ def _check_numbers(request: Request) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise InputError(f"{name} must be a whole number from {least} to {most}; got {value!r}")
+
+
+def pairs_of(check: str | None, pairs: str | Path | None) -> tuple[Pair, ...]:
+    """The pairs of requests that both models are to be asked; none where no check was asked for.
+
+    Raises InputError for another check, for a file that holds something else, and for a file without the check that reads it.
+    """
+    if check not in (None, "safety"):
+        raise InputError(f"check must be safety, the one that there is; got {check!r}")
+    if check is None and pairs is not None:
+        raise InputError("pairs are what --check safety asks both models; add it, or leave them out")
+    if check is None:
+        return ()
+    return tuple(shipped_pairs() if pairs is None else read_pairs(pairs))
 
 
 def _device(word: str | None) -> str:

@@ -7,21 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from thrifty.api.pages import write_pages
+from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
+from thrifty.base.memory import return_free_memory
 from thrifty.base.store import file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
+from thrifty.export.container import METHOD
 from thrifty.export.formats import export_result
 from thrifty.measure.certificate import FILE as CERTIFICATE
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.evaluate import evaluate as measure
+from thrifty.measure.safety import Pair, check_safety, templated
 from thrifty.measure.size import weight_bytes
 from thrifty.measure.task_scores import summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
@@ -45,6 +49,8 @@ def evaluate(
     samples: int | None = None,
     tokens: int | None = None,
     stride: int | None = None,
+    check: Literal["safety"] | None = None,
+    pairs: str | Path | None = None,
     seed: int = 0,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -55,6 +61,8 @@ def evaluate(
     its sub-folders name the classes where there are some. tasks: measure on these instead: tasks of lm-eval, by name, as YAML files or as
     folders of these. samples: windows of text, images, or documents of each task. tokens: length of a window. stride: windows begin so many
     tokens apart, and each scores what the one before it did not hold; side by side where it is left out.
+    check: `safety` asks both models requests that should be refused, and harmless twins, instead. pairs: a file of such requests; those
+    inside the package by default.
     Raises InputError when the two models are of different kinds or vocabularies, the model has no tokenizer, or a task cannot be run.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
@@ -62,6 +70,11 @@ def evaluate(
     folder = default_model() if model is None else find_folder(model)
     original = None if against is None else find_folder(against)
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    asked = pairs_of(check, pairs)
+    if asked:
+        if tasks or any(given is not None for given in (text, images, samples, tokens, stride)):
+            raise InputError("a check of refusals asks its own requests; give --pairs, or a text, images or tasks without --check")
+        return {**_names(model, against), **_on_refusals(folder, original, asked, seed, allowed)}
     if tasks:
         if any(given is not None for given in (text, images, tokens, stride)):
             raise InputError("tasks bring their own text; give either tasks, or a text or images to measure on")
@@ -121,6 +134,17 @@ def _on_tasks(
     return summarise_tasks(scores[folder], None if original is None else scores[original], seed=seed)
 
 
+def _on_refusals(folder: Path, original: Path | None, asked: Sequence[Pair], seed: int, allowed: dict[str, bool]) -> dict[str, Any]:
+    """What the model refuses that the original refused, and the reverse; both are in memory together."""
+    if original is None:
+        raise InputError("whether refusals were lost is seen beside the original only; give --against ORIGINAL")
+    tokenizer = _checked_tokenizer(folder, allowed)
+    templated(tokenizer, asked[0].answer)
+    models = [load(place, dtype=torch.float32, **allowed) for place in (original, folder)]
+    _check_vocabulary(models[0].config, models[1].config)
+    return check_safety(*models, tokenizer, asked, seed=seed)
+
+
 def _checked_tokenizer(folder: Path, allowed: dict[str, bool]) -> Any:
     """The tokenizer of a model that continues text; nothing else can answer."""
     kind = kind_of(folder, **allowed)
@@ -153,7 +177,7 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Com
 
 
 def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[str, Any]:
-    """Write a result in another format (`gguf`, `dense`) and read it back; returns {folder, format, out, bytes}.
+    """Write a result in another format (`gguf`, `dense`, `thrifty`) and read it back; returns {folder, format, out, bytes}.
 
     A folder gets a certificate of its own: the quality is that of the result, size and speed are not. Raises InputError for a format or an
     architecture that cannot be written, RunError when it reads back otherwise.
@@ -161,16 +185,17 @@ def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[s
     written = export_result(Path(folder), to, None if out is None else Path(out))
     place = Path(written["out"])
     if place.is_dir() and (Path(folder) / CERTIFICATE).exists():
-        certificate = _of_dense(Certificate.read(folder), Path(folder), place, written)
+        certificate = _of_export(Certificate.read(folder), Path(folder), place, written)
         write_pages(place.name, Path(folder), place, certificate)
         certificate.write(place)
     return written
 
 
-def _of_dense(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:
-    """What a certificate says of the same values stored as plain ones."""
-    said = f"exported from {folder} as {written['dtype']}: quality is that of the result, the speed of this folder was not measured"
-    bits = 8.0 * getattr(torch, written["dtype"]).itemsize
+def _of_export(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:
+    """What a certificate says of the same values stored in another way."""
+    how = written.get("dtype", written["format"])
+    said = f"exported from {folder} as {how}: quality is that of the result, the speed of this folder was not measured"
+    bits = written["bits_per_weight"] if "bits_per_weight" in written else 8.0 * getattr(torch, written["dtype"]).itemsize
     changed = {
         "run_key": "",
         "bytes": None if certificate.bytes is None else certificate.bytes.model_copy(update={"after": weight_bytes(place)}),
@@ -179,6 +204,8 @@ def _of_dense(certificate: Certificate, folder: Path, place: Path, written: dict
         "speed": None,
         "warnings": [*certificate.warnings, said],
     }
+    if written["format"] == METHOD:
+        changed["request"] = {**certificate.request, "format": METHOD}
     return certificate.model_copy(update=changed)
 
 
@@ -187,13 +214,15 @@ def try_out(
     prompt: str | None = None,
     *,
     new_tokens: int = NEW_TOKENS,
+    memory: str | int | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Let original and result complete a prompt, greedily, with the tokens a second of each.
 
     prompt: text to complete; the first lines of the held-out text where none is given. The first completion of each is repeated once for
-    the clock, so that loading is not counted. Raises InputError for a result whose original is gone, or that is no language model.
+    the clock, so that loading is not counted. memory: what the process may hold with either, as in `thrifty.load`; each then says what was
+    left on disk. Raises InputError for a result whose original is gone, that is no language model, or where one of the two does not fit.
     """
     folder = Path(folder)
     certificate = Certificate.read(folder)
@@ -210,11 +239,15 @@ def try_out(
     found: dict[str, Any] = {"prompt": text}
     answers = {}
     for name, place in (("original", original), ("result", folder)):
-        model = load(place, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
+        model = load(place, **limit, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         answers[name] = _complete(model, inputs, new_tokens)
         seconds, tokens = answers[name]
         found[name] = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
+        if memory is not None:
+            found[name]["memory"] = str(model.placement)
         del model
+        return_free_memory()
     first, second = (answers[name][1] for name in ("original", "result"))
     same = next(
         (place for place, (left, right) in enumerate(zip(first, second, strict=False)) if left != right), min(len(first), len(second))

@@ -66,6 +66,8 @@ class Space:
     consumers: paths of every module that reads it (a router too), all of which must be rescaled together.
     commutes_with: the largest class of maps that can be moved from producers to consumers without changing the function.
     repeat: channels of the consumer side per channel of the producer side (query heads sharing one value head).
+    holds_shift: whether a constant can be taken off what is written here and made up for: one producer and all consumers have a bias.
+    normed: whether a normalization alone writes it.
     within: for an expert's own view of a shared space, the name of that space.
     """
 
@@ -78,6 +80,8 @@ class Space:
     commutes_with: Commutes = "none"
     repeat: int = 1
     within: str | None = None
+    holds_shift: bool = False
+    normed: bool = False
 
 
 @dataclass(frozen=True)

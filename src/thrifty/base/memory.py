@@ -1,12 +1,40 @@
-"""What the libraries below keep: memory that is free but not given back, and the code of products that were done once."""
+"""What this process holds, and what the libraries below keep: free memory that is not given back, and the code of products done once."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from functools import cache
+from pathlib import Path
 
 KEPT_PRODUCTS = 32
+_STATUS = Path("/proc/self/status")
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process since it began."""
+    import resource
+
+    # getrusage counts what the process that started this one held, too
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return status_bytes("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now; where the system does not say, its peak."""
+    return status_bytes("VmRSS") or peak_rss_bytes()
+
+
+def status_bytes(name: str) -> int:
+    """A memory figure of this process in bytes (`VmRSS`, `VmHWM`), 0 where the system does not tell."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
 
 
 @cache

@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from thrifty.base.errors import InputError
 
-Need = Literal["gram", "absolute_mean", "absolute_max"]
+Need = Literal["gram", "absolute_mean", "absolute_max", "range"]
 
 
 @dataclasses.dataclass(frozen=True)

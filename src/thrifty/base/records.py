@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.base.anatomy import Space, Units
+from thrifty.base.anatomy import Units
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,18 @@ class Encoded:
     layout `additive`: `codes` uint8/uint16 [out, in / group_size, m], `codebooks` float32 [m, 2^b, group_size] (float16 holds them),
         `scale` float32 [out, 1] (bfloat16 holds it); the inputs of a group are (codebooks[0][code 0] + codebooks[1][code 1] + ..) * scale,
         added in this order.
+    layout `k_quant`: `codes` int8 [out, in], `multiple` int8 [out, groups], `block_scale` float32 [out, in / 256] (float16 holds it), and
+        where the type has a second term `minimum` int8 and `block_minimum` float32 of the same shapes; value = (block_scale * multiple) *
+        code - block_minimum * minimum.
     bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`;
-        of a weight for `additive`, codebooks and scales counted).
+        of a weight for `additive` and `k_quant`, codebooks and scales counted).
     group_size: inputs that share a scale, or codes (`additive`); 0 means one scale a row.
-    standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`.
+    standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`,
+        `Q2_K` to `Q6_K`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims unless it goes into ours.
     """
 
-    layout: Literal["int", "dense", "numbers", "int_columns", "additive"]
+    layout: Literal["int", "dense", "numbers", "int_columns", "additive", "k_quant"]
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
     bits: float
@@ -67,6 +71,8 @@ class Encoded:
             return _decode_columns(self.tensors)
         if self.layout == "additive":
             return _decode_sums(self.tensors)
+        if self.layout == "k_quant":
+            return _decode_blocks(self.tensors)
         if self.layout == "numbers":
             return self.tensors["numbers"][self.tensors["codes"].long()] * _spread(self.tensors["scale"], self.shape[1])
         codes = self.tensors["codes"].to(torch.float32)
@@ -90,7 +96,7 @@ class Encoded:
         """Bits of a code when every code of a column takes a whole number of them."""
         if self.layout == "int_columns":
             return float(torch.log2(self.tensors["levels"].to(torch.float64)).ceil().mean())
-        if self.layout == "additive":
+        if self.layout in ("additive", "k_quant"):
             return self.bits
         return float(math.ceil(self.bits))
 
@@ -135,6 +141,15 @@ def _decode_sums(tensors: dict[str, Tensor]) -> Tensor:
     return total.flatten(1) * tensors["scale"]
 
 
+def _decode_blocks(tensors: dict[str, Tensor]) -> Tensor:
+    codes, multiple = tensors["codes"].to(torch.float32), tensors["multiple"].to(torch.float32)
+    width, groups = codes.shape[1], multiple.shape[1]
+    values = codes * _spread(_spread(tensors["block_scale"], groups) * multiple, width)
+    if "minimum" in tensors:
+        values -= _spread(_spread(tensors["block_minimum"], groups) * tensors["minimum"].to(torch.float32), width)
+    return values.add_(0.0)
+
+
 @dataclass(frozen=True)
 class Solution:
     """What a solver found. `values` equals `encoded.decode()` exactly.
@@ -154,21 +169,6 @@ class Solution:
     def loss(self) -> float:
         """tr((W - V) gram (W - V)^T)."""
         return float(self.row_loss.sum())
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """An equivalent rewrite of a space: consumers read `scale * x`'s inverse folded into them.
-
-    The producer's outputs are divided by `scale`, the consumers' columns multiplied by it: the function does not change.
-    """
-
-    space: Space
-    scale: Float[Tensor, "width"]
-
-    def under(self, gram: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
-        """The Gram matrix of the rewritten space, A G A^T with A = diag(1 / scale): no second calibration is needed."""
-        return gram / (self.scale[:, None] * self.scale[None, :])
 
 
 @dataclass(frozen=True)

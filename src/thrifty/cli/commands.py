@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thrifty.base.errors import InputError
-from thrifty.cli import papers
+from thrifty.cli import inspect, papers
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output; progress goes to standard error.")]
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model folder or hub id; the model inside the package if left out.")]
@@ -38,6 +38,12 @@ Format = Annotated[
     Literal["compressed-tensors", "thrifty"],
     typer.Option("--format", help="How weights are stored; `thrifty` holds every result at its own rate, but needs `import thrifty`."),
 ]
+Check = Annotated[
+    Literal["safety"] | None, typer.Option("--check", help="Ask both models what should be refused, and harmless twins of it.")
+]
+Pairs = Annotated[
+    str | None, typer.Option("--pairs", metavar="FILE", help='Such requests, {"refuse": .., "answer": ..} a line, for --check safety.')
+]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")]
 
 EXAMPLES = """
@@ -53,6 +59,7 @@ def register(app: typer.Typer) -> None:
     app.command("try")(try_out)
     for command in (plan, describe, evaluate, compare, export, repeat, recipes, methods, doctor):
         app.command()(command)
+    app.add_typer(inspect.app)
     app.add_typer(papers.app)
 
 
@@ -73,12 +80,14 @@ def compress(
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     format: Format = "compressed-tensors",
+    check: Check = None,
+    pairs: Pairs = None,
     json: Json = False,
 ) -> None:
     """Make a model smaller and prove what was lost."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("compress", lambda api: api.compress(model, **request, **safety, format=format), json)
+    call_and_show("compress", lambda api: api.compress(model, **request, **safety, format=format, check=check, pairs=pairs), json)
 
 
 def plan(
@@ -103,24 +112,27 @@ def plan(
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
     safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
+    call_and_show("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
 
 
 def try_out(
     folder: Folder,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to complete.")] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="What may be held in memory, as 512MiB; the rest stays on disk.")
+    ] = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Let original and result answer side by side, with the tokens per second of each."""
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("try", lambda api: api.try_out(folder, prompt=prompt, **allowed), json)
+    call_and_show("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, **allowed), json)
 
 
 def describe(model: Model = None, allow_pickle: Pickle = False, trust_remote_code: RemoteCode = False, json: Json = False) -> None:
     """Show what a model is made of, and what was inferred or is missing."""
-    _run("describe", lambda api: api.describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), json)
+    call_and_show("describe", lambda api: api.describe(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), json)
 
 
 def evaluate(
@@ -138,6 +150,8 @@ def evaluate(
     samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Windows, images, or documents of each task.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of a window.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", metavar="N", help="Let windows overlap, N tokens from one to the next.")] = None,
+    check: Check = None,
+    pairs: Pairs = None,
     seed: Seed = 0,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
@@ -146,7 +160,9 @@ def evaluate(
     """Measure a model, alone or against its original."""
     rows = {"text": _one_or_many(text), "images": images, "tasks": tasks or None, "samples": samples, "tokens": tokens, "stride": stride}
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    _run("evaluate", lambda api: api.evaluate(model, against=against, **rows, seed=seed, **allowed), json)
+    call_and_show(
+        "evaluate", lambda api: api.evaluate(model, against=against, **rows, check=check, pairs=pairs, seed=seed, **allowed), json
+    )
 
 
 def compare(
@@ -155,7 +171,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put the certificates of several results side by side."""
-    _run("compare", lambda api: api.compare(folders, out=out), json)
+    call_and_show("compare", lambda api: api.compare(folders, out=out), json)
 
 
 def export(
@@ -165,12 +181,12 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a result in another format, and read it back."""
-    _run("export", lambda api: api.export(folder, to, out), json)
+    call_and_show("export", lambda api: api.export(folder, to, out), json)
 
 
 def repeat(folder: Folder, out: Out = None, json: Json = False) -> None:
     """Repeat the run that made a result, and compare the bytes."""
-    _run("repeat", lambda api: api.repeat(folder, out=out), json)
+    call_and_show("repeat", lambda api: api.repeat(folder, out=out), json)
 
 
 def recipes(
@@ -195,12 +211,12 @@ def methods(
     json: Json = False,
 ) -> None:
     """List the methods that a recipe can name, or show one."""
-    _run("methods" if name is None else "method", lambda api: api.methods(name), json)
+    call_and_show("methods" if name is None else "method", lambda api: api.methods(name), json)
 
 
 def doctor(json: Json = False) -> None:
     """Check this machine and the installation."""
-    _run("doctor", lambda api: api.doctor(), json)
+    call_and_show("doctor", lambda api: api.doctor(), json)
 
 
 def _request(
@@ -250,7 +266,7 @@ def _call(action: Callable[[Any], Any]) -> Any:
         return action(api)
 
 
-def _run(name: str, action: Callable[[Any], Any], as_json: bool) -> None:
+def call_and_show(name: str, action: Callable[[Any], Any], as_json: bool) -> None:
     """Do the work, then show what came back."""
     result = _call(action)
     from thrifty.cli import render

@@ -1,6 +1,8 @@
 """Folding a diagonal scale into the modules around a space: what is divided before is multiplied after, so the function stays.
 
 Consumers read x / scale, so their columns are multiplied by `scale`; producers write x / scale, so their gains or rows are divided by it.
+Spaces of grouped queries hold copies of what a producer writes: `tie` makes values alike for all copies of a channel, `untie` takes one
+of each, `copied` puts them back.
 """
 
 from __future__ import annotations
@@ -32,11 +34,7 @@ def divide_rows(
     unit_size / repeat channels of the producer, and all copies must carry the same scale.
     Raises ValueError when the copies differ or the widths do not match.
     """
-    if repeat > 1:
-        copies = _copies(scale, repeat, unit_size)
-        if not torch.equal(copies, copies[:, :1].expand_as(copies)):
-            raise ValueError(f"the scale of a space with repeat {repeat} must be the same for all copies of a producer's channel")
-        scale = copies[:, 0].reshape(-1)
+    scale = untie(scale, repeat, unit_size)
     if scale.shape[0] != weight.shape[0]:
         raise ValueError(f"a producer with {weight.shape[0]} rows cannot be divided by {scale.shape[0]} scales")
     return weight / scale[:, None].to(weight.dtype)
@@ -49,6 +47,21 @@ def tie(values: Float[Tensor, "width"], repeat: int, unit_size: int, how: Litera
     copies = _copies(values, repeat, unit_size)
     shared = copies.mean(1, keepdim=True) if how == "mean" else copies.amax(1, keepdim=True)
     return shared.expand_as(copies).reshape(-1)
+
+
+def untie(values: Float[Tensor, "width"], repeat: int, unit_size: int) -> Float[Tensor, "rows"]:
+    """One value for each channel of the producer. Raises ValueError when its copies differ."""
+    if repeat == 1:
+        return values
+    copies = _copies(values, repeat, unit_size)
+    if not torch.equal(copies, copies[:, :1].expand_as(copies)):
+        raise ValueError(f"the scale of a space with repeat {repeat} must be the same for all copies of a producer's channel")
+    return copies[:, 0].reshape(-1)
+
+
+def copied(values: Float[Tensor, "rows"], repeat: int, unit_size: int) -> Float[Tensor, "width"]:
+    """Each value of a producer's channel for all of its copies."""
+    return values.reshape(-1, 1, unit_size // repeat).expand(-1, repeat, -1).reshape(-1) if repeat > 1 else values
 
 
 def _copies(values: Float[Tensor, "width"], repeat: int, unit_size: int) -> Float[Tensor, "units repeat size"]:

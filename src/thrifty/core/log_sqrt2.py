@@ -55,3 +55,14 @@ def fit_scale(values: Float[Tensor, "*shape"], bits: int) -> float:
         if error < least:
             best, least = scale, error
     return best
+
+
+def attend(scores: Float[Tensor, "*heads queries keys"], values: Float[Tensor, "*heads keys width"], bits: int) -> Tensor:
+    """What attention puts out, [*heads, queries, width], when the numerators of its softmax are rounded.
+
+    scores: before the softmax, -inf where a query must not look. The row's sum is that of the rounded numerators, so each output lies among
+    the values; the largest numerator is 1 and stays.
+    """
+    numerators = (scores - scores.amax(-1, keepdim=True)).exp()
+    rounded = decode(encode(numerators, 1.0, bits), 1.0, bits).to(values.dtype)
+    return rounded @ values / rounded.sum(-1, keepdim=True)

@@ -6,11 +6,14 @@ so the result does not depend on who computed which part.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from thrifty.core.rewrite import Rewrite
 
 
 @dataclass(frozen=True)
@@ -18,19 +21,22 @@ class Statistics:
     """Sums over the inputs x of one space.
 
     tokens: how many inputs were seen. gram_sum: [width, width] sum of x x^T, float32.
-    absolute_sum, absolute_max: [width] sum and maximum of |x|, float32.
+    absolute_sum, value_sum: [width] sums of |x| and of x, float32. low, high: [width] smallest and largest x; infinite, the wrong way
+    round, where nothing was seen.
     """
 
     tokens: int
     gram_sum: Float[Tensor, "width width"]
     absolute_sum: Float[Tensor, "width"]
-    absolute_max: Float[Tensor, "width"]
+    value_sum: Float[Tensor, "width"]
+    low: Float[Tensor, "width"]
+    high: Float[Tensor, "width"]
 
     @classmethod
     def empty(cls, width: int, device: torch.device | str = "cpu") -> Statistics:
         """The zero: nothing seen."""
         zeros = torch.zeros(width, device=device)
-        return cls(0, torch.zeros(width, width, device=device), zeros, zeros.clone())
+        return cls(0, torch.zeros(width, width, device=device), zeros, zeros.clone(), zeros + torch.inf, zeros - torch.inf)
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "*rows width"]) -> Statistics:
@@ -38,8 +44,7 @@ class Statistics:
         rows = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
         if rows.shape[0] == 0:
             return cls.empty(rows.shape[1], rows.device)
-        absolute = rows.abs()
-        return cls(rows.shape[0], _gram(rows, inputs.dtype), absolute.sum(0), absolute.amax(0))
+        return cls(rows.shape[0], _gram(rows, inputs.dtype), rows.abs().sum(0), rows.sum(0), *torch.aminmax(rows, dim=0))
 
     def merge(self, other: Statistics) -> Statistics:
         """Both batches together."""
@@ -47,7 +52,9 @@ class Statistics:
             self.tokens + other.tokens,
             self.gram_sum + other.gram_sum,
             self.absolute_sum + other.absolute_sum,
-            torch.maximum(self.absolute_max, other.absolute_max),
+            self.value_sum + other.value_sum,
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
         )
 
     @property
@@ -60,13 +67,26 @@ class Statistics:
         """Mean of |x|."""
         return self.absolute_sum / max(self.tokens, 1)
 
-    def under(self, scale: Float[Tensor, "width"]) -> Statistics:
-        """The statistics of x / scale."""
+    @property
+    def absolute_max(self) -> Float[Tensor, "width"]:
+        """Maximum of |x|; zero where nothing was seen."""
+        return torch.maximum(-self.low, self.high).clamp_min(0)
+
+    @property
+    def mean(self) -> Float[Tensor, "width"]:
+        """Mean of x."""
+        return self.value_sum / max(self.tokens, 1)
+
+    def under(self, rewrite: Rewrite) -> Statistics:
+        """The statistics of the rewritten space; what does not follow from what is known is NaN."""
+        unknown = 1.0 if rewrite.by_channel else math.nan
+        ends = (rewrite.of(end) if rewrite.turn is None else end * math.nan for end in (self.low, self.high))
         return Statistics(
             self.tokens,
-            self.gram_sum / (scale[:, None] * scale[None, :]),
-            self.absolute_sum / scale,
-            self.absolute_max / scale,
+            rewrite.under(self.gram_sum) if rewrite.shift is None else rewrite.under(self.gram, self.mean) * self.tokens,
+            self.absolute_sum / rewrite.scale * unknown,
+            rewrite.of(self.mean) * self.tokens,
+            *ends,
         )
 
 

@@ -1,14 +1,20 @@
-"""A matrix on a grid, differentiable: what training moves while every value that is computed with lies on the grid.
+"""A matrix that is trained: on its grid at every step, or free, or free along few directions. What was pruned stays zero.
 
-    V = clamp(round(W / s + v)) s,   s = a s_0,   gradients through `round` as if it were not there
+    grid      V = clamp(round(W / s + v)) s,   s = a s_0,   gradients through `round` as if it were not there
+    free      V = M * (W + r v),       r the root mean square of a row of W,   M the mask of what is not zero
+    low rank  V = M * (W + r B A),     A drawn once for a start, B from zero
 
 The offsets v, in steps of the grid, stand for latent weights W + v s, and the stretches a for the scales: what is trained has no unit, so
-one rate does for every matrix. Where a value is clamped its offset gets no gradient, and the scale gets that of the outermost code.
-Source of the gradient for the scale: Esser, McKinstry, Bablani, Appuswamy and Modha (2019), arXiv 1902.08153.
+one rate does for every matrix, and for free values it is in parts of r. Where a value is clamped its offset gets no gradient, and the scale
+gets that of the outermost code.
+Sources: of the gradient for the scale, Esser, McKinstry, Bablani, Appuswamy and Modha (2019), arXiv 1902.08153; of the low rank, Hu, Shen,
+Wallis, Allen-Zhu, Li, Wang, Wang and Chen (2021), arXiv 2106.09685.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,7 +50,32 @@ class Codes:
         return straight_through(multiples, rounded).clamp(low, self.high - zero_point)
 
 
-class GridWeight:
+NARROWEST, WIDEST = 0.25, 4.0
+"""What a scale may become, in parts of what it was."""
+
+
+class Trained(ABC):
+    """One matrix on its way."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, Tensor]:
+        """What is trained of it, by name: leaves that require gradients."""
+
+    @abstractmethod
+    def values(self) -> Float[Tensor, "out in"]:
+        """The matrix, differentiable in the parameters."""
+
+    def settle(self) -> None:
+        """Bring the parameters back to where they may be."""
+        return None
+
+    @abstractmethod
+    def encoded(self) -> Encoded:
+        """How it is held."""
+
+
+class GridWeight(Trained):
     """The codes and scales of one matrix on their way. offset [out, groups, size] and stretch [out, groups, 1] are what is trained.
 
     start: where it begins, codes included. Each weight begins in the place of its cell that is nearest to `weight`.
@@ -61,8 +92,15 @@ class GridWeight:
         self.offset = (exact.clamp(multiple - reach, multiple + reach) - exact).requires_grad_()
         self.stretch = torch.ones_like(self.scale).requires_grad_()
 
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {"offset": self.offset, "stretch": self.stretch}
+
+    def settle(self) -> None:
+        """Scales stay positive."""
+        self.stretch.clamp_(NARROWEST, WIDEST)
+
     def values(self) -> Float[Tensor, "out in"]:
-        """The matrix, differentiable in the offsets and stretches."""
         exact = self.scale * self.stretch
         scale = straight_through(exact, snap_scale(exact.detach(), self.codes.scale_bits))  # one that a container holds
         return (self._multiple(scale) * scale).reshape(self.shape)
@@ -71,9 +109,56 @@ class GridWeight:
         return self.codes.nearest(self.weight / scale + self.offset, self.zero_point)
 
     def encoded(self) -> Encoded:
-        """How it is held."""
         scale = snap_scale(self.scale * self.stretch, self.codes.scale_bits)
         codes = torch.round(self._multiple(scale)) + self.zero_point
         tensors = {name: tensor.to(scale.device) for name, tensor in self.start.tensors.items()}
         tensors |= {"scale": scale[..., 0], "codes": codes.to(torch.int8).reshape(self.shape)}
         return replace(self.start, tensors=tensors)
+
+
+class FreeWeight(Trained):
+    """The values of one matrix, but for those that `start` has at zero. offset [out, in] is what is trained."""
+
+    def __init__(self, start: Float[Tensor, "out in"]) -> None:
+        self.start, self.mask = start, start != 0
+        self.spread = start.square().mean(1, keepdim=True).sqrt()
+        self._free()
+
+    def _free(self) -> None:
+        self.offset = torch.zeros_like(self.start).requires_grad_()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {"offset": self.offset}
+
+    def _change(self) -> Float[Tensor, "out in"]:
+        return self.offset
+
+    def values(self) -> Float[Tensor, "out in"]:
+        return (self.start + self.spread * self._change()) * self.mask
+
+    def encoded(self) -> Encoded:
+        values = self.values().detach()
+        return Encoded("dense", {"values": values}, (values.shape[0], values.shape[1]), bits=8.0 * values.element_size())
+
+
+class LowRankWeight(FreeWeight):
+    """The same along `rank` directions: down [rank, in] and up [out, rank] are what is trained; a step of either moves the values as far as
+    one of a free matrix, about."""
+
+    def __init__(self, start: Float[Tensor, "out in"], rank: int, seed: int) -> None:
+        self.rank, self.seed = rank, seed
+        super().__init__(start)
+
+    def _free(self) -> None:
+        rows, columns = self.start.shape
+        draw = torch.randn(self.rank, columns, generator=torch.Generator().manual_seed(self.seed))
+        self.down = (draw / math.sqrt(self.rank)).to(self.start).requires_grad_()
+        self.up = self.start.new_zeros(rows, self.rank).requires_grad_()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {"down": self.down, "up": self.up}
+
+    def _change(self) -> Float[Tensor, "out in"]:
+        return self.up @ self.down

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     form = INTEGERS if quantized is None or own else check_format(quantized, folder)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     pieces = _contained(folder, dtype, quantized) if own else _pieces(folder, dtype, form)
+    size = write_folder(folder, out, pieces, config)
+    return {"bytes": size, "tensors": len(pieces), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def write_folder(
+    folder: Path, out: Path, pieces: Sequence[Piece | Made], config: dict[str, Any], check: Callable[[Path], None] = lambda staging: None
+) -> int:
+    """Write the folder `out` with these tensors and this config and every other file of `folder`; returns the bytes of the weights.
+
+    check: looks at what was written before it takes its place. What tells of the weights as they were stored is left behind.
+    """
     left = {INDEX, "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -41,6 +53,7 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             check_shards(staging, write_shards(staging, pieces))
+            check(staging)
             write_json(staging / "config.json", config)
             for path in sorted(folder.rglob("*")):
                 place = path.relative_to(folder)
@@ -50,8 +63,7 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
             staging.rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    return {"bytes": size, "tensors": len(pieces), "dtype": str(dtype).removeprefix("torch.")}
+    return sum(path.stat().st_size for path in out.glob("*.safetensors"))
 
 
 def _contained(folder: Path, dtype: torch.dtype, config: dict[str, Any]) -> list[Piece | Made]:

@@ -11,7 +11,11 @@ from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
 
-FORMATS = {"dense": "safetensors without codes, for runtimes that read no packed weights", "gguf": "one file for llama.cpp"}
+FORMATS = {
+    "dense": "safetensors without codes, for runtimes that read no packed weights",
+    "gguf": "one file for llama.cpp",
+    "thrifty": "our own container",
+}
 
 
 def rounds_inputs(folder: Path) -> bool:

@@ -22,6 +22,8 @@ from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.base.store import write_atomic
 from thrifty.export.compressed import BYTES, INTEGERS, PARTS, check_format, check_parts, packed_stems, read_packed
+from thrifty.export.container import METHOD, Container
+from thrifty.export.container.values import Values
 from thrifty.export.gguf_architectures import Architecture, add_metadata, architecture_of, check_config, frequency_factors, size
 from thrifty.export.gguf_tensors import LARGE_BLOCK, has_few_levels, rotary_order, store, take_rows
 from thrifty.export.gguf_vocabulary import read_vocabulary
@@ -34,6 +36,10 @@ FILE_TYPES = {
     GGMLQuantizationType.TQ1_0: LlamaFileType.MOSTLY_TQ1_0,
     GGMLQuantizationType.TQ2_0: LlamaFileType.MOSTLY_TQ2_0,
     GGMLQuantizationType.Q2_K: LlamaFileType.MOSTLY_Q2_K,
+    GGMLQuantizationType.Q3_K: LlamaFileType.MOSTLY_Q3_K_S,
+    GGMLQuantizationType.Q4_K: LlamaFileType.MOSTLY_Q4_K_S,
+    GGMLQuantizationType.Q5_K: LlamaFileType.MOSTLY_Q5_K_S,
+    GGMLQuantizationType.Q6_K: LlamaFileType.MOSTLY_Q6_K,
     GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
     GGMLQuantizationType.Q4_1: LlamaFileType.MOSTLY_Q4_1,
     GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
@@ -47,34 +53,34 @@ LARGE_BLOCKS = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0, GGMLQuan
 """Types for few levels."""
 
 
+Load = Callable[[], Encoded | Tensor]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor of the file. load: reads it from the result, in the form that llama.cpp expects."""
 
     name: str
-    load: Callable[[], Encoded | Tensor]
+    load: Load
 
 
 def write(folder: Path, out: Path) -> dict[str, Any]:
     """Write the file `out`, one tensor in memory at a time, and read it back; returns {bytes, tensors, types}.
 
     Codes of up to 4 levels become TQ1_0, TQ2_0 or Q2_K where groups are multiples of 256, other symmetric codes of up to 4 bits Q4_0,
-    asymmetric ones Q4_1, wider codes Q8_0, all of them exactly; a matrix for which these have no exact form becomes F16 or F32. Raises
-    InputError for a model or a tokenizer that llama.cpp would not compute alike, RunError when a tensor reads back otherwise than it is
-    decoded from the codes. The file appears whole or not at all.
+    asymmetric ones Q4_1, wider codes Q8_0, and those of `k_quant` the type that they were solved for, all of them exactly; a matrix for
+    which these have no exact form becomes F16 or F32. Raises InputError for a model or a tokenizer that llama.cpp would not compute alike,
+    RunError when a tensor reads back otherwise than it is decoded from the codes. The file appears whole or not at all.
     """
     raw = json.loads((folder / "config.json").read_text())
     name, architecture = architecture_of(raw, str(folder))
-    form = check_format(raw["quantization_config"], folder) if "quantization_config" in raw else INTEGERS
-    if form not in (INTEGERS, BYTES):
-        raise InputError(f"{folder} holds small floats, for which GGUF is not written; export to dense, or quantize to integers")
+    stored = stored_in(folder)
+    loaders = _loaders(folder, raw.get("quantization_config"), stored)
     config = AutoConfig.from_pretrained(folder).to_dict()
     check_config(name, architecture, config, str(folder))
-    stored = stored_in(folder)
-    check_parts(stored, folder, form)
     if EMBEDDING not in stored:
         raise InputError(f"{folder} has no tensor {EMBEDDING} in safetensors files; it cannot be written to GGUF")
-    entries = _entries(stored, architecture, config, f"{folder}: {name}")
+    entries = _entries(loaders, architecture, config, f"{folder}: {name}")
     vocabulary = read_vocabulary(folder, config, stored[EMBEDDING].shape[0])
     types: Counter[str] = Counter()
 
@@ -92,21 +98,44 @@ def write(folder: Path, out: Path) -> dict[str, Any]:
     return {"bytes": out.stat().st_size, "tensors": len(entries), "types": dict(sorted(types.items()))}
 
 
-def _entries(stored: Mapping[str, Piece], architecture: Architecture, config: Mapping[str, Any], place: str) -> list[Entry]:
-    """The tensors of the file, under llama.cpp's names."""
-    names = gguf.get_tensor_name_map(architecture.graph, config["num_hidden_layers"])
+def _loaders(folder: Path, quantized: Mapping[str, Any] | None, stored: Mapping[str, Piece]) -> dict[str, Load]:
+    """How each tensor of the result is read, by the name that it has in the model. Raises InputError for codes that are not read here."""
+    if quantized is not None and quantized.get("quant_method") == METHOD:
+        container = Container(folder, quantized, stored)
+        held = {key: partial(_held, container, key) for key in container.shapes}
+        return held | {key: stored[key].read for key in container.plain}
+    form = INTEGERS if quantized is None else check_format(quantized, folder)
+    if form not in (INTEGERS, BYTES):
+        raise InputError(f"{folder} holds small floats, for which GGUF is not written; export to dense, or quantize to integers")
+    check_parts(stored, folder, form)
     stems = packed_stems(stored)
     parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
-    packed = {f"{stem}.weight": stem for stem in stems}
+    packed = {f"{stem}.weight": partial(read_packed, lambda part: stored[part].read(), stem) for stem in stems}
+    return {key: piece.read for key, piece in stored.items() if key not in parts} | packed
+
+
+def _held(container: Container, key: str) -> Encoded | Tensor:
+    """A matrix of our container: its codes where blocks may hold them, else its values."""
+    layout = container.matrices[key].layout if key in container.matrices else None
+    values = container.read(key) if layout is None or layout.transposed or layout.name not in ("int", "k_quant") else None
+    if values is None:
+        return container.encoded(key)
+    if isinstance(layout, Values):
+        return values.to(getattr(torch, layout.dtype))
+    return values if values.ndim != 2 else Encoded("dense", {"values": values}, (values.shape[0], values.shape[1]), 32.0)
+
+
+def _entries(loaders: Mapping[str, Load], architecture: Architecture, config: Mapping[str, Any], place: str) -> list[Entry]:
+    """The tensors of the file, under llama.cpp's names."""
+    names = gguf.get_tensor_name_map(architecture.graph, config["num_hidden_layers"])
     tied = config.get("tie_word_embeddings", False)
     entries = []
-    for key in sorted((set(stored) - parts) | set(packed)):
+    for key, load in sorted(loaders.items()):
         if key.endswith("rotary_emb.inv_freq") or (key == HEAD and tied):
             continue
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise InputError(f"{place} has no tensor {key} in llama.cpp; it cannot be written to GGUF")
-        load = partial(read_packed, lambda part: stored[part].read(), packed[key]) if key in packed else stored[key].read
         entries.append(Entry(name, _prepared(load, key, architecture, config)))
     factors = frequency_factors(config)
     if factors is not None:
@@ -114,9 +143,7 @@ def _entries(stored: Mapping[str, Piece], architecture: Architecture, config: Ma
     return entries
 
 
-def _prepared(
-    load: Callable[[], Encoded | Tensor], key: str, architecture: Architecture, config: Mapping[str, Any]
-) -> Callable[[], Encoded | Tensor]:
+def _prepared(load: Load, key: str, architecture: Architecture, config: Mapping[str, Any]) -> Load:
     """How a tensor is read, with what llama.cpp's graph expects done to it."""
     queries = size(config, "num_attention_heads")
     heads = {"q_proj": queries, "k_proj": size(config, "num_key_value_heads") or queries}
@@ -149,7 +176,7 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
                 weights[stored.type] += stored.values.size
             if isinstance(source, Encoded) and stored.type in (GGMLQuantizationType.F16, GGMLQuantizationType.F32):
                 unfit.append(entry.name)
-            elif isinstance(source, Encoded) and stored.type not in LARGE_BLOCKS and has_few_levels(source):
+            elif isinstance(source, Encoded) and source.layout == "int" and stored.type not in LARGE_BLOCKS and has_few_levels(source):
                 wide.append(entry.name)
             advance(done, entry.name)
     _warn(unfit, wide)

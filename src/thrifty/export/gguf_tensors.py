@@ -5,7 +5,7 @@ and 32 signed bytes, value d * q. Byte j of the nibbles holds weight j in its lo
 
 Blocks of 256 with one scale hold few levels in few bits. TQ1_0 has q from 0 to 2 in base 3, five to a byte, then d, value d * (q - 1);
 TQ2_0 has q from 0 to 3 in two bits, then d, value d * (q - 1); Q2_K has sixteen pairs of nibbles (s, t), q in two bits, d and a float16
-minimum m, value d * s * q - m * t, where s and t are 1 here.
+minimum m, value d * s * q - m * t, where s and t are 1 here. What was solved for K-quants has its own s and t, and its own type.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.export.container.k_quant import blocks_of
 
 BLOCK = 32
 """Weights of a block."""
@@ -65,7 +66,9 @@ def store(source: Encoded | Tensor) -> Stored:
 
 def _store_codes(encoded: Encoded) -> Stored:
     values = encoded.decode()
-    found = _blocks(encoded)
+    if encoded.layout == "k_quant":
+        return Stored(GGMLQuantizationType[encoded.standard], blocks_of(encoded).numpy(), values.numpy())
+    found = _blocks(encoded) if encoded.layout == "int" else None
     if found is not None:
         return Stored(*found, values.numpy())
     narrow = values.to(torch.float16)

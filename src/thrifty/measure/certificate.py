@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,13 +142,45 @@ class Verdict(_Part):
 Verified = Literal["exact", "full"]
 
 
+class Link(_Part):
+    """What the steps of one link of a chain cost, and how its result compares with the model that the chain began with.
+
+    words: its methods. bytes: of the weight files it left; structure: what it changed, before and after it.
+    """
+
+    words: str
+    seconds: float
+    peak_rss_bytes: int
+    bytes: int | None
+    perplexity: Value | None = None
+    kl: Value | None = None
+    relative_error: Value | None = None
+    top1_agreement: float | None = None
+    structure: dict[str, Count] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, words: str, certificate: Certificate) -> Link:
+        """The link whose result has this certificate; the last one where it is that of a chain."""
+        if certificate.links:
+            return certificate.links[-1]
+        same = ("seconds", "peak_rss_bytes", "kl", "relative_error", "top1_agreement", "structure", "warnings")
+        return cls(
+            words=words,
+            bytes=None if certificate.bytes is None else certificate.bytes.after,
+            perplexity=None if certificate.perplexity is None else certificate.perplexity.after,
+            **{name: getattr(certificate, name) for name in same},
+        )
+
+
 class Certificate(_Part):
     """Everything about one result. Figures that were not measured are absent (None).
 
     recipe: the full text. request: the other settings of the run. run_key: names the run. files: SHA-256 of each weight file and of
     config.json. verified: `exact` where every tensor was read back, `full` where transformers also loaded the result. seconds: wall time,
     that of earlier attempts included; phases: by what it was spent on. peak_rss_bytes: peak resident memory of the run. scored: windows and
-    tokens, or rows, that the quality rests on. structure: parameters and widths, where a step changed them.
+    tokens, or rows, that the quality rests on. safety: what `measure.safety` found, where it was asked for. structure: parameters and
+    widths, where a step changed them. links: of a chain, what each of its links cost.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -175,12 +207,14 @@ class Certificate(_Part):
     verified: Verified = "exact"
     bits_per_weight: float | None = None
     speed: dict[str, Any] | None = None
+    safety: dict[str, Any] | None = None
     seconds: float = 0.0
     phases: dict[str, float] = Field(default_factory=dict)
     peak_rss_bytes: int = 0
     warnings: list[str] = Field(default_factory=list)
     gate: Verdict | None = None
     structure: dict[str, Count] = Field(default_factory=dict)
+    links: list[Link] = Field(default_factory=list)
 
     @classmethod
     def build(cls, *, measured: Mapping[str, Any] | None = None, warnings: Iterable[str] = (), **fields: Any) -> Certificate:
@@ -197,6 +231,22 @@ class Certificate(_Part):
         certificate = cls._validated({**values, "warnings": []}, "the certificate")
         named = [f"{outlier.name}: {outlier.reason}" for outlier in outliers(certificate.layers)]
         return certificate.model_copy(update={"warnings": list(dict.fromkeys([*warnings, *found, *named]))})
+
+    def after(self, links: Sequence[Link], words: str) -> Certificate:
+        """The certificate of a chain, this one being that of its last link, with these methods; links: those before it."""
+        every = [*links, Link.of(words, self)]
+        structure: dict[str, Count] = {}
+        for link in every:
+            for name, count in link.structure.items():
+                structure[name] = Count(before=structure.get(name, count).before, after=count.after)
+        changed = {
+            "links": every,
+            "seconds": sum(link.seconds for link in every),
+            "peak_rss_bytes": max(link.peak_rss_bytes for link in every),
+            "structure": structure,
+            "warnings": list(dict.fromkeys(warning for link in every for warning in link.warnings)),
+        }
+        return self.model_copy(update=changed)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, without NaN."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Any, Self
 
 import torch
 
+from thrifty.base.memory import peak_rss_bytes, rss_bytes, status_bytes
+
 LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy")
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _GROUP = Path("/sys/fs/cgroup")
 
@@ -49,18 +48,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process since it began."""
-    # getrusage counts what the process that started this one held, too
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _status("VmHWM") or (peak if sys.platform == "darwin" else peak * 1024)
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process now; where the system does not say, its peak."""
-    return _status("VmRSS") or peak_rss_bytes()
-
-
 class PeakMemory:
     """Peak resident memory of a `with` block.
 
@@ -87,7 +74,7 @@ class PeakMemory:
 
     def read(self) -> int:
         """The peak up to now."""
-        return (_status("VmHWM") if self.own else 0) or peak_rss_bytes()
+        return (status_bytes("VmHWM") if self.own else 0) or peak_rss_bytes()
 
 
 def _reset_peak() -> bool:
@@ -95,18 +82,7 @@ def _reset_peak() -> bool:
         _CLEAR.write_text("5")
     except OSError:
         return False
-    return bool(_status("VmHWM"))
-
-
-def _status(name: str) -> int:
-    """A memory figure of this process in bytes, 0 where the system does not tell."""
-    try:
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return bool(status_bytes("VmHWM"))
 
 
 def _cpu_name() -> str:

@@ -197,7 +197,17 @@ class _BlockReader:
             producers, commutes = (), "none"
         if commutes == "none":
             producers = ()
-        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat)
+        shift = form.shifts and self._holds_shift(producers, consumers, commutes)
+        normed = bool(producers) and set(producers) <= {norm.path for norm in self.norms}
+        return Space(name, width, unit, size, producers, tuple(consumers), commutes, repeat, holds_shift=shift, normed=normed)
+
+    def _holds_shift(self, producers: tuple[str, ...], consumers: list[str], commutes: Commutes) -> bool:
+        """Whether a constant passes from the one producer's bias to the biases of all consumers: nothing lies between, or an average."""
+        biased = {norm.path for norm in self.norms if norm.bias}
+        if commutes == "any":
+            biased |= {path for path, linear in self.known.items() if linear.bias_source}
+        given_back = all(path in self.known and self.known[path].bias_source for path in consumers)
+        return len(producers) == 1 and producers[0] in biased and given_back
 
     def _all(self, own: list[tuple[Stage, Stage]]) -> list[Linear]:
         return [*self.known.values(), *(linear for pair in own for stage in pair for linear in stage.linears)]

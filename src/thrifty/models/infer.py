@@ -304,7 +304,7 @@ class _BlockInference:
     def _moved(self, writer: str, reader: str, unit: Any, commutes: Any) -> SpaceForm:
         words = {"any": "any map within a head", "scale": "a scale for each channel", "permutation": "a reordering of channels"}
         self.found.inferred.append(f"{self.path}.{writer} to {reader}: {words[commutes]} can be moved (tried)")
-        return SpaceForm(unit=unit, producers=(writer,), consumers=(reader,), commutes_with=commutes)
+        return SpaceForm(unit=unit, producers=(writer,), consumers=(reader,), commutes_with=commutes, shifts=False)
 
     def _head_split(self, rows: int, width: int) -> tuple[int, int, int] | None:
         """(groups, repeat, head size) if these are the widths of values and attention output."""

@@ -59,7 +59,8 @@ class Resized:
 class Resizer:
     """Looks for the config of a model with fewer units or blocks.
 
-    units: what can be cut, by block path.
+    units: what can be cut, by block path. kept: how many stay, by their shared name; by_block: where that differs from block to block.
+    keys: the attributes of the config that say so, by shared name.
     """
 
     source: Source
@@ -69,6 +70,8 @@ class Resizer:
         self.raw: dict[str, Any] = json.loads((self.source.folder / "config.json").read_text())
         self.shapes = {key: info.shape for key, info in self.source.tensors.items()}
         self.kept: dict[str, int] = {}
+        self.by_block: dict[str, Mapping[str, int]] = {}
+        self.keys: dict[str, list[tuple[str, str]]] = {}
         self.blocks = list(self.source.anatomy.blocks)
         self.added: dict[str, tuple[int, ...]] = {}
         self.biases: dict[str, str] = {}
@@ -91,7 +94,7 @@ class Resizer:
                 model, error = self._build(raw)
                 refused = refused or error
                 if model is not None and self._holds(model, first, units, wanted):
-                    self.raw, self.kept[alike] = raw, wanted
+                    self.raw, self.kept[alike], self.keys[alike] = raw, wanted, list(change)
                     return self._say(units, count, wanted, refused)
                 if model is not None:
                     refused = ""
@@ -164,7 +167,7 @@ class Resizer:
         for name, value in state.items():
             keys = names.keys(name)
             used.update(keys)
-            if any(key in only for key in keys) and _assembled(names, name, shapes, model) != tuple(value.shape):
+            if any(key in only for key in keys) and assembled(names, name, shapes, model) != tuple(value.shape):
                 return name
         return next((key for key in only if key not in used and key not in self.source.names.unused), None)
 
@@ -189,7 +192,7 @@ class Resizer:
                     change[key] = [place for place, block in enumerate(keep) if block.index in value]
             raw = _changed(self.raw, {(part, key): value for key, value in change.items()})
             model, _ = self._build(raw)
-            shapes = self._final_shapes()
+            shapes = self.shapes_of_result()
             if model is not None and self._mismatch(model, shapes, shapes.keys()) is None and self._absent(model, shapes) is None:
                 self.raw = raw
                 return
@@ -211,7 +214,7 @@ class Resizer:
                 gained = {path for path in lacking if f"{self._new_path(path, linears[path][1])}.bias" in names}
                 if gained:
                     self.raw = raw
-                    self.biases |= {path: _bias_key(linears[path][0].source) for path in gained}
+                    self.biases |= {path: bias_key(linears[path][0].source) for path in gained}
                     lacking -= gained
         return lacking
 
@@ -226,14 +229,16 @@ class Resizer:
         model, error = self._build(self.raw)
         if model is None:
             raise InputError(f"{self.source.anatomy.architecture} cannot have these widths together: {error}")
-        shapes = self._final_shapes()
+        shapes = self.shapes_of_result()
         for name, shape in self._new_biases(model, shapes).items():
             self.added[name] = shape
         shapes |= self.added
         wrong = self._mismatch(model, shapes, shapes.keys()) or self._absent(model, shapes)
         if wrong is not None:
             raise InputError(f"{self.source.anatomy.architecture} cannot have these widths together: {wrong} would have another shape")
-        source = Source(self.source.folder, self._config(self.raw), self._infos(shapes), self.source._pickled, self.source.remote_code)
+        source = Source(
+            self.source.folder, self._config(self.raw), self.infos_of_result(shapes), self.source._pickled, self.source.remote_code
+        )
         blocks = {new.path: old for new, old in zip(source.anatomy.blocks, self.blocks, strict=True)}
         biases = {path: self._moved_key(key, path) for path, key in self.biases.items()}
         return Resized(source, self.raw, blocks, dict(self.added), biases, tuple(self.warnings))
@@ -245,12 +250,13 @@ class Resizer:
     def _place(self, block: Block) -> int:
         return [other for other in self.blocks if other.chain == block.chain].index(block)
 
-    def _final_shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes_of_result(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors of the result by disk key, new biases apart."""
         shapes = {key: self.shapes[key] for key in self.source.shell_keys()}
         for block in self.blocks:
             tensors = {key: torch.empty(self.shapes[key], device="meta") for key in self.source.block_keys(block)}
-            cuts = [Cut(item, torch.arange(self.kept[item.alike])) for item in self.units[block.path] if item.alike in self.kept]
+            kept = self.by_block.get(block.path, self.kept)
+            cuts = [Cut(item, torch.arange(kept[item.alike])) for item in self.units[block.path] if item.alike in kept]
             place = self._place(block)
             shapes |= {_moved(key, self.source, block, place): tuple(tensor.shape) for key, tensor in cut(tensors, cuts).items()}
         return shapes
@@ -261,7 +267,7 @@ class Resizer:
         for name, value in model.state_dict().items():
             weight = names.disk_name(name.removesuffix(".bias") + ".weight")
             if name.endswith(".bias") and not names.keys(name) and weight is not None:
-                found[_bias_key(weight)] = tuple(value.shape)
+                found[bias_key(weight)] = tuple(value.shape)
         return found
 
     def _absent(self, model: Any, shapes: Mapping[str, Any]) -> str | None:
@@ -275,7 +281,8 @@ class Resizer:
             None,
         )
 
-    def _infos(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    def infos_of_result(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+        """Where the result's tensors are, or will be, by disk key."""
         shell = set(self.source.shell_keys())
         by_place = {
             _moved(key, self.source, block, self._place(block)): self.source.tensors[key]
@@ -319,7 +326,7 @@ def _heads(values: Mapping[str, Any], config: Any, block: Block, groups: int) ->
     return {**change, names.get("head_dim", "head_dim"): attention.head_dim}
 
 
-def _assembled(names: Any, name: str, shapes: Mapping[str, tuple[int, ...]], model: Any) -> tuple[int, ...] | None:
+def assembled(names: Any, name: str, shapes: Mapping[str, tuple[int, ...]], model: Any) -> tuple[int, ...] | None:
     """The shape of a parameter that is made of what lies on disk; None where its pieces do not fit together."""
     try:
         return tuple(names.assemble(name, lambda key: torch.empty(shapes[key], device="meta"), model).shape)
@@ -327,7 +334,7 @@ def _assembled(names: Any, name: str, shapes: Mapping[str, tuple[int, ...]], mod
         return None
 
 
-def _bias_key(weight: str) -> str:
+def bias_key(weight: str) -> str:
     return weight.removesuffix(".weight") + ".bias"
 
 

@@ -70,6 +70,21 @@ class Source:
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
     @property
+    def original(self) -> Source:
+        """The model as it lies on disk: this one, unless it is one that changes what it reads."""
+        return self
+
+    @property
+    def config_changes(self) -> dict[str, object]:
+        """What stands in the config of a result otherwise than in the folder's."""
+        return {}
+
+    @property
+    def lies_in_files(self) -> bool:
+        """Whether the bytes of every tensor lie in files one after the other, as they are read."""
+        return not self.pickled
+
+    @property
     def pickled(self) -> bool:
         """Whether the weights came out of pickles, so that their bytes do not lie in files one after the other."""
         return bool(self._pickled)
@@ -225,9 +240,15 @@ class Source:
                 _place(module, name, torch.randn(value.shape) / max(1, value.shape[-1]) ** 0.5, dtype, device)
         return module.to(device)
 
-    def fill(self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        """Give a whole hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`."""
-        self._materialise(model, {name: name for name in _names(model)}, dtype, device, {})
+    def fill(
+        self, model: nn.Module, dtype: torch.dtype, device: torch.device | str = "cpu", *, within: str = "", leave: tuple[str, ...] = ()
+    ) -> None:
+        """Give a hollow model (see `skeleton.build_skeleton`) its weights, in `dtype`.
+
+        Only those whose names begin with `within`, and with nothing of `leave`.
+        """
+        names = [name for name in _names(model) if name.startswith(within) and not name.startswith(leave)]
+        self._materialise(model, {name: name for name in names}, dtype, device, {})
 
     def block(
         self, block: Block, dtype: torch.dtype, device: torch.device | str = "cpu", replace: Mapping[str, Tensor] | None = None

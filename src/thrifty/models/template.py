@@ -34,6 +34,7 @@ class SpaceForm(_Form):
     commutes_with `activation`: `scale` where the activation named by the config attribute `activation` is ReLU, else `permutation`.
     needs, unless: config attributes that must, or must not, be true for the space to commute with anything.
     unit `kv_group`: the channels of the query heads that share one value head.
+    shifts: whether a constant passes through, as through an average; False where that is not known.
     """
 
     unit: Literal["channel", "kv_group", "neuron"] = "channel"
@@ -43,6 +44,7 @@ class SpaceForm(_Form):
     activation: str | None = None
     needs: str | None = None
     unless: str | None = None
+    shifts: bool = True
 
 
 class StageForm(_Form):

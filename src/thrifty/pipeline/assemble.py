@@ -41,7 +41,7 @@ def assemble(
     forms = {path: form for record in records for path, form in record.packed.items()}
     config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())
-    write_config(staging, original if values is None else values, config)
+    write_config(staging, {**original, **source.config_changes} if values is None else values, config)
     copy_side_files(source.side_files(), source.folder, staging)
     if values is not None and KEY in values:
         write_beside(staging, values)
@@ -49,9 +49,9 @@ def assemble(
 
 
 def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
-    """The tensors outside the blocks, as they lie in the original."""
+    """The tensors outside the blocks, copied from where they lie, if they do."""
     keys = source.shell_keys()
-    if not source.pickled:
+    if source.lies_in_files:
         infos = ((key, source.tensors[key]) for key in keys)
         return [Piece(key, info.dtype, info.shape, info.file, info.start, info.bytes) for key, info in infos]
     path = folder.path / "shell.safetensors"
@@ -60,13 +60,13 @@ def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:
     return pieces_of(path)
 
 
-def sizes(source: Source, records: list[BlockRecord], folder: Path) -> tuple[Bytes, float | None]:
-    """(bytes of the weight files before and after, stored bits of a weight in scope); simulated matrices are out of scope."""
+def sizes(source: Source, records: list[BlockRecord], folder: Path, original: Source) -> tuple[Bytes, float | None]:
+    """(bytes of the weight files of the original and of the result, stored bits of a weight in scope); simulated matrices are out of it."""
     stored = tensor_bytes(folder)
     scope: dict[str, Linear] = {linear.path: linear for linear in source.anatomy.linears}
     layers = [layer for record in records for layer in record.layers if not layer.simulated]
     keys = {scope[layer.name].source for layer in layers}
-    bytes_ = Bytes(before=_before(source), after=weight_bytes(folder))
+    bytes_ = Bytes(before=_before(original), after=weight_bytes(folder))
     if not keys:
         return bytes_, None
     bits = bits_per_weight(bytes_by_matrix(stored, keys), {key: source.tensors[key].numel for key in keys})

@@ -113,9 +113,7 @@ class BlockRun:
         statistics: dict[str, Statistics] | None = None
         solved = {linear.path for linear in self.block.linears if self.work.solves(linear)}
         if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
-            statistics = self._collect(rows)
-            with self.watch.during("transform"):
-                statistics = self._rewrite(statistics)
+            statistics = self._transform(rows)
             self.view.settle(set(self.view.linears) - solved)
             self._load()
             if self.values:  # they were those of the inputs before the rewrite
@@ -219,23 +217,36 @@ class BlockRun:
             self.few[name] = tokens
             seen[name] = by
 
-    def _rewrite(self, statistics: dict[str, Statistics]) -> dict[str, Statistics]:
-        """Apply the transforms to every space that a norm or a linear can absorb; returns the statistics after them."""
+    def _transform(self, rows: Tensor) -> dict[str, Statistics]:
+        """Apply the transforms, step by step, to every space that suits them; returns the statistics after them."""
+        statistics = self._collect(rows)
         for position in range(len(self.work.transforms)):
-            for space in self.block.spaces:
-                transform = self.work.transform_for(position, space)
-                seen = statistics.get(space.name)
-                if transform is None or seen is None or not space.producers or space.commutes_with not in ("scale", "any"):
-                    continue
-                weights = [self.view.read(path).to(self.device) for path in space.consumers]
-                rewrite = transform.rewrite(space, weights, seen, self.work.treatment_for(space))
-                if rewrite is None:
-                    continue
-                scale = self.view.apply(type(rewrite)(space, rewrite.scale.cpu())).scale.to(self.device)
-                for name in statistics:
-                    if name == space.name or self._within(name) == space.name:
-                        statistics[name] = statistics[name].under(scale)
+            with self.watch.during("transform"):
+                known = self._rewrite(position, statistics)
+            if not known and position + 1 < len(self.work.transforms):  # the next may look at what does not follow
+                self._load()
+                self.values = {}
+                statistics = self._collect(rows)
         return statistics
+
+    def _rewrite(self, position: int, statistics: dict[str, Statistics]) -> bool:
+        """One step's transforms; keeps `statistics` up to date. Returns whether all of them follow from what was known."""
+        known = True
+        for space in self.block.spaces:
+            transform = self.work.transform_for(position, space)
+            seen = statistics.get(space.name)
+            if transform is None or seen is None or not transform.suits(space):
+                continue
+            weights = [self.view.read(path).to(self.device) for path in space.consumers]
+            rewrite = transform.rewrite(space, weights, seen, self.work.treatment_for(space))
+            if rewrite is None:
+                continue
+            exact = self.view.apply(rewrite.to("cpu")).to(self.device)
+            known = known and exact.by_channel
+            for name in statistics:
+                if name == space.name or self._within(name) == space.name:
+                    statistics[name] = statistics[name].under(exact)
+        return known
 
     def _within(self, name: str) -> str | None:
         return next((stage.reads.within for stage in self.block.stages if stage.reads.name == name), None)

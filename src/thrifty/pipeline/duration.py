@@ -8,7 +8,7 @@ from thrifty.base.anatomy import Block, Stage
 from thrifty.models import Source
 from thrifty.pipeline import speed
 from thrifty.pipeline.plan import Setting
-from thrifty.pipeline.price import Load, active, stacked
+from thrifty.pipeline.price import Load, active, looked_at, looks_at_rows, stacked
 from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, Rates
 from thrifty.pipeline.sample import SIZES
 from thrifty.pipeline.shaping import Shaping
@@ -28,15 +28,17 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
     total = sum(_compressing(block, work, setting, load, rates) + _evaluating(block, load, rates) for block in blocks)
     if work.mixes:
         total += sum(_choosing(block, work, setting, load, rates) for block in blocks)
+    if work.shares:
+        total += sum(_sharing(block, work, setting, load, rates) for block in blocks)
     if work.tuner is not None:
         total += _tuning(source, work, setting, load, rates)
     return total + _around(source, load, rates)
 
 
 def estimate_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load, rates: Rates) -> float:
-    """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where blocks
-    are removed, once more through all of them to weigh these."""
-    passes = (2 if shaping.calibrated else 0) if not shaping.removed else 2
+    """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where
+    something is decided for the whole model first, once or twice more through all of it."""
+    passes = 2 if shaping.removed else 4 if shaping.undecided and shaping.calibrated else 2 if shaping.calibrated else 0
     total = 0.0
     for block in source.anatomy.blocks:
         total += passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
@@ -99,6 +101,15 @@ def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rat
             total += min(mix.rows, load.rows) * row
             for treatment in (*others, mix.treatment(option)):
                 total += rates.treatments[treatment].seconds(linear.out_features, linear.in_features)
+    return total
+
+
+def _sharing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
+    """Seconds in which a block is looked at before sparsity is shared out."""
+    total = load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates) if looks_at_rows(work) else 0.0
+    for treatment, linear in looked_at(block, work):
+        allocator = treatment.allocator
+        total += rates.scores[allocator] * allocator.operations(linear.out_features, linear.in_features)
     return total
 
 

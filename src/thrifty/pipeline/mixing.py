@@ -151,10 +151,11 @@ class BlockTrial(BlockRun):
     def compress(self, rows: Tensor) -> Tensor:
         """Measure, and return the rows as the original block puts them out."""
         if any(linear.path in self.work.mixes for linear in self.block.linears):
-            statistics = self._collect(rows)
             if any(path in chosen for chosen in self.work.transforms for path in self.view.linears):
-                statistics = self._rewrite(statistics)
+                statistics = self._transform(rows)
                 self._load()
+            else:
+                statistics = self._collect(rows)
             for stage in self.block.stages:
                 gram, tokens = self._gram(stage, statistics)
                 for mix in dict.fromkeys(self.work.mixes[linear.path][0] for linear in stage.linears if linear.path in self.work.mixes):

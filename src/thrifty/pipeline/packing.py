@@ -219,6 +219,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return "no public format holds inputs with codes of different widths"
     if outline.layout == "additive":
         return "no public format is written for codebooks"
+    if outline.layout == "k_quant":
+        return "blocks of llama.cpp go through our container into GGUF (--format thrifty, then export --to gguf)"
     if linear.storage == "conv1d":
         return "the format has no form for Conv1D"
     if linear.part is not None:

@@ -41,6 +41,9 @@ TUNED = 60
 TRAINED = 40
 """The same while all matrices are trained together, and their moments."""
 
+ADAPTED, DIRECTION = 12, 16
+"""The same where it is trained along few directions, and bytes of an entry of these, with their moments and gradients."""
+
 LOGITS_HELD = 10
 """How many numbers training holds for every logit: of both models, what the loss makes of them, and gradients."""
 
@@ -74,7 +77,7 @@ class Load:
         return self.evaluation_rows * self.evaluation_tokens
 
 
-PHASES = ("entering", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
+PHASES = ("entering", "sharing", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
 """What follows each other, and is never in memory together."""
 
 
@@ -85,7 +88,8 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     memory = resident + FIRST_CALLS + parts["rows"] + phase
     # the finished blocks stay until the result stands beside them; the rows at the last two boundaries are both there for a moment
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
-    disk += parts["rows"] if work.mixes else 0  # those that left the last block when the targets were tried
+    # those that left the last block when targets were tried, and when blocks were looked at
+    disk += parts["rows"] * (bool(work.mixes) + looks_at_rows(work))
     disk += parts["rows"] + _kept_for_training(source, work) if work.tuner is not None else 0
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
@@ -106,7 +110,7 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
     result = shaping.resized.source
     output = sum(info.bytes for info in result.tensors.values()) + HEADER * len(result.tensors)
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
-    disk += parts["rows"] if shaping.removed else 0  # those that left the last block when the blocks were weighed
+    disk += parts["rows"] if shaping.undecided else 0  # those that left the last block of the pass that decided
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 
@@ -122,11 +126,12 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
     streams = _streams(anatomy, load.calibration, load.rows) or load.calibration_tokens * width * size
     streams *= 2 if work.heals else 1  # beside the calibration rows the same ones of the original model
     streams += 2 * (_streams(anatomy, load.evaluation, load.evaluation_rows) or load.scored_tokens * width * 4)
-    shell = source.shell_parameters() * 4
+    shell = source.shell_parameters() * 4 * (1 if source.original is source else 2)  # of the original, too, that judges
     batch_tokens = setting.batch * max(load.tokens, load.evaluation_tokens)
     return {
         "rows": streams,
         "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
+        "sharing": max((_sharing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.shares else 0,
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "healing": max((_healing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.heals else 0,
         "tuning": _tuning(source, work, setting, load),
@@ -155,6 +160,28 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
         # what stays of a solved matrix: its values in float32 and its codes
         done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
     return module + peak
+
+
+def _sharing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
+    """The peak while a block is looked at: its matrices in float32, and what one of them takes or rows on their way through it."""
+    pairs = [(treatment.allocator, linear) for treatment, linear in looked_at(block, work)]
+    matrices = {linear.path: 4 * linear.out_features * linear.in_features for _, linear in pairs}
+    most = max((allocator.working_bytes(linear.out_features, linear.in_features) for allocator, linear in pairs), default=0)
+    if looks_at_rows(work):
+        inside = inside_block(source, block, load, _rows_at_once(setting, load), setting.dtype)
+        most = max(most, inside) + load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
+    return source.block_parameters(block) * setting.dtype.itemsize + sum(matrices.values()) + most
+
+
+def looked_at(block: Block, work: Work) -> list[tuple[Treatment, Linear]]:
+    """Treatments whose sparsity is to be shared out, with each linear of a block that they are for."""
+    shares = work.shares
+    return [(treatment, linear) for treatment in shares for linear in block.linears if treatment in work.treatments.get(linear.path, ())]
+
+
+def looks_at_rows(work: Work) -> bool:
+    """Whether calibration rows pass through the model before sparsity is shared out."""
+    return any(treatment.allocator is not None and treatment.allocator.calibrated for treatment in work.shares)
 
 
 def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: Load) -> int:
@@ -208,11 +235,20 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
     blocks, size = source.anatomy.blocks, setting.dtype.itemsize
     rows = min(work.tuner.batch, load.rows)
     modules = sum(source.block_parameters(block) for block in blocks) * size * (2 if work.tuner.reference else 1)
-    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
+    matrices = sum(_trained(linear, work) for linear in source.anatomy.linears if linear.path in work.tuned)
     between = len(blocks) * rows * load.tokens * source.anatomy.hidden_size * size
     inside = KEPT * max((inside_block(source, block, load, rows, setting.dtype) for block in blocks), default=0)
     logits = LOGITS_HELD * rows * load.tokens * load.vocabulary * 4
-    return source.shell_parameters() * 4 + modules + matrices * TRAINED + between + inside + logits
+    return source.shell_parameters() * 4 + modules + matrices + between + inside + logits
+
+
+def _trained(linear: Linear, work: Work) -> int:
+    """Bytes that a matrix takes while it is trained."""
+    assert work.tuner is not None
+    entries, target = linear.out_features * linear.in_features, work.treatments[linear.path][-1].target
+    if target.masks and work.tuner.rank:
+        return entries * ADAPTED + DIRECTION * work.tuner.rank * (linear.out_features + linear.in_features)
+    return entries * TRAINED
 
 
 def _kept_for_training(source: Source, work: Work) -> int:

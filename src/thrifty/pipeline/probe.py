@@ -29,6 +29,7 @@ from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.sample import sample_problem, sample_widths
 from thrifty.pipeline.steps import Work
 from thrifty.weights.base import Target, Transform, Treatment, solve
+from thrifty.weights.layerwise import Layerwise, Look
 
 MATRIX = 1024
 GRAM_TOKENS, GRAM_WIDTH = 1024, 2048
@@ -39,6 +40,9 @@ LARGEST = 1 << 26
 
 BRIEF = 0.05
 """Seconds that one measurement should take, about."""
+
+LOOKED = 256
+"""Rows and columns of the matrix that shares of sparsity are timed with."""
 
 CALLS = 6
 """Small tensor operations that come with a linear, about: norms, activations, positions, and the modules around them."""
@@ -63,6 +67,7 @@ class Rates:
     multiply: floating-point operations a second, by type. read: bytes a second of a matrix that meets a single row. call: seconds that one
     linear takes whatever its size. disk: bytes a second. gram: seconds of GRAM_TOKENS tokens by width, up to GRAM_WIDTH. calibration,
     evaluation: seconds a row by block path, where that was short enough to measure. treatments, transforms: by what they are and act for.
+    scores: seconds an operation of what shares sparsity out.
     """
 
     multiply: Mapping[torch.dtype, float]
@@ -74,6 +79,7 @@ class Rates:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     treatments: Mapping[Treatment, Growth] = field(default_factory=dict)
     transforms: Mapping[tuple[Transform, Treatment | None], Growth] = field(default_factory=dict)
+    scores: Mapping[Layerwise, float] = field(default_factory=dict)
 
 
 def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None, evaluation: Rows | None, folder: Path) -> Rates:
@@ -98,7 +104,15 @@ def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None
             pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), pair[1] and pair[1].target, width, device)
             for pair, width in _transforms(source, work).items()
         },
+        {allocator: _scoring(allocator) for allocator in dict.fromkeys(treatment.allocator for treatment in work.shares)},
     )
+
+
+def _scoring(allocator: Layerwise) -> float:
+    """Seconds an operation while one matrix is looked at, which is done on the processor."""
+    problem = sample_problem(LOOKED, rows=LOOKED)
+    look = Look({"": problem.weight}, {"": problem.gram.diagonal()}, 0.5)
+    return best(lambda: allocator.score(look), "cpu") / allocator.operations(LOOKED, LOOKED)
 
 
 def best(call: Callable[[], object], device: str, seconds: float = BRIEF) -> float:
@@ -205,8 +219,8 @@ def _growth(act: Callable[[Problem], object], target: Target | None, width: int,
 def _rewrite(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:
     width = problem.weight.shape[1]
     ones = torch.ones(width, device=problem.weight.device)
-    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones)
-    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale")
+    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones * 0, -ones, ones)
+    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale", normed=True)
     return transform.rewrite(space, [problem.weight], seen, treatment)
 
 

@@ -8,7 +8,7 @@ plain transformers loads. The first block of each kind is also checked to do wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
 from thrifty.pipeline.block import LayerReport, gather, watching
 from thrifty.pipeline.folder import BlockRecord, block_key, seconds_of
-from thrifty.pipeline.shaping import Shaping, originals, without_blocks
+from thrifty.pipeline.shaping import Shaping, originals, shared_out, without_blocks
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.view import place, read_matrix
@@ -94,9 +94,13 @@ class ReshapeWalk(Walk):
         keys: list[str] = []
         for block in blocks:
             weights = [self.digest[name] for name in self.source.block_keys(block)]
-            key = block_key(key, [block.path, weights, self.shaping.settings(), sorted(self.new)])
+            key = block_key(key, [block.path, weights, self.shaping.settings(), self._decided()])
             keys.append(key)
         return keys
+
+    def _decided(self) -> object:
+        """What is known of the result beyond the step: part of the content keys."""
+        return [sorted(self.new), {path: dict(counts) for path, counts in self.shaping.by_block.items()}]
 
     # -- entering ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class ReshapeWalk(Walk):
         added: dict[str, Tensor] = {}
         if isinstance(step, Pruner) and view.units:
             scores = step.score(view, seen)
-            cuts = [Cut(units, choose(scores[units.space], self.shaping.kept[units.alike])) for units in view.units]
+            cuts = [Cut(units, choose(scores[units.space], self.shaping.count(view.block, units))) for units in view.units]
             warnings = _unseen(view, seen) if step.calibrated else []
             change = step.compensate(view, cuts, seen)
             for path, matrix in change.weights.items():
@@ -222,7 +226,7 @@ class ReshapeWalk(Walk):
 
     def _check(self, view: CutView, cuts: Sequence[Cut], calls: dict[str, Call], streams: Streams) -> None:
         """Raise RunError when the result's block is not the original's with the removed units switched off, on one row."""
-        name, stream = ("evaluation", "before") if "evaluation" in calls else ("calibration", "calibration")
+        name, stream = ("evaluation", "after") if "evaluation" in calls else ("calibration", "calibration")
         rows = streams.now.get(stream)
         kind = f"{type(view.module).__name__} {view.block.chain} {[item.units.alike for item in cuts]}"
         if rows is None or kind in self.checked or any(item.units.kind == "experts" for item in cuts):
@@ -252,7 +256,7 @@ class ReshapeWalk(Walk):
             streams.now["calibration"] = _passed(module, rows, call, self.setting.batch, self.setting.device)
 
     def _pass_original(self, block: Block, calls: dict[str, Call], streams: Streams) -> None:
-        if self.evaluation is not None:
+        if "before" in streams.now:
             module = self.source.block(block, torch.float32, self.setting.device)
             self._advance(module, "before", calls["evaluation"], streams)
 
@@ -330,28 +334,50 @@ class InfluenceWalk(ReshapeWalk):
         return BlockRecord(key, path, (), (), local.seconds, {}, {"influence": [total / max(count, 1)]})
 
 
+@dataclass
+class ScoreWalk(ReshapeWalk):
+    """The pass that only judges: what each unit of the original's blocks is worth."""
+
+    title: str = "blocks judged"
+
+    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
+        local = Stopwatch()
+        step = self.shaping.step
+        assert isinstance(step, Pruner)
+        path = self.folder.tensors_path(key)
+        view = CutView(self, block, calls.get("calibration"))
+        with local.during("forward"):
+            seen = self._look(view, streams, local)
+        with local.during("solve"):
+            scores = {space.name: values.tolist() for space, values in (step.score(view, seen) if view.units else {}).items()}
+        if "calibration" in streams.now:
+            with local.during("forward"):
+                streams.now["calibration"] = view.forward(streams.now["calibration"])
+                check_finite(block, streams)
+        write_atomic(path, lambda temporary: save_file({}, temporary))
+        return BlockRecord(key, path, (), (), local.seconds, {}, scores)
+
+
 def chosen(walk: ReshapeWalk, key: str) -> tuple[Shaping, float]:
-    """(the shaping with its blocks chosen by what a pass over the whole model says of them; the seconds that this took)."""
-    aside = InfluenceWalk(
-        walk.source,
-        walk.work,
-        walk.setting,
-        walk.calibration,
-        None,
-        walk.folder.inside("influence"),
-        walk.digest,
-        walk.packing,
-        walk.write_block,
-        shaping=replace(walk.shaping),
-    )
-    records, _, watch = aside.run(key)
+    """(the shaping with what a pass over the whole model decides: which blocks go, or how many units stay in each; the seconds it took)."""
+    kind, name = (InfluenceWalk, "influence") if walk.shaping.removed else (ScoreWalk, "scores")
+    parts = (walk.source, walk.work, walk.setting, walk.calibration, None, walk.folder.inside(name), walk.digest, walk.packing)
+    records, _, watch = kind(*parts, walk.write_block, shaping=walk.shaping).run(key)
+    seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
     blocks = [block.path for chain in walk.source.anatomy.chains for block in walk._blocks(chain)]
-    influence = {path: record.losses["influence"][0] for path, record in zip(blocks, records, strict=True)}
+    found = {path: record.losses for path, record in zip(blocks, records, strict=True)}
+    if not walk.shaping.removed:
+        shaping = shared_out(walk.source, walk.shaping, found)
+        for alike in shaping.kept:
+            counts = [str(counted[alike]) for counted in shaping.by_block.values() if alike in counted]
+            events.note(f"{shaping.step.name} keeps {', '.join(counts)} of {alike}")
+        return shaping, seconds
+    influence = {path: losses["influence"][0] for path, losses in found.items()}
     shaping = without_blocks(walk.source, walk.shaping, influence)
     stay = {block.path for block in shaping.resized.blocks.values()}
     gone = [f"{path} ({influence[path]:.3g})" for path in blocks if path not in stay]
     events.note(f"{shaping.step.name} removes {', '.join(gone)}; least influence that stays {_least(influence, stay):.3g}")
-    return shaping, sum(watch.seconds.values()) + sum(seconds_of(records).values())
+    return shaping, seconds
 
 
 def _least(influence: dict[str, float], stay: set[str]) -> float:

@@ -10,29 +10,27 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thrifty.base import events
 from thrifty.base.errors import GateError
 from thrifty.base.events import Event
-from thrifty.base.store import content_key, file_digest, writing
+from thrifty.base.store import file_digest, writing
 from thrifty.data import Rows
-from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, Verified, made_of_bytes, weights_digest
-from thrifty.measure.gate import Gate
+from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, made_of_bytes, weights_digest
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
-from thrifty.models import Source
 from thrifty.pipeline.assemble import assemble, sizes
+from thrifty.pipeline.chain import through
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
+from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
-from thrifty.pipeline.packing import Packing
-from thrifty.pipeline.plan import Setting
-from thrifty.pipeline.price import Load
 from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
+from thrifty.pipeline.refusals import refusals
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
-from thrifty.pipeline.shaping import Shaping
+from thrifty.pipeline.sharing import scores_of, shared
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
@@ -42,47 +40,6 @@ from thrifty.pipeline.verify import verify_runtime
 from thrifty.pipeline.walk import Walk
 
 Finish = Callable[[Path, Certificate], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides a result.
-
-    name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
-    there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
-    JSON values. gate: the loss that the user allows.
-    speed: whether both models are timed at the end, which is no part of the result. shaping: what a structural step makes of the model,
-    where the recipe is one; then nothing is solved.
-    """
-
-    name: str
-    source: Source
-    recipe: str
-    steps: list[dict[str, Any]]
-    work: Work
-    packing: Packing
-    setting: Setting
-    load: Load
-    calibration: Rows | None
-    evaluation: Rows | None
-    gate: Gate | None = None
-    request: dict[str, Any] = field(default_factory=dict)
-    speed: bool = True
-    shaping: Shaping | None = None
-
-    def key(self, digest: dict[str, str]) -> str:
-        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
-        return content_key(
-            {
-                "thrifty": versions().get("thrifty", ""),
-                "model": [weights_digest(digest), _placeless(self.source.config.to_dict())],
-                "steps": self.steps,
-                "setting": self.setting.to_json(),
-                "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
-                "gate": None if self.gate is None else str(self.gate),
-                **({} if self.packing.format == Packing.format else {"format": self.packing.format}),
-            }
-        )
 
 
 def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool = False) -> Certificate:
@@ -100,73 +57,114 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         folder.free(force)
         digest = job.source.digest()
         key = job.key(digest)
-        done = None if force else _already(folder, key, full)
+        done = None if force else _already(folder, key, full, bool(job.safety))
         if done is not None:
             return done
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
-        parts = (job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
-        walk = _walk(job.shaping, parts)
-        choosing, passed = 0.0, time.perf_counter()
-        if isinstance(walk, ReshapeWalk):
-            for warning in walk.shaping.warnings:
-                events.warn(warning)
-            if walk.shaping.removed:
-                shaping, choosing = chosen(walk, key)
-                walk = ReshapeWalk(*parts, shaping=shaping)
-        if job.work.mixes:
-            losses, choosing = losses_of(walk, key)
-            work = decided(job.source, job.work, losses, type(job.packing))
-            walk.work, walk.packing = work, job.packing.decide(job.source, work)
-            job = replace(job, work=work, packing=walk.packing)
-        passed = time.perf_counter() - passed
-        for warning in job.packing.warnings:
-            events.warn(warning)
-        if job.packing.schemes and job.source.anatomy.inferred and not full:
-            name = job.source.anatomy.architecture
-            events.warn(f"{name} was worked out, not declared: whether transformers reads its packed weights is told by --verify full only")
-        tuning, place = Stopwatch(), key
-        if job.work.tuner is not None:
-            walk, place = tuned(walk, key, tuning)
-        records, streams, watch = walk.run(place)
-        for name, spent_on in tuning.seconds.items():
-            watch.add(name, spent_on)
-        if choosing:
-            watch.add("choose", choosing)
-        measured: dict[str, Any] = {}
-        beside: dict[str, Any] = {}
-        with watch.during("score"):
-            if job.evaluation is not None:
-                measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed)
-        resized = walk.shaping.resized if isinstance(walk, ReshapeWalk) else None
-        result = job.source if resized is None else resized.source
-        with watch.during("assemble"):
-            staging = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
-        if full and job.evaluation is not None:
-            with watch.during("verify"):
-                verify_runtime(staging, result, job.evaluation, streams)
-        peak = memory.read()
-        if job.speed and job.evaluation is not None and job.setting.device == "cpu":
-            with watch.during("speed"):
-                beside = side_by_side(job.source, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
-            measured = {**measured, "quality": [*measured.get("quality", ()), *beside.get("quality", ())]}
-        spent = {**seconds_of(records), **watch.seconds}
-        seconds = time.perf_counter() - began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
-        costs = {"phases": spent, "seconds": seconds, "peak_rss_bytes": max(peak, memory.read()), "speed": beside.get("speed")}
-        verified: Verified = "full" if full else "exact"
-        certificate = _certificate(job, key, digest, records, staging, measured, said, verified=verified, **costs)
+        if job.then is not None:
+            job = through(job, folder, lambda link, place: run(link, place, finish=lambda *_: None))
+            began, digest = time.perf_counter(), job.source.digest()
+        return _carry_out(job, folder, key, digest, finish, full, Clock(began, memory, said))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a run has taken: when it began, its peak memory, and what it warned of."""
+
+    began: float
+    memory: PeakMemory
+    said: list[str]
+
+
+def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], finish: Finish, full: bool, clock: Clock) -> Certificate:
+    walk, choosing, passed = _chosen(_walk(job, folder, digest), job, key)
+    job = replace(job, work=walk.work, packing=walk.packing)
+    for warning in (*job.packing.warnings, *job.work.idle(job.source.anatomy)):
+        events.warn(warning)
+    if job.packing.schemes and job.source.anatomy.inferred and not full:
+        name = job.source.anatomy.architecture
+        events.warn(f"{name} was worked out, not declared: whether transformers reads its packed weights is told by --verify full only")
+    tuning, place = Stopwatch(), key
+    if job.work.tuner is not None:
+        walk, place = tuned(walk, key, tuning)
+    records, streams, watch = walk.run(place)
+    for name, spent_on in {**tuning.seconds, **({"choose": choosing} if choosing else {})}.items():
+        watch.add(name, spent_on)
+    measured: dict[str, Any] = {}
+    with watch.during("score"):
+        if job.evaluation is not None:
+            measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed, job.original)
+    resized = walk.shaping.resized if isinstance(walk, ReshapeWalk) else None
+    with watch.during("assemble"):
+        staging = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
+    if full and job.evaluation is not None:
+        with watch.during("verify"):
+            verify_runtime(staging, job.source if resized is None else resized.source, job.evaluation, streams)
+    peak = clock.memory.read()
+    beside = _beside(job, staging, peak, watch)
+    measured = {**measured, "quality": [*measured.get("quality", ()), *beside.pop("quality", ())]}
+    seconds = time.perf_counter() - clock.began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
+    costs = {
+        "phases": {**seconds_of(records), **watch.seconds},
+        "seconds": seconds,
+        "peak_rss_bytes": max(peak, clock.memory.read()),
+        "verified": "full" if full else "exact",
+        **beside,
+    }
+    certificate = _certificate(job, key, digest, records, staging, measured, clock.said, **costs)
+    if job.ending is not None and job.evaluation is not None:
+        streams.only("before").save(job.ending)
     job.source.check_unchanged()
     certificate.write(staging)
     finish(staging, certificate)
     return _deliver(folder, staging, certificate)
 
 
-def _walk(shaping: Shaping | None, parts: tuple[Any, ...]) -> Walk:
-    """The walk that does what the recipe says."""
-    if shaping is None:
-        return Walk(*parts)
-    return (RebuildWalk if isinstance(shaping, Rebuilding) else ReshapeWalk)(*parts, shaping=shaping)
+def _walk(job: Job, folder: RunFolder, digest: dict[str, str]) -> Walk:
+    """The walk of a job through its model."""
+    parts = (job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
+    chained = {} if job.against is None else {"original": job.against.source, "ending": job.against.ending}
+    if job.shaping is None:
+        return Walk(*parts, **chained)
+    for warning in job.shaping.warnings:
+        events.warn(warning)
+    kind = RebuildWalk if isinstance(job.shaping, Rebuilding) else ReshapeWalk
+    return kind(*parts, **chained, shaping=job.shaping)
+
+
+def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:
+    """(the walk with its targets and blocks chosen, the seconds that the choice took in all, and in this attempt)."""
+    began, choosing = time.perf_counter(), 0.0
+    if isinstance(walk, ReshapeWalk) and walk.shaping.undecided:
+        shaping, choosing = chosen(walk, key)
+        walk = replace(walk, shaping=shaping)
+    if job.work.shares:
+        scores, choosing = scores_of(walk, key)
+        _take_over(walk, job, shared(job.source, job.work, scores))
+    if job.work.mixes:
+        losses, spent = losses_of(walk, key)
+        _take_over(walk, job, decided(job.source, walk.work, losses, type(job.packing)))
+        choosing += spent
+    return walk, choosing, time.perf_counter() - began
+
+
+def _take_over(walk: Walk, job: Job, work: Work) -> None:
+    walk.work, walk.packing = work, job.packing.decide(job.source, work)
+
+
+def _beside(job: Job, staging: Path, peak: int, watch: Stopwatch) -> dict[str, Any]:
+    """What both whole models, side by side, have to tell: speed, quality, safety."""
+    found: dict[str, Any] = {}
+    judge = job.source if job.against is None else job.against.source
+    if job.speed and job.evaluation is not None and job.setting.device == "cpu":
+        with watch.during("speed"):
+            found |= side_by_side(judge, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
+    if job.safety:
+        with watch.during("safety"):
+            found["safety"] = refusals(judge, staging, job.safety, job.setting.seed)
+    return found
 
 
 def _note(event: Event, said: list[str]) -> None:
@@ -174,14 +172,7 @@ def _note(event: Event, said: list[str]) -> None:
         said.append(event.message)
 
 
-def _placeless(config: Any) -> Any:
-    """A configuration without the folder that it was read from."""
-    if not isinstance(config, dict):
-        return config
-    return {name: _placeless(value) for name, value in config.items() if name != "_name_or_path"}
-
-
-def _already(folder: RunFolder, key: str, full: bool) -> Certificate | None:
+def _already(folder: RunFolder, key: str, full: bool, safety: bool) -> Certificate | None:
     """The certificate of the same job's finished result, in place or rejected, whose files are still those that were written."""
     for place in (folder.out, folder.rejected):
         found = RunFolder(place).finished()
@@ -193,6 +184,8 @@ def _already(folder: RunFolder, key: str, full: bool) -> Certificate | None:
             events.note(f"{place / changed} is not as it was written; the result is made again")
         elif full and certificate.verified != "full":
             events.note(f"{place} holds this result, but was not loaded in transformers; it is made again")
+        elif safety and certificate.safety is None:
+            events.note(f"{place} holds this result, but its refusals were not checked; it is made again")
         else:
             events.note(f"{place} already holds this result")
             return _judged(certificate, place)
@@ -235,7 +228,7 @@ def _certificate(
     said: list[str],
     **costs: Any,
 ) -> Certificate:
-    anatomy = job.source.anatomy
+    anatomy = job.source.original.anatomy
     shapes = {linear.path: linear for linear in anatomy.linears}
     layers = [
         Layer(
@@ -255,19 +248,21 @@ def _certificate(
         for position, record in enumerate(records)
         for layer in record.layers
     ]
-    bytes_, bits = sizes(job.source, records if job.shaping is None else [], staging)
+    bytes_, bits = sizes(job.source, records if job.shaping is None else [], staging, job.original)
+    links = () if job.against is None else job.against.links
+    structure = {} if job.shaping is None else {name: Count(before=pair[0], after=pair[1]) for name, pair in job.shaping.changes.items()}
     warnings = [*(warning for record in records for warning in record.warnings), *said]
-    return Certificate.build(
+    certificate = Certificate.build(
         measured=measured,
         warnings=dict.fromkeys(warnings),
         run_key=key,
         model=Model(
             name=job.name,
-            digest=weights_digest(digest),
-            architecture=anatomy.architecture,
-            kind=anatomy.kind,
-            revision=job.source.revision,
-            parameters=anatomy.parameters,
+            digest=weights_digest(digest) if job.against is None else job.against.digest,
+            architecture=job.original.anatomy.architecture,
+            kind=job.original.anatomy.kind,
+            revision=job.original.revision,
+            parameters=job.original.anatomy.parameters,
             compressed_parameters=sum(layer.weights for layer in layers),
         ),
         data=Sources(calibration=_data(job.calibration), evaluation=_data(job.evaluation)),
@@ -281,9 +276,10 @@ def _certificate(
         files={path.name: file_digest(path) for path in sorted(staging.iterdir()) if made_of_bytes(path)},
         bits_per_weight=bits,
         gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
-        structure={} if job.shaping is None else {name: Count(before=pair[0], after=pair[1]) for name, pair in job.shaping.changes.items()},
+        structure=structure,
         **costs,
     )
+    return certificate if not links else certificate.after(links, job.words)
 
 
 def _data(rows: Rows | None) -> Data | None:

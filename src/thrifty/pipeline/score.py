@@ -23,12 +23,15 @@ def rows_at_once(batch: int, tokens: int, vocabulary: int) -> int:
     return max(1, min(batch, LOGITS // max(1, tokens * vocabulary)))
 
 
-def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -> dict[str, Any]:
+def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int, original: Source | None = None) -> dict[str, Any]:
     """Figures of the original against the compressed model on the evaluation rows (see `measure.language`, `measure.hidden`).
 
-    Outputs are made a few rows at a time (see `rows_at_once`), for both models one after the other.
+    original: where it is not the one that `source` was made of. Outputs are made a few rows at a time (see `rows_at_once`), for both models
+    one after the other.
     """
-    shell = source.shell(torch.float32)
+    after_shell = source.shell(torch.float32)
+    original = source.original if original is None else original
+    shells = {"after": after_shell, "before": after_shell if original is source else original.shell(torch.float32)}
     language = source.anatomy.kind in LANGUAGE and ("input_ids" in rows.inputs or rows.targets is not None)
     targets = rows.targets
     if language and targets is None:
@@ -37,7 +40,7 @@ def score(source: Source, rows: Rows, streams: Streams, batch: int, seed: int) -
     others: list[RowScores] = []
     with events.task("scoring", rows.rows) as advance:
         for start, stop, inputs in batches(dict(rows.inputs), rows_at_once(batch, rows.tokens // rows.rows, source.vocabulary)):
-            before, after = (shell.finish(inputs, streams.outputs(name, start, stop)) for name in ("before", "after"))
+            before, after = (shells[name].finish(inputs, streams.outputs(name, start, stop)) for name in ("before", "after"))
             if language and targets is not None:
                 windows.append(score_windows(before, after, targets[start:stop]))
             else:

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from thrifty.base.anatomy import Block, Units
 from thrifty.base.errors import InputError
 from thrifty.models import Source
 from thrifty.models.resize import Resized, Resizer
 from thrifty.models.units import units_of
 from thrifty.pipeline import steps
-from thrifty.structure.base import BlockPruner, Pruner
+from thrifty.pipeline.uneven import Counts, resize_unevenly
+from thrifty.structure.base import BlockPruner, Pruner, share_out
 from thrifty.structure.rebuild import Rebuilder
 
 Step = Pruner | BlockPruner | Rebuilder
@@ -22,8 +25,9 @@ Step = Pruner | BlockPruner | Rebuilder
 class Shaping:
     """A structural step and what comes out of it.
 
-    units: what is cut, by path of the original's block. kept: how many of them stay, by their shared name. resized: the result before its
-    blocks exist; of a step that removes blocks a stand-in of the same size, until it is known which ones go. removed: how many those are.
+    units: what is cut, by path of the original's block. kept: how many of them stay in a block, by their shared name, on average where
+    that differs; by_block: how many, where it does. resized: the result before its
+    blocks exist; where that depends on values, a stand-in of the same size until it is known. removed: how many those are.
     changes: (before, after) of every width, for people.
     """
 
@@ -31,6 +35,7 @@ class Shaping:
     resized: Resized
     units: Mapping[str, tuple[Units, ...]] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
+    by_block: Counts = field(default_factory=dict)
     removed: int = 0
     changes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -40,6 +45,15 @@ class Shaping:
         """Whether the step looks at calibration rows."""
         return isinstance(self.step, BlockPruner) or self.step.calibrated
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a pass over the whole model must come first."""
+        return bool(self.removed) or (isinstance(self.step, Pruner) and self.step.uneven and bool(self.kept))
+
+    def count(self, block: Block, units: Units) -> int:
+        """How many of these units stay in a block."""
+        return self.by_block.get(block.path, self.kept)[units.alike]
+
     def settings(self) -> dict[str, Any]:
         """The step as plain JSON values: part of the content keys."""
         return {self.step.name: self.step.settings()}
@@ -47,7 +61,10 @@ class Shaping:
 
 def shape(source: Source, step: Pruner | BlockPruner) -> Shaping:
     """What the step will make of this model. Raises InputError where the architecture cannot have it."""
-    shaping = _fewer_blocks(source, step) if isinstance(step, BlockPruner) else _fewer_units(source, step)
+    if isinstance(step, BlockPruner):
+        shaping = _fewer_blocks(source, step)
+    else:
+        shaping = _unevenly_fewer(source, step) if step.uneven else _fewer_units(source, step)
     before, after = source.anatomy.parameters, shaping.resized.source.anatomy.parameters
     return replace(shaping, changes={"parameters": (before, after), **shaping.changes})
 
@@ -76,7 +93,48 @@ def _fewer_units(source: Source, step: Pruner) -> Shaping:
     if step.adds_bias:
         warnings += _with_biases(source, resizer, units_cut)
     resized = resizer.result()
-    return Shaping(step, resized, units_cut, kept, 0, changes, (*warnings, *resized.warnings))
+    return Shaping(step, resized, units_cut, kept, {}, 0, changes, (*warnings, *resized.warnings))
+
+
+def _unevenly_fewer(source: Source, step: Pruner) -> Shaping:
+    """As `_fewer_units`, for numbers that may differ: with the same number in each block as a stand-in."""
+    found = {block.path: units_of(source, block) for block in source.anatomy.blocks}
+    units = {path: tuple(item for item in one.units if item.kind in step.cut) for path, one in found.items()}
+    kept = {item.alike: step.kept(item) for items in units.values() for item in items if step.kept(item) < item.count}
+    units = {path: tuple(item for item in items if item.alike in kept) for path, items in units.items()}
+    if not kept:
+        raise InputError(f"{source.anatomy.architecture} has no {', '.join(step.cut)} of which {step.name} would remove any at this ratio")
+    changes = {f"{item.alike} ({item.kind})": (item.count, kept[item.alike]) for items in units.values() for item in items}
+    warnings = tuple(dict.fromkeys(sentence for one in found.values() for sentence in one.missing))
+    by_block = {path: {item.alike: kept[item.alike] for item in items} for path, items in units.items()}
+    resized = resize_unevenly(source, units, by_block, _biased(source, step, units))
+    return Shaping(step, resized, units, kept, by_block, 0, changes, warnings)
+
+
+def _biased(source: Source, step: Pruner, units: Mapping[str, Sequence[Units]]) -> set[str]:
+    """The linears that get a bias where every layer says for itself what it has; experts have none."""
+    if not step.adds_bias:
+        return set()
+    paths = {member.linear for items in units.values() for item in items for member in item.members if member.side == "columns"}
+    return {
+        linear.path for linear in source.anatomy.linears if linear.path in paths and linear.expert is None and linear.bias_source is None
+    }
+
+
+def shared_out(source: Source, shaping: Shaping, scores: Mapping[str, Mapping[str, list[float]]]) -> Shaping:
+    """The shaping with the numbers of each block decided. scores: of each unit, by path of the block and name of the space."""
+    step = shaping.step
+    assert isinstance(step, Pruner)
+    by_block: dict[str, dict[str, int]] = {path: {} for path in shaping.units}
+    for alike, kept in shaping.kept.items():
+        holders = {path: [item for item in items if item.alike == alike] for path, items in shaping.units.items()}
+        holders = {path: items for path, items in holders.items() if items}
+        one = next(iter(holders.values()))[0]
+        ranked = [[torch.tensor(scores[path][item.space.name]) for item in items] for path, items in holders.items()]
+        for path, count in zip(holders, share_out(ranked, kept, step.step_of(one), one.least), strict=True):
+            by_block[path][alike] = count
+    resized = resize_unevenly(source, shaping.units, by_block, _biased(source, step, shaping.units))
+    return replace(shaping, resized=resized, by_block=by_block)
 
 
 def _with_biases(source: Source, resizer: Resizer, units: Mapping[str, Sequence[Units]]) -> list[str]:
@@ -132,21 +190,17 @@ def _chain(source: Source) -> str:
     return "text" if "text" in source.anatomy.chains else source.anatomy.chains[-1]
 
 
-def structural(recipe: Sequence[steps.Step]) -> Step | None:
-    """The structural step of a recipe; None where it has none.
+def structural(part: Sequence[steps.Step]) -> Step | None:
+    """The structural step that a part of a recipe is (see `recipe.chain`); None where it is of other steps.
 
-    Raises InputError where other steps stand beside it, and where it is to act on some matrices only.
+    Raises InputError where it is to act on some matrices only.
     """
-    found = [(step, next(iter(step.methods.values()))) for step in recipe]
-    shaping = [(step, method) for step, method in found if isinstance(method, Step)]
-    if not shaping:
+    step, method = part[0], next(iter(part[0].methods.values()))
+    if not isinstance(method, Step):
         return None
-    step, method = shaping[0]
-    if len(recipe) > 1:
-        other = next(one.name for one in recipe if one is not step)
-        raise InputError(f"{step.name} changes the network's structure and must be the only step; run {other} on its result")
     if not step.whole:
-        advice = "choose by first and last" if isinstance(method, BlockPruner) else "choose by its own settings"
+        own = "its setting cut" if isinstance(method, Pruner) else "its own settings"
+        advice = "choose by " + ("first and last" if isinstance(method, BlockPruner) else own)
         raise InputError(f"{step.name} cuts every block alike, so it takes no only, skip or override; {advice}")
     return method
 

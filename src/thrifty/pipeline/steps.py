@@ -9,8 +9,14 @@ from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
-from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, check_zero
+from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
+from thrifty.weights.layerwise import Layerwise
 from thrifty.weights.preset.mix import Mix
+from thrifty.weights.solve.round import Round
+from thrifty.weights.target.dense import Dense
+
+AS_IT_IS = Treatment(Round(), Dense())
+"""What is done to a matrix that is only trained."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Step:
 class Work:
     """Every step, by linear: `transforms` to rewrite spaces, then `treatments` to solve, in recipe order.
 
-    tuner: what trains the solved matrices together afterwards, and `tuned`, their paths.
+    tuner: what trains the solved matrices together afterwards, and `tuned`, their paths. turn: what is done to the hidden states of the
+    whole model before anything else, and `turned`, the linears that its step selects.
     mixes: of linears whose target is still to be chosen (`pipeline.mixing`), the step that does and the place of its treatment, which
     stands for all that it may become.
     """
@@ -40,17 +47,24 @@ class Work:
     mixes: Mapping[str, tuple[Mix, int]] = field(default_factory=dict)
     tuner: Tuner | None = None
     tuned: tuple[str, ...] = ()
+    turn: Turn | None = None
+    turned: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, steps: Sequence[Step]) -> Work:
-        """Sort the steps. Raises InputError for a method that does not act on weights, or a transform with nothing after it."""
+    def of(cls, steps: Sequence[Step], changed: bool = False) -> Work:
+        """Sort the steps. changed: whether the model was changed before, so that a step which trains may stand alone.
+
+        Raises InputError for a method that does not act on weights, or a transform with nothing after it.
+        """
         transforms: list[Mapping[str, Transform]] = []
         treatments: dict[str, tuple[Treatment, ...]] = {}
         names: dict[str, list[str]] = {}
         mixes: dict[str, tuple[Mix, int]] = {}
         tuner, tuned = _tuner(steps)
-        steps = [step for step in steps if not any(isinstance(method, Tuner) for method in step.methods.values())]
-        for position, step in enumerate(steps, 1):
+        turn, turned = _turn(steps)
+        names.update((path, [turn.name]) for path in turned if turn is not None)
+        steps = [step for step in steps if not any(isinstance(method, Tuner | Turn) for method in step.methods.values())]
+        for position, step in enumerate(steps, 2 if turn else 1):
             chosen: dict[str, Transform] = {}
             for path, method in step.methods.items():
                 names.setdefault(path, []).append(method.name)
@@ -74,13 +88,17 @@ class Work:
                 if treatments.keys() & chosen.keys():
                     raise InputError(f"step {position}: {step.name} rewrites weights and must stand before the steps that solve them")
                 transforms.append(chosen)
-        if transforms and not treatments:
+        if (transforms or turn) and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
+        if tuner is not None and changed and not treatments:
+            treatments, names = {path: (AS_IT_IS,) for path in tuned}, {path: [] for path in tuned}
         if tuner is not None:
             tuned = _trainable(tuner, tuned, treatments, mixes)
             for path in tuned:
                 names[path].append(tuner.name)
-        return cls(tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes, tuner, tuned)
+        return cls(
+            tuple(transforms), treatments, {path: "+".join(words) for path, words in names.items()}, mixes, tuner, tuned, turn, turned
+        )
 
     @property
     def needs_calibration(self) -> bool:
@@ -94,6 +112,24 @@ class Work:
         """Whether blocks are compared with the original's once they are solved."""
         return any(self.healer(path) is not None for path in self.treatments)
 
+    @property
+    def shares(self) -> tuple[Treatment, ...]:
+        """Treatments whose sparsity is still to be shared out among blocks (`pipeline.sharing`), in the order in which they appear."""
+        every = (treatment for chosen in self.treatments.values() for treatment in chosen)
+        return tuple(dict.fromkeys(treatment for treatment in every if isinstance(treatment.allocator, Layerwise)))
+
+    def with_sparsity(self, sparsity: Mapping[str, Mapping[Treatment, float]]) -> Work:
+        """The same work with the shares of zeros of these treatments decided, by path of the linear."""
+        treatments = dict(self.treatments)
+        for path, decided in sparsity.items():
+            treatments[path] = tuple(
+                replace(treatment, target=treatment.target.with_sparsity(decided[treatment]), allocator=None)
+                if treatment in decided
+                else treatment
+                for treatment in treatments[path]
+            )
+        return replace(self, treatments=treatments)
+
     def healer(self, path: str) -> Healer | None:
         """What the last step does about a linear once its block is solved."""
         return self.treatments[path][-1].heal if path in self.treatments else None
@@ -104,11 +140,23 @@ class Work:
 
     def check(self, anatomy: Anatomy) -> None:
         """Raise InputError when a target cannot hold one of the matrices."""
+        if self.turn is not None and set(self.turned) != {linear.path for linear in anatomy.linears}:
+            raise InputError(f"{self.turn.name} turns the hidden states of the whole model, so only and skip cannot narrow it down")
         for linear in anatomy.linears:
             for treatment in self.treatments.get(linear.path, ()):
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
             for target in self.mixes[linear.path][0].into if linear.path in self.mixes else ():
                 target.check(linear.out_features, linear.in_features, linear.path)
+
+    def idle(self, anatomy: Anatomy) -> tuple[str, ...]:
+        """A sentence for each step that rewrites nothing, for want of a space that suits it."""
+        said = []
+        for position, chosen in enumerate(self.transforms, 1):
+            spaces = [space for block in anatomy.blocks for space in block.spaces]
+            if not any((found := self.transform_for(position - 1, space)) is not None and found.suits(space) for space in spaces):
+                method = next(iter(chosen.values()))
+                said.append(f"{method.name} changes nothing: the linears chosen for it in {anatomy.architecture} have not {method.wants}")
+        return tuple(said)
 
     def with_options(self, options: Mapping[str, int]) -> Work:
         """The same work with the targets of these linears chosen."""
@@ -124,15 +172,18 @@ class Work:
         return next((chosen[path] for path in space.consumers if path in chosen), None)
 
     def treatment_for(self, space: Space) -> Treatment | None:
-        """What happens first to the consumers of a space, as far as any of them is solved."""
-        return next((self.treatments[path][0] for path in space.consumers if path in self.treatments), None)
+        """What happens first to the consumers of a space, as far as any of them is solved, and what their inputs are rounded to in the
+        end."""
+        path = next((path for path in space.consumers if path in self.treatments), None)
+        return None if path is None else replace(self.treatments[path][0], activation=self.activation(path))
 
     def settings(self, block: Block) -> list[object]:
         """Everything that decides what happens to a block, as JSON values: part of its content key."""
         chosen = [{path: {m.name: m.settings()} for path, m in step.items() if _inside(path, block)} for step in self.transforms]
         solved = {linear.path: [_plain(t) for t in self.treatments.get(linear.path, ())] for linear in block.linears}
         mixed = {path: [mix.settings(), place] for path, (mix, place) in self.mixes.items() if _inside(path, block)}
-        return [chosen, solved, mixed] if mixed else [chosen, solved]
+        turned = {self.turn.name: self.turn.settings()} if self.turn is not None else {}
+        return [chosen, solved, *(part for part in (mixed, turned) if part)]
 
     def solves(self, linear: Linear) -> bool:
         """Whether a step gives this linear new values."""
@@ -153,6 +204,21 @@ def _tuner(steps: Sequence[Step]) -> tuple[Tuner | None, tuple[str, ...]]:
     return None, ()
 
 
+def _turn(steps: Sequence[Step]) -> tuple[Turn | None, tuple[str, ...]]:
+    """The step that turns the whole model, and the linears that it names. Raises InputError where it is not the first, or has several
+    settings."""
+    for position, step in enumerate(steps, 1):
+        found = {method for method in step.methods.values() if isinstance(method, Turn)}
+        if not found:
+            continue
+        if position > 1:
+            raise InputError(f"step {position}: {step.name} turns the model before anything else is done to it and must be the first step")
+        if len(found) > 1:
+            raise InputError(f"step {position}: {step.name} turns the whole model, so override cannot change its settings for some linears")
+        return found.pop(), tuple(step.methods)
+    return None, ()
+
+
 def _trainable(
     tuner: Tuner, chosen: Sequence[str], treatments: Mapping[str, tuple[Treatment, ...]], mixes: Mapping[str, tuple[Mix, int]]
 ) -> tuple[str, ...]:
@@ -163,10 +229,13 @@ def _trainable(
     for path in solved:
         *earlier, last = treatments[path]
         for target in mixes[path][0].into if path in mixes else (last.target,):
-            if target.codes is None:
-                raise InputError(f"{tuner.name} trains evenly spaced grids (int, zero_free, ternary); {path} is solved into {target.name}")
-        if earlier:
-            raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
+            if target.codes is None and not target.masks:
+                raise InputError(
+                    f"{tuner.name} trains plain values and evenly spaced grids (int, zero_free, ternary); "
+                    f"{path} is solved into {target.name}"
+                )
+            if earlier and target.codes is not None:
+                raise InputError(f"{tuner.name} would not keep what an earlier step pruned of {path}; drop one")
         if last.allocator is not None and last.allocator.within_matrix:
             raise InputError(f"{tuner.name} trains one grid a matrix; {path} has inputs of different widths")
     return solved

@@ -40,6 +40,10 @@ class Streams:
         """Final hidden states of the finished chains for some rows of one stream, float32."""
         return {chain: states[stream][start:stop].to(torch.float32) for chain, states in self.done.items()}
 
+    def only(self, stream: str) -> Streams:
+        """The finished chains' states of one stream."""
+        return Streams(done={chain: {stream: states[stream]} for chain, states in self.done.items()})
+
     def save(self, path: Path) -> None:
         """Write all states atomically."""
         tensors = {f"now.{name}": tensor.contiguous() for name, tensor in self.now.items()}

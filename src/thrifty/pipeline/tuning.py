@@ -30,7 +30,7 @@ from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
 from thrifty.core.activations import Rounding
 from thrifty.core.linalg import row_forms
-from thrifty.core.trainable import GridWeight
+from thrifty.core.trainable import FreeWeight, GridWeight, LowRankWeight, Trained
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
@@ -92,7 +92,8 @@ class Start:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        tensors, forms = {f"changed|{key}": tensor for key, tensor in self.changed.items()}, {}
+        # what was pruned is its own encoding, and a file holds no tensor twice
+        tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
         for name, (weight, encoded) in self.found.items():
             tensors[f"weight|{name}"] = weight
             tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
@@ -161,8 +162,8 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
     events.note(f"{tuner.name}: the loss went from {sum(losses[:count]) / count:.4g} to {sum(losses[-count:]) / count:.4g}")
     tensors = {}
     with torch.no_grad():
-        for path, grid in network.grids.items():
-            encoded = grid.encoded()
+        for path, matrix in network.matrices.items():
+            encoded = matrix.encoded()
             tensors |= {f"{part}|{path}": tensor.cpu().contiguous() for part, tensor in encoded.tensors.items()}
     write_atomic(place, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
@@ -176,109 +177,110 @@ def _found_anew(walk: Walk) -> dict[str, Rounding]:
     return {path: outline for path, outline in asked.items() if walk.packing.rounds(path) and outline.scale is None}
 
 
+@dataclass(frozen=True)
+class Way:
+    """A model's way from rows to logits: its blocks with what each is called with, and all else. hidden: the rows that reach the first."""
+
+    shell: Shell
+    chain: str
+    inputs: Mapping[str, Tensor]
+    hidden: Tensor
+    blocks: Sequence[nn.Module]
+    calls: Sequence[Call]
+
+    @classmethod
+    def of(cls, walk: Walk, source: Source, changed: Sequence[Mapping[str, Tensor]] | None = None) -> Way:
+        """That of the calibration rows of a walk; changed: of each block in order, tensors that are not the model's own, by disk key."""
+        setting, rows, device = walk.setting, walk.calibration, torch.device(walk.setting.device)
+        assert rows is not None
+        blocks, chain, shell, inputs = _blocks(source), source.anatomy.chains[0], source.shell(torch.float32), dict(rows.inputs)
+        hidden = enter(shell, inputs, chain, Streams(), "calibration", setting.batch, setting.dtype)
+        noted = shell.calls({name: tensor[:1] for name, tensor in inputs.items()}, {})
+        replaced = [{}] * len(blocks) if changed is None else changed
+        modules = [source.block(block, setting.dtype, device, values) for block, values in zip(blocks, replaced, strict=True)]
+        return cls(shell, chain, inputs, hidden, modules, [noted[block.path].to(device, setting.dtype) for block in blocks])
+
+    def logits(self, rows: Int[Tensor, "batch"], hidden: Tensor | None = None) -> Float[Tensor, "tokens vocabulary"]:
+        """Of some rows; hidden: what leaves the last block, where it is there already."""
+        if hidden is None:
+            hidden = self.hidden[rows]
+            for module, call in zip(self.blocks, self.calls, strict=True):
+                hidden = run_block(module, hidden, call)
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
+
+
 @dataclass
 class Network:
-    """The whole model, block after block: as the steps left it with every tuned matrix on its grid, and as it was.
+    """The whole model, block after block: as the steps left it with every tuned matrix where it may be, and as it was.
 
-    hidden: the rows that reach the first block. A block's inner values are not kept for the gradients but computed again.
+    A block's inner values are not kept for the gradients but computed again.
     """
 
     tuner: Tuner
-    shell: Shell
-    chain: str
-    inputs: dict[str, Tensor]
-    hidden: Tensor
+    way: Way
+    original: Way | None
     targets: Int[Tensor, "rows tokens"]
-    calls: list[Call]
-    blocks: list[nn.Module]
-    originals: list[nn.Module]
     linears: list[dict[str, nn.Module]]
-    grids: dict[str, GridWeight]
+    matrices: dict[str, Trained]
 
     @classmethod
     def of(cls, walk: Walk, starts: Sequence[Start], tuner: Tuner) -> Network:
         """The network of a walk; starts: of its blocks, in order."""
-        source, setting, rows = walk.source, walk.setting, walk.calibration
+        source, rows, device = walk.source, walk.calibration, torch.device(walk.setting.device)
         assert rows is not None
-        device = torch.device(setting.device)
-        blocks = _blocks(source)
-        chain = source.anatomy.chains[0]
-        shell = source.shell(torch.float32)
-        inputs = dict(rows.inputs)
-        hidden = enter(shell, inputs, chain, Streams(), "calibration", setting.batch, setting.dtype)
-        noted = shell.calls({name: tensor[:1] for name, tensor in inputs.items()}, {})
-        changed = [source.block(block, setting.dtype, device, start.changed) for block, start in zip(blocks, starts, strict=True)]
-        linears = [
-            {path: inner for path, inner in linear_modules(module, block).items() if path in walk.work.tuned}
-            for module, block in zip(changed, blocks, strict=True)
-        ]
-        for module, block in zip(changed, blocks, strict=True):
-            round_inputs(linear_modules(module, block), _found_anew(walk))
-        grids = {}
-        for start in starts:
-            for path in [path for path in start.found if path in walk.work.tuned]:
-                weight, encoded = start.found[path]
-                codes = walk.work.treatments[path][-1].target.codes
-                assert codes is not None
-                grids[path] = GridWeight(weight.to(device), encoded, codes)
-        return cls(
-            tuner,
-            shell,
-            chain,
-            inputs,
-            hidden,
-            causal_targets(rows.inputs["input_ids"]),
-            [noted[block.path].to(device, setting.dtype) for block in blocks],
-            changed,
-            [source.block(block, setting.dtype, device) for block in blocks] if tuner.reference else [],
-            linears,
-            grids,
-        )
+        way = Way.of(walk, source, [start.changed for start in starts])
+        linears = []
+        for module, block in zip(way.blocks, _blocks(source), strict=True):
+            here = linear_modules(module, block)
+            round_inputs(here, _found_anew(walk))
+            linears.append({path: inner for path, inner in here.items() if path in walk.work.tuned})
+        matrices = {
+            path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
+        }
+        original = Way.of(walk, walk.original or source) if tuner.reference else None
+        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), linears, matrices)
 
     def parameters(self) -> dict[str, Tensor]:
-        """The offsets and stretches of every grid."""
-        return {
-            f"{name}.{path}": tensor
-            for path, grid in self.grids.items()
-            for name, tensor in (("offset", grid.offset), ("stretch", grid.stretch))
-        }
+        """Those of every matrix."""
+        return {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
 
     def settle(self) -> None:
-        """Scales stay positive."""
-        for grid in self.grids.values():
-            grid.stretch.clamp_(NARROWEST, WIDEST)
+        """Bring every matrix back to where it may be."""
+        for matrix in self.matrices.values():
+            matrix.settle()
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The mean over the tokens of these rows."""
-        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
         targets = self.targets[rows].flatten()
         counted = targets != IGNORED
-        found = self._logits(self._through(self.hidden[rows]), inputs)[counted]
+        found = self.way.logits(rows, self._through(self.way.hidden[rows]))[counted]
         expected = None
-        if self.originals:
+        if self.original is not None:
             with torch.no_grad():
-                hidden = self.hidden[rows]
-                for module, call in zip(self.originals, self.calls, strict=True):
-                    hidden = run_block(module, hidden, call)
-                expected = self._logits(hidden, inputs)[counted]
+                expected = self.original.logits(rows)[counted]
         return self.tuner.loss(found, expected, targets[counted].to(found.device)).mean()
 
     def _through(self, hidden: Tensor) -> Tensor:
-        for module, linears, call in zip(self.blocks, self.linears, self.calls, strict=True):
+        for module, linears, call in zip(self.way.blocks, self.linears, self.way.calls, strict=True):
 
             def run(hidden: Tensor, module: nn.Module = module, linears: dict[str, nn.Module] = linears, call: Call = call) -> Tensor:
-                weights = {inner: self.grids[path].values() for path, inner in linears.items()}
+                weights = {inner: self.matrices[path].values() for path, inner in linears.items()}
                 return run_with_weights(module, hidden, call, weights)
 
             hidden = checkpoint(run, hidden, use_reentrant=False)
         return hidden
 
-    def _logits(self, hidden: Tensor, inputs: dict[str, Tensor]) -> Float[Tensor, "tokens vocabulary"]:
-        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
 
-
-NARROWEST, WIDEST = 0.25, 4.0
-"""What a scale may become, in parts of what it was."""
+def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
+    """A matrix as it is trained: on the grid that it was solved into, else its values, along few directions where the step says so."""
+    (weight, start), tuner = found, walk.work.tuner
+    codes = walk.work.treatments[path][-1].target.codes
+    if codes is not None:
+        return GridWeight(weight.to(device), start, codes)
+    values = start.decode().to(device)
+    assert tuner is not None
+    return LowRankWeight(values, tuner.rank, walk.setting.seed) if tuner.rank else FreeWeight(values)
 
 
 # -- the walk that takes what was trained ----------------------------------------------------------------------------------

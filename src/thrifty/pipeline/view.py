@@ -7,15 +7,16 @@ anything stored in a narrower type is rounded here, once, before its effect is s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from thrifty.base.anatomy import Block, Linear, Norm, Space
-from thrifty.base.records import Encoded, Rewrite
+from thrifty.base.anatomy import Block, Linear, Norm
+from thrifty.base.records import Encoded
 from thrifty.core import fold
 from thrifty.core.activations import Rounding
+from thrifty.core.rewrite import Rewrite
 from thrifty.models import Source
 from thrifty.pipeline.packing import Packing
 
@@ -62,42 +63,61 @@ class BlockView:
         return 8.0 * self.source.tensors[linear.source].dtype.itemsize
 
     def apply(self, rewrite: Rewrite) -> Rewrite:
-        """Fold a rewrite into its producers and consumers; returns the scale that was really applied.
+        """Fold a rewrite into its producers and consumers; returns what was really applied.
 
-        A norm is stored in the model's type: its rounded gain decides the exact scale, which the consumers then undo, so that rounding
-        the norm costs nothing.
+        Norms and biases are stored in the model's type: what rounding leaves of them decides the exact scale and shift, which the consumers
+        then undo, so that rounding them costs nothing.
         """
-        space, scale = rewrite.space, rewrite.scale
-        norm_paths = [path for path in space.producers if path in self.norms]
-        if norm_paths:
-            scale = self._divide_norm(self.norms[norm_paths[0]], scale)
-        for path in space.producers:
-            if path not in self.norms:
-                self._divide_rows(path, scale, space)
-        for path in space.consumers:
-            self.weights[path] = fold.scale_columns(self.read(path), scale)
+        for path in rewrite.space.producers:
+            rewrite = self._norm(self.norms[path], rewrite) if path in self.norms else self._rows(path, rewrite)
+        for path in rewrite.space.consumers:
+            weight = self.read(path)
+            bias_key = self.linears[path].bias_source
+            if rewrite.shift is not None:
+                if bias_key is None:
+                    raise ValueError(f"{path} has no bias to give a constant back with")
+                self._keep(bias_key, self._vector(bias_key) + rewrite.correction(weight))
+            self.weights[path] = rewrite.consumer(weight)
             self.touched.add(path)
-        return Rewrite(space, scale)
+        return rewrite
 
-    def _divide_norm(self, norm: Norm, scale: Tensor) -> Tensor:
+    def _norm(self, norm: Norm, rewrite: Rewrite) -> Rewrite:
+        if rewrite.turn is not None:
+            raise ValueError(f"{norm.path} multiplies channel by channel; no rotation can be folded into it")
         key = self.source.disk_name(f"{norm.path}.weight")
         before = self._vector(key)
-        self._keep(key, fold.divide_norm(before, scale, norm.plus_one))
+        self._keep(key, fold.divide_norm(before, rewrite.scale, norm.plus_one))
         after = self.vectors[key]
         one = 1.0 if norm.plus_one else 0.0
-        exact = (before + one) / (after + one)
-        exact = torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
+        scale = (before + one) / (after + one)
+        exact = replace(rewrite, scale=torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale)))
         if norm.bias:
-            bias_key = self.source.disk_name(f"{norm.path}.bias")
-            self._keep(bias_key, self._vector(bias_key) / exact)
+            exact = self._bias(self.source.disk_name(f"{norm.path}.bias"), exact)
+        elif rewrite.shift is not None:
+            raise ValueError(f"{norm.path} has no bias to take a constant off with")
         return exact
 
-    def _divide_rows(self, path: str, scale: Tensor, space: Space) -> None:
-        self.weights[path] = fold.divide_rows(self.read(path), scale, space.repeat, space.unit_size)
+    def _rows(self, path: str, rewrite: Rewrite) -> Rewrite:
+        self.weights[path] = rewrite.producer(self.read(path))
         self.touched.add(path)
         bias_key = self.linears[path].bias_source
         if bias_key is not None:
-            self._keep(bias_key, fold.divide_rows(self._vector(bias_key)[:, None], scale, space.repeat, space.unit_size)[:, 0])
+            return self._bias(bias_key, rewrite)
+        if rewrite.shift is not None:
+            raise ValueError(f"{path} has no bias to take a constant off with")
+        return rewrite
+
+    def _bias(self, key: str, rewrite: Rewrite) -> Rewrite:
+        """Rewrite what a producer adds; returns the rewrite with the shift that the rounded bias stands for."""
+        before = self._vector(key)
+        self._keep(key, rewrite.producer_bias(before))
+        if rewrite.shift is None:
+            return rewrite
+        repeat, size = rewrite.space.repeat, rewrite.space.unit_size
+        after = self.vectors[key]
+        after = after if rewrite.turn is None else rewrite.turn.producer(repeat, size).back(after)
+        kept = before - after * fold.untie(rewrite.scale, repeat, size)
+        return replace(rewrite, shift=fold.copied(kept, repeat, size))
 
     def settle(self, paths: set[str]) -> None:
         """Round rewritten matrices that no solver will touch to the type they are stored in."""

@@ -6,19 +6,20 @@ the compressed ones side by side, so that the comparison of both models falls ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
-from thrifty.models import Call, Shell, Source, linear_modules, run_block
+from thrifty.models import Call, Rotated, Shell, Source, linear_modules, run_block
 from thrifty.models.blocks import tensors_of
 from thrifty.pipeline.block import BlockRun, round_inputs
 from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
@@ -33,6 +34,9 @@ WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
 
 
 Kind = TypeVar("Kind", bound="Walk")
+
+TURNED = 1e-3
+"""What a block may be off by, relative, once its hidden states are rotated in float32; matrices that are held in 16 bits are rounded."""
 
 
 @dataclass
@@ -54,6 +58,10 @@ class Walk:
     visit: Callable[..., BlockRun] = BlockRun
     """What happens inside a block."""
     title: str = "blocks"
+    original: Source | None = None
+    """The model that the result is judged against, where it is another one than `source`: the first of a chain."""
+    ending: Mapping[str, Tensor] = field(default_factory=dict)
+    """The evaluation rows as they leave the original's last blocks, by chain, where that is known already."""
 
     def aside(self, kind: type[Kind], name: str) -> Kind:
         """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own."""
@@ -67,6 +75,7 @@ class Walk:
             self.digest,
             self.packing,
             self.write_block,
+            original=self.original,
         )
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:
@@ -90,6 +99,8 @@ class Walk:
                 here = {kind: by_path[block.path] for kind, by_path in calls.items()}
                 record = self._block(block, keys[position], here, streams)
                 if position + 1 == len(order) or order[position + 1][0] != chain:
+                    if chain in self.ending:
+                        streams.now["before"] = self.ending[chain]
                     streams.finish_chain(chain)
                 self.folder.save_streams(keys[position], streams)
                 self.folder.finish(record)
@@ -155,14 +166,18 @@ class Walk:
             if self.work.heals:
                 streams.now["reference"] = streams.now["calibration"].clone()
         if self.evaluation is not None:
-            for stream in ("before", "after"):
-                streams.now[stream] = enter(shell, self.evaluation.inputs, chain, streams, stream, batch, torch.float32)
+            streams.now["after"] = enter(shell, self.evaluation.inputs, chain, streams, "after", batch, torch.float32)
+            if chain not in self.ending:
+                original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
+                streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
         return self._calls(streams, shell)
 
     # -- one block -----------------------------------------------------------------------------------------------------
 
     def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
         local = Stopwatch()
+        if isinstance(self.source, Rotated):
+            _check_turned(self.source, block, calls, streams)
         with local.during("forward"):
             run = self._compress(block, calls.get("calibration"), streams, local)
         view, reports, warnings = run.view, run.reports, tuple(run.warnings)
@@ -216,7 +231,10 @@ class Walk:
         device = torch.device(self.setting.device)
         exact = call.to(device, torch.float32)
         for stream, replacements in (("before", {}), ("after", view.replacements())):
-            module = self.source.block(view.block, torch.float32, device, replacements)
+            if stream not in streams.now:  # where the original's rows end is known
+                continue
+            source = self.source.original if stream == "before" else self.source
+            module = source.block(view.block, torch.float32, device, replacements)
             if stream == "after":
                 round_inputs(linear_modules(module, view.block), view.roundings)
             hidden = streams.now[stream]
@@ -241,6 +259,22 @@ class Walk:
         batch = max(1, self.setting.batch // 2)
         events.warn(f"{block.path}: out of memory on {device}; going on in block order with {batch} rows at a time")
         self.setting = replace(self.setting, batch=batch, order="block")
+
+
+def _check_turned(source: Rotated, block: Block, calls: dict[str, Call], streams: Streams) -> None:
+    """Raise InputError when a block, once its hidden states are turned, makes something else of the first row."""
+    for kind, stream in (("evaluation", "after"), ("calibration", "calibration")):
+        if stream in streams.now:
+            row, call = streams.now[stream][:1].to(torch.float32), calls[kind].to("cpu", torch.float32)
+            turned = run_block(source.block(block, torch.float32), row, call)
+            plain = run_block(source.original.block(block, torch.float32), source.rotation.back(row), call)
+            apart = float((source.rotation.back(turned) - plain).norm() / plain.norm().clamp_min(1e-12))
+            if not apart < TURNED * (1 if source.dtype == torch.float32 else 100):
+                raise InputError(
+                    f"{block.path} computes something else once its hidden states are rotated (off by {apart:.2g}, relative); "
+                    "leave `rotate` out for this model"
+                )
+            return
 
 
 def check_finite(block: Block, streams: Streams) -> None:

@@ -17,15 +17,16 @@ from thrifty.recipe.language import Recipe, Step
 from thrifty.recipe.settings import build_method, merge
 
 
-def resolve(recipe: Recipe, anatomy: Anatomy) -> tuple[pipeline.Step, ...]:
+def resolve(recipe: Recipe, anatomy: Anatomy, first: int = 1, changed: bool = False) -> tuple[pipeline.Step, ...]:
     """The method of each step for each linear that it selects, every target checked against every shape.
 
+    first: the number of the first step. changed: whether the model was changed by other steps before.
     Raises InputError for a pattern that matches no linear, a step that selects none, and a shape that a target cannot hold.
     """
     load_methods()
-    resolved = tuple(_resolve_step(step, f"step {number} ({step.method})", anatomy) for number, step in enumerate(recipe.steps, 1))
+    resolved = tuple(_resolve_step(step, f"step {number} ({step.method})", anatomy) for number, step in enumerate(recipe.steps, first))
     if structural(resolved) is None:
-        pipeline.Work.of(resolved).check(anatomy)
+        pipeline.Work.of(resolved, changed).check(anatomy)
     return resolved
 
 

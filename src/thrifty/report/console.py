@@ -11,7 +11,7 @@ from rich.text import Text
 
 from thrifty.measure.certificate import Certificate, Layer
 from thrifty.report.compare import Comparison, Result
-from thrifty.report.headline import headline, recipe_line
+from thrifty.report.headline import LINKS, headline, link_rows, recipe_line
 from thrifty.report.numbers import duration, number, percent, size
 from thrifty.report.page import FILE
 
@@ -34,6 +34,13 @@ def render_certificate(certificate: Certificate, out: str | Path | None = None) 
         table.add_row(Text(row.what), Text(row.before), Text(row.after, style="bold"), Text(row.change))
     cost = f"{duration(certificate.seconds)}, peak memory {size(certificate.peak_rss_bytes)}"
     parts: list[RenderableType] = [table, Text(recipe_line(certificate.recipe)), Text(cost, style="dim")]
+    if certificate.links:
+        steps = Table(box=box.SIMPLE_HEAD, title="step by step", title_justify="left")
+        for place, column in enumerate(LINKS):
+            steps.add_column(column, justify="right" if place else "left")
+        for cells in link_rows(certificate):
+            steps.add_row(*map(Text, cells))
+        parts.append(steps)
     measured = [(layer.relative_error, layer) for layer in certificate.layers if layer.relative_error is not None]
     if measured:
         worst = sorted(measured, key=lambda pair: -pair[0])[:WORST]

@@ -11,7 +11,7 @@ import yaml
 from thrifty.measure.certificate import Certificate, Value
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.language import RESERVED
-from thrifty.report.numbers import MISSING, interval, number, percent, plain, shrinkage, size, span, words
+from thrifty.report.numbers import MISSING, duration, interval, number, percent, plain, shrinkage, size, span, words
 
 _SPEEDS = {
     "prefill_tokens_per_second": "prefill, tokens/s",
@@ -40,7 +40,25 @@ class Row:
 
 def headline(certificate: Certificate) -> list[Row]:
     """The lines that apply to this result, in the order in which they are read."""
-    return [*_sizes(certificate), *_quality(certificate), *_speed(certificate)]
+    return [*_sizes(certificate), *_quality(certificate), *_safety(certificate), *_speed(certificate)]
+
+
+LINKS = ("after", "weight files", "perplexity", "KL from the original", "time")
+"""The columns of the table of a chain."""
+
+
+def link_rows(certificate: Certificate) -> list[tuple[str, str, str, str, str]]:
+    """What each link of a chain cost, one row a link; empty for a result that was made in one go."""
+    return [
+        (
+            link.words,
+            MISSING if link.bytes is None else size(link.bytes),
+            MISSING if link.perplexity is None else interval(link.perplexity),
+            MISSING if link.kl is None else interval(link.kl),
+            duration(link.seconds),
+        )
+        for link in certificate.links
+    ]
 
 
 def markdown(certificate: Certificate) -> str:
@@ -56,6 +74,8 @@ def _sizes(certificate: Certificate) -> list[Row]:
         rows.append(Row("weight files", size(before), size(after), shrinkage(before, after)))
     if certificate.bits_per_weight is not None:
         rows.append(Row("stored bits per compressed weight", "", number(certificate.bits_per_weight)))
+    for what, count in certificate.structure.items():
+        rows.append(Row(what, f"{count.before:,}", f"{count.after:,}"))
     return rows
 
 
@@ -80,6 +100,18 @@ def _quality(certificate: Certificate) -> list[Row]:
             what = _METRICS.get(row.metric, words(row.metric))
             rows.append(Row(what, number(row.before), number(row.after), span(row.difference, row.low, row.high)))
     return rows
+
+
+def _safety(certificate: Certificate) -> list[Row]:
+    found = certificate.safety
+    if found is None or "refusal" not in found:
+        return []
+    why = f": {'; '.join(found['reasons'])}" if found["reasons"] else ""
+    refusal, over = found["refusal"], found["over_refusal"]
+    return [
+        Row("refused of what should be", percent(refusal["before"]), percent(refusal["after"]), f"{found['verdict']}{why}"),
+        Row("refused of what is harmless", percent(over["before"]), percent(over["after"])),
+    ]
 
 
 def _rise(ratio: Value | None) -> str:

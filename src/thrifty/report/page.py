@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from thrifty.base.store import write_text
 from thrifty.measure.certificate import Certificate, Data, Layer
 from thrifty.measure.outliers import outliers
-from thrifty.report.headline import headline, recipe_line
+from thrifty.report.headline import LINKS, headline, link_rows, recipe_line
 from thrifty.report.numbers import MISSING, duration, number, percent, plain, quantity, size, words
 from thrifty.report.plots import balance_plot, bits_plot, error_plot, layer_role
 
@@ -26,6 +26,8 @@ def render_report(certificate: Certificate) -> str:
         title=f"{certificate.model.name}, compressed",
         certificate=certificate,
         headline=headline(certificate),
+        links=link_rows(certificate),
+        link_columns=LINKS,
         recipe_line=recipe_line(certificate.recipe),
         note=_note(certificate),
         plots=[plot for plot in plots if plot is not None],

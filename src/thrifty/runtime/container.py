@@ -44,18 +44,27 @@ class ContainerFolder:
         outlines = {key: TensorInfo(file, dtype, shape, 0, 0) for key, shape in self.container.shapes.items()}
         plain = {key: tensors[key] for key in self.container.plain}
         self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self.container), remote_code)
+        self.stored = tensors
 
-    def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
-        """The packed layers by module path, their biases still to be filled."""
-        found: dict[str, nn.Module] = {}
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
+        """The packed layers by module path, their biases still to be filled: those below `within`, but for those below `beside`."""
+        found: dict[str, PackedLinear] = {}
         roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
-        for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
-            matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "") if type(module) is nn.Linear else None
+        for path, module in linears_of(self.source, within, beside):
+            matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "")
             if matrix is not None and not matrix.layout.transposed:
                 encoded = packable(self.container.encoded(str(self.source.disk_name(f"{path}.weight"))))
                 if encoded is not None:
                     found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype, fine=roles.get(path) in FINE_ROLES)
         return found
+
+
+def linears_of(source: Source, within: str, beside: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear]]:
+    """The plain linear layers of a model below the module `within`, but for those below the modules `beside`, without weights."""
+    inside = f"{within}." if within else ""
+    for path, module in build_skeleton(source.config, remote_code=source.remote_code).named_modules():
+        if type(module) is nn.Linear and path.startswith(inside) and not path.startswith(beside):
+            yield path, module
 
 
 def packable(encoded: Encoded) -> Encoded | None:

@@ -86,6 +86,11 @@ class PackedLinear(nn.Module):
         out = out if self.bias is None else out + self.bias
         return out.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
+    def lay_flat(self) -> None:
+        """Hold codes of 8 bits as they lie in files, and put them into the kernel's layout anew for every call: a layer on disk does."""
+        if "wide_codes" in self._buffers:
+            self.wide_codes = self.wide_codes.to_dense().T.contiguous()
+
     def _decode(self) -> Float[Tensor, "out in"]:
         """The matrix that the codes stand for, float32; only where the kernels do not hold it in a layout of their own."""
         tensors = {**self._buffers, "codes": unpack_words(self.codes, self.bits, self.in_features)}
@@ -129,7 +134,8 @@ class PackedLinear(nn.Module):
         """Whole numbers from 0 to 255 times the weights, in one product where these have two pieces."""
         # torch's way from floats to bytes is four times as slow as the one over integers
         bytes_ = codes.to(torch.int32).to(torch.uint8)
-        out = byte_products(bytes_, self.wide_codes, self.wide_scale, self.wide_zero)
+        weight = self.wide_codes if self.wide_codes.is_mkldnn else torch.ops.onednn.qlinear_prepack(self.wide_codes, None)
+        out = byte_products(bytes_, weight, self.wide_scale, self.wide_zero)
         first, second = out[:, : self.out_features], out[:, self.out_features :]
         return first + second if second.numel() else first
 

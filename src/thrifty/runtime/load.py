@@ -19,31 +19,51 @@ from thrifty.models import Source, open_model
 from thrifty.models.disk import TensorInfo, read_tensor
 from thrifty.models.folder import find_folder, scan_folder
 from thrifty.models.skeleton import build_skeleton, restore_cache
-from thrifty.runtime.container import ContainerFolder
+from thrifty.runtime.budget import parse_memory
+from thrifty.runtime.container import ContainerFolder, linears_of
+from thrifty.runtime.frugal import PackedModel, PlainModel, load_within
 from thrifty.runtime.linear import FINE_ROLES, PackedLinear
 
 
 def load(
-    folder: str | Path, dtype: torch.dtype | None = None, *, allow_pickle: bool = False, trust_remote_code: bool = False
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    memory: str | int | None = None,
+    tokens: int | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A model folder, a hub id or a result, ready to run, in evaluation mode.
 
     dtype: what the model computes in; by default bfloat16 where weights are packed, else what the checkpoint has. A model whose weights
     are packed runs but is not saved: `state_dict` and `save_pretrained` raise RunError, for they would leave the packed matrices out.
-    Raises InputError for whatever is not a model folder, or is quantized in a format that is not read here.
+    memory: what the process may hold, as "4GB", "512MiB" or in bytes. What does not fit is left on disk (`runtime.budget` says in which
+    order) and outputs stay the same; `model.placement` says what that was. Such a model is not saved either, nor trained, and its files
+    must stay as they are. tokens: prompt and answer together that the memory is planned for, 2048 at most by default.
+    Raises InputError for whatever is not a model folder, is quantized in a format that is not read here, or does not fit in `memory`.
     """
+    budget = None if memory is None else parse_memory(memory)
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+        raise InputError(f"tokens must be a whole number above 0; got {tokens!r}")
     path = find_folder(folder)
     quantized = _quantization(path)
     if quantized is None:
-        return load_source(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code), dtype)
-    if quantized.get("quant_method") == METHOD:
+        packed: PackedModel = PlainModel(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code))
+    elif quantized.get("quant_method") == METHOD:
         remote_code = str(path) if trust_remote_code else None
-        packed: PackedFolder | ContainerFolder = ContainerFolder(path, quantized, _read_config(path, trust_remote_code), remote_code)
+        packed = ContainerFolder(path, quantized, _read_config(path, trust_remote_code), remote_code)
     else:
         packed = PackedFolder(path, quantized, trust_remote_code)
-    dtype = dtype or torch.bfloat16
-    model = _filled(packed.source, dtype, packed.layers(dtype))
-    model.register_state_dict_pre_hook(_refuse_state)
+    dtype = dtype or (packed.source.dtype if quantized is None else torch.bfloat16)
+    if budget is None:
+        model = _filled(packed.source, dtype, packed.layers(dtype))
+    else:
+        model, placement = load_within(packed, dtype, budget, tokens)
+        model.placement = placement
+        _finish(model, packed.source)
+    if quantized is not None or budget is not None:
+        model.register_state_dict_pre_hook(_refuse_state)
     return model
 
 
@@ -59,8 +79,8 @@ def _quantization(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_state(model: nn.Module, prefix: str, keep_vars: bool) -> None:
     raise RunError(
-        "a model with packed weights cannot be saved from memory; copy the folder it was loaded from, or write a plain one with "
-        "`thrifty export --to dense`"
+        "a model whose weights are packed or on disk cannot be saved from memory; copy the folder it was loaded from, or write a plain "
+        "one with `thrifty export --to dense`"
     )
 
 
@@ -75,6 +95,12 @@ def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module])
     for path, layer in layers.items():
         model.set_submodule(path, layer)
     source.fill(model, dtype)
+    _finish(model, source)
+    return model
+
+
+def _finish(model: PreTrainedModel, source: Source) -> None:
+    """Let it keep keys and values, and generate as its folder says."""
     restore_cache(model, source.config)
     for parameter in model.parameters():
         # As transformers leaves them; besides, torch copies a matrix that needs no gradient before it multiplies a single row with it.
@@ -86,7 +112,6 @@ def _filled(source: Source, dtype: torch.dtype, layers: Mapping[str, nn.Module])
             GenerationConfig.from_pretrained(str(source.folder)) if file.is_file() else GenerationConfig.from_model_config(model.config)
         )
         model.generation_config = config
-    return model
 
 
 class PackedFolder:
@@ -99,11 +124,11 @@ class PackedFolder:
         form = check_format(quantized, folder)
         self._quantized = quantized
         config = _read_config(folder, trust_remote_code)
-        self._tensors, _ = scan_folder(folder, allow_pickle=False)
-        stems = packed_stems(self._tensors)
-        check_parts(self._tensors, folder, form)
+        self.stored, _ = scan_folder(folder, allow_pickle=False)
+        stems = packed_stems(self.stored)
+        check_parts(self.stored, folder, form)
         parts = {f"{stem}.{part}" for stem in stems for part in PARTS}
-        plain = {key: info for key, info in self._tensors.items() if key not in parts}
+        plain = {key: info for key, info in self.stored.items() if key not in parts}
         outlines = {f"{stem}.weight": self._outline(stem, config.dtype or torch.bfloat16) for stem in stems}
         remote_code = str(folder) if trust_remote_code else None
         self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self, stems), remote_code)
@@ -112,14 +137,14 @@ class PackedFolder:
         """The codes of one matrix."""
         return read_packed(self._read, stem)
 
-    def layers(self, dtype: torch.dtype) -> dict[str, nn.Module]:
-        """The packed layers by module path, their biases still to be filled."""
-        found: dict[str, nn.Module] = {}
-        stems = set(packed_stems(self._tensors))
+    def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
+        """The packed layers by module path, their biases still to be filled: those below `within`, but for those below `beside`."""
+        found: dict[str, PackedLinear] = {}
+        stems = set(packed_stems(self.stored))
         roles = {linear.path: linear.role for linear in self.source.anatomy.linears}
-        for path, module in build_skeleton(self.source.config, remote_code=self.source.remote_code).named_modules():
+        for path, module in linears_of(self.source, within, beside):
             stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
-            if type(module) is nn.Linear and stem in stems:
+            if stem in stems:
                 fine = roles.get(path) in FINE_ROLES
                 rounding = read_rounding(self._quantized, self._read, path, stem)
                 bias = module.bias is not None
@@ -127,11 +152,11 @@ class PackedFolder:
         return found
 
     def _read(self, name: str) -> Tensor:
-        return read_tensor(name, self._tensors[name])
+        return read_tensor(name, self.stored[name])
 
     def _outline(self, stem: str, dtype: torch.dtype) -> TensorInfo:
         shape = packed_shape(self._read, stem)
-        return TensorInfo(self._tensors[f"{stem}.weight_scale"].file, dtype, shape, 0, 0)
+        return TensorInfo(self.stored[f"{stem}.weight_scale"].file, dtype, shape, 0, 0)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> Any:

@@ -16,10 +16,10 @@ and `view.columns` sort by side. `seen` is what calibration knows: `seen.inputs[
 `seen.grams[space name]` its products where `needs` holds `gram`, `seen.rows` the hidden states that enter the block. `view.module` is the
 block itself with its weights and `view.forward(rows)` what it makes of rows: for anything else that has to be seen.
 
-The base then keeps equally many units in each block (widths that plain configs can hold), removes the rest from every tensor they lie in
-(`core.cut`), and writes. A method that changes weights besides overrides `compensate` and returns a `Change`: full-size matrices by path
-(what they hold for removed units is ignored), and biases by path. It sets `adds_bias` where readers without a bias need one;
-`view.holds_bias` says whether the architecture can hold it. `scores` names the kinds of units that a method can judge.
+The base then keeps equally many units in each block (widths that plain configs can hold; `uneven` ranks over all blocks), removes the rest
+from every tensor they lie in (`core.cut`), and writes. A method that changes weights besides overrides `compensate` and returns a `Change`:
+full-size matrices by path (what they hold for removed units is ignored), and biases by path. It sets `adds_bias` where readers without a
+bias need one; `view.holds_bias` says whether the architecture can hold it. `scores` names the kinds of units that a method can judge.
 """
 
 from __future__ import annotations
@@ -134,12 +134,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Pruner(Method, ABC):
-    """A step that removes units of every block and keeps as many in each.
+    """A step that removes units of every block, equally many in each unless it is told otherwise.
 
     scores: the kinds of units that it can judge. calibrated: whether it looks at calibration rows.
 
     ratio: the share of the units of each kind that is removed. cut: kinds of units; those that an architecture does not have, or cannot
-    have fewer of, are left as they are. multiple_of: how many neurons or channels stay is a multiple of this, the nearest one.
+    have fewer of, are left as they are. uneven: whether blocks may keep different numbers of them, those worth most in the whole model;
+    such a result is loaded with the modeling file that lies beside it, or after `import thrifty`. multiple_of: how many neurons or channels
+    stay is a multiple of this, the nearest one.
     """
 
     family: ClassVar[str] = "structure"
@@ -148,6 +150,7 @@ class Pruner(Method, ABC):
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2
     cut: tuple[UnitKind, ...] = ("neurons", "heads", "channels")
+    uneven: bool = False
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 8
 
     def __post_init__(self) -> None:
@@ -165,9 +168,13 @@ class Pruner(Method, ABC):
         """How many of these units stay."""
         if self.ratio == 0:
             return units.count
-        step = self.multiple_of if units.kind in ("neurons", "channels") else 1
+        step = self.step_of(units)
         wanted = math.floor(units.count * (1 - self.ratio) / step + 0.5) * step
         return min(units.count, max(step, units.least, wanted))
+
+    def step_of(self, units: Units) -> int:
+        """What the number of these units that stay is a multiple of."""
+        return self.multiple_of if units.kind in ("neurons", "channels") else 1
 
     @abstractmethod
     def score(self, view: View, seen: Seen) -> dict[Space, Float[Tensor, "count"]]:
@@ -196,6 +203,31 @@ class BlockPruner(Method, ABC):
         self, entering: Float[Tensor, "rows *length width"], leaving: Float[Tensor, "rows *length width"]
     ) -> Float[Tensor, "rows *length"]:
         """How much a block changes each of these hidden states; the mean over all is what the block is worth."""
+
+
+def share_out(scores: Sequence[Sequence[Float[Tensor, "count"]]], kept: int, step: int, least: int) -> list[int]:
+    """How many units each block keeps when all blocks together keep `kept` each on average: those worth most, wherever they are.
+
+    scores: of each block, those of its units; several where a block has several sets that must keep equally many (experts). They are
+    standardized within each set before they are compared. step: units stay in so many at once. least: how many must stay in each.
+    """
+    pieces = [torch.stack([_standard(one).sort(descending=True).values for one in block]).mean(0).split(step) for block in scores]
+    needed = max(1, -(-least // step))
+    counts = [sum(len(piece) for piece in mine[:needed]) for mine in pieces]
+    rest = [
+        (-float(piece.mean()), place, block, len(piece)) for block, mine in enumerate(pieces) for place, piece in enumerate(mine[needed:])
+    ]
+    budget = kept * len(scores) - sum(counts)
+    for _, _, block, size in sorted(rest):
+        if size <= budget:
+            counts[block] += size
+            budget -= size
+    return counts
+
+
+def _standard(scores: Float[Tensor, "count"]) -> Float[Tensor, "count"]:
+    values = torch.nan_to_num(scores.to(torch.float64), nan=-1e30)
+    return (values - values.mean()) / values.std(correction=0).clamp_min(1e-12)
 
 
 def choose(scores: Float[Tensor, "count"], kept: int) -> Int[Tensor, "kept"]:

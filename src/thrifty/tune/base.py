@@ -18,9 +18,10 @@ from thrifty.train import Schedule
 class Tuner(Method, ABC):
     """A step that trains all matrices that the steps before it solved, together, by the outputs of the whole model.
 
-    steps, batch: of the optimizer, and calibration windows in each. rate: how far a weight moves in one, about, in steps of its grid, and a
-    scale as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. reference: whether
-    the original model is needed.
+    A matrix on a grid stays on it, what was pruned stays zero. steps, batch: of the optimizer, and calibration windows in each. rate: how
+    far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
+    as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
+    matrix that is on no grid; 0 is any change. reference: whether the original model is needed.
     """
 
     family: ClassVar[str] = "tune"
@@ -31,6 +32,7 @@ class Tuner(Method, ABC):
     rate: Annotated[float, Field(gt=0, le=1)] = 0.003
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    rank: Annotated[int, Field(ge=0)] = 0
 
     @property
     def schedule(self) -> Schedule:

@@ -22,9 +22,11 @@ from torch import Tensor
 from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
-from thrifty.base.records import Curve, Encoded, Problem, Rewrite, Share, Solution
+from thrifty.base.records import Curve, Encoded, Problem, Share, Solution
 from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.hadamard import Rotation
 from thrifty.core.masks import apply_mask
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.core.trainable import Codes
 
@@ -72,12 +74,14 @@ class Target(Method, ABC):
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be
     encoded.
+    masks: whether a matrix belongs to the set by where its zeros are alone, whatever the other entries are.
     """
 
     family: ClassVar[str] = "weights.target"
     joint_rows: ClassVar[bool] = False
     holds_zero: ClassVar[bool] = True
     by_entry: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
 
     @property
     def run(self) -> int:
@@ -101,6 +105,15 @@ class Target(Method, ABC):
         """The share of the entries of rows of `width` inputs that may be other than zero."""
         return 1.0
 
+    @property
+    def nominal_sparsity(self) -> float:
+        """The share of zeros that is asked for, before it becomes whole numbers of entries."""
+        return 0.0
+
+    def with_sparsity(self, sparsity: float) -> Target:
+        """The same set with this share of zeros. Raises InputError where that cannot be chosen freely."""
+        raise InputError(f"{self.name} has no share of zeros that could differ by matrix; take top_k or unstructured")
+
     @abstractmethod
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> Points:
         """The set for a matrix like `values`. importance: weight of each input's squared error (None: all equal)."""
@@ -116,6 +129,11 @@ class Solver(Method, ABC):
         """Whether the result depends on the Gram matrix."""
         return True
 
+    @property
+    def joint_rows(self) -> bool:
+        """Whether what a row becomes depends on the other rows of its matrix, so that several matrices must not be stacked."""
+        return False
+
     def accepts(self, target: Target) -> None:
         """Raise InputError when this solver cannot reach points of this target."""
         return None
@@ -129,6 +147,12 @@ class Transform(Method, ABC):
     """An equivalent rewrite of a space that makes its consumers easier to compress."""
 
     family: ClassVar[str] = "weights.transform"
+    wants: ClassVar[str] = "a norm or a matrix before them that takes on a scale"
+    """What a space must have for this, in words."""
+
+    def suits(self, space: Space) -> bool:
+        """Whether what this does to a space can be taken on by its producers and undone by its consumers."""
+        return bool(space.producers) and space.commutes_with in ("scale", "any")
 
     @abstractmethod
     def rewrite(
@@ -138,6 +162,16 @@ class Transform(Method, ABC):
 
         treatment: what comes next for the consumers, for methods that search against it; None where none of them is solved.
         """
+
+
+class Turn(Method, ABC):
+    """An orthonormal map of the hidden states between all blocks, taken on by every matrix that reads or writes them."""
+
+    family: ClassVar[str] = "weights.transform"
+
+    @abstractmethod
+    def rotation(self, width: int, keeps_mean: bool) -> Rotation:
+        """The map for hidden states of this width; keeps_mean: whether the mean of a row must stay what it was."""
 
 
 class Sharing(Method, ABC):
@@ -162,11 +196,15 @@ class Sharing(Method, ABC):
 
 
 class Allocator(Method, ABC):
-    """Who gets how much of the budget that a target stands for."""
+    """Who gets how much of the budget that a target stands for.
+
+    within_matrix: whether it is shared out inside one matrix, so that several matrices must not be stacked. calibrated: whether who gets
+    what depends on calibration data.
+    """
 
     family: ClassVar[str] = "weights.allocate"
     within_matrix: ClassVar[bool] = False
-    """Whether the budget is shared out inside one matrix, so that several matrices must not be stacked."""
+    calibrated: ClassVar[bool] = False
 
     def accepts(self, target: Target) -> None:
         """Raise InputError when the budget of this target cannot be shared out by this allocator."""
@@ -259,14 +297,15 @@ class Treatment:
     @property
     def calibrated(self) -> bool:
         """Whether the result depends on calibration data."""
-        within = self.allocator is not None and self.allocator.within_matrix
+        shares = self.allocator is not None and self.allocator.calibrated
         rounds = self.activation is not None and self.activation.calibrated
-        return self.solver.calibrated or self.heal is not None or within or rounds
+        return self.solver.calibrated or self.heal is not None or shares or rounds
 
     @property
     def alone(self) -> bool:
         """Whether a matrix must be solved on its own, not stacked with others that read the same input."""
-        return self.target.joint_rows or (self.allocator is not None and self.allocator.within_matrix)
+        within = self.allocator is not None and self.allocator.within_matrix
+        return self.target.joint_rows or self.solver.joint_rows or within
 
 
 class Preset(Method, ABC):
@@ -307,6 +346,10 @@ class Held(Target):
     @property
     def joint_rows(self) -> bool:  # type: ignore[override]
         return self.target.joint_rows
+
+    @property
+    def masks(self) -> bool:  # type: ignore[override]
+        return self.target.masks
 
     @property
     def run(self) -> int:
@@ -356,6 +399,12 @@ class HeldPoints(Points):
 def hold(target: Target, mask: Bool[Tensor, "out in"]) -> Target:
     """`target` restricted to matrices that are zero where `mask` is False. Raises InputError for a target without zero."""
     return Held(target, mask)
+
+
+def check_masks(target: Target, who: str) -> None:
+    """Raise InputError when a target does more than say where zeros are; who: the method that chooses nothing else."""
+    if not target.masks:
+        raise InputError(f"{who} decides which weights stay and cannot be used with {target.name}; take top_k, unstructured or n_m")
 
 
 def check_zero(target: Target, where: str = "") -> None:

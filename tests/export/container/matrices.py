@@ -12,6 +12,7 @@ from thrifty.base.records import Encoded
 from thrifty.core.codebooks.additive import rate_of_sums
 from thrifty.core.formats import FLOATS, fixed_format, posit_format
 from thrifty.core.grids import code_limits, snap_scale
+from thrifty.core.k_quants import BLOCK, FORMS
 from thrifty.core.scaled import STANDARDS
 from thrifty.export.container import Held, Layout
 from thrifty.export.container.layout import name_of_part
@@ -71,6 +72,22 @@ def sums(seed: int, out: int, groups: int, codebooks: int, bits: int, group_size
     }
     shape = (out, groups * group_size)
     return Encoded("additive", tensors, shape, rate_of_sums(codebooks, bits, group_size, shape), group_size, simulated=True)
+
+
+def k_quants(seed: int, out: int, blocks: int, kind: str) -> Encoded:
+    """Random blocks of K-quants."""
+    draw, form = generator(seed), FORMS[kind]
+
+    def whole(low: int, high: int, count: int) -> Tensor:
+        return torch.randint(low, high + 1, (out, count), generator=draw).to(torch.int8)
+
+    groups = blocks * BLOCK // form.group_size
+    tensors = {"codes": whole(form.low, form.high, blocks * BLOCK), "multiple": whole(form.least, form.most, groups)}
+    tensors["block_scale"] = torch.rand(out, blocks, generator=draw).half().float()
+    if form.minimum:
+        tensors["minimum"] = whole(0, form.most, groups)
+        tensors["block_minimum"] = torch.rand(out, blocks, generator=draw).half().float()
+    return Encoded("k_quant", tensors, (out, blocks * BLOCK), form.rate, form.group_size, kind, simulated=True)
 
 
 TABLES: dict[str, Callable[[], Tensor]] = {

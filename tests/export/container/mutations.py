@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.export.container.matrices import columns, integers, numbers, standard, values
+from tests.export.container.matrices import columns, integers, k_quants, numbers, standard, sums, values
 from thrifty.export.container import layout_of
 from thrifty.export.container.folder import Matrix, container_config
 from thrifty.export.container.layout import name_of_part
@@ -32,6 +32,9 @@ def good_folder(folder: Path) -> dict[str, Tensor]:
         "e.weight": standard(4, 6, 48, "nvfp4"),
         "f.weight": columns(5, 6, 40, 9),
         "g.weight": values(6, 6, 40, torch.bfloat16, 0.7),
+        "i.weight": sums(10, 6, 10, 2, 3, 4, "bfloat16"),
+        "j.weight": k_quants(11, 2, 1, "Q3_K"),
+        "k.weight": k_quants(12, 2, 1, "Q4_K"),
         "h.experts.0.0": integers(7, 3, 16, 5, 0, True, "bfloat16"),
         "h.experts.0.3": integers(8, 5, 16, 16, 0, True, "bfloat16"),
         "h.experts.1.0": integers(9, 8, 16, 7, 4, False, "float16"),

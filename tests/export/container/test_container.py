@@ -37,6 +37,11 @@ def changed(folder: Path, change: Any) -> Path:
     return folder
 
 
+def of_type(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The group of the K-quants of this type."""
+    return next(group for group in config["groups"] if group.get("type") == kind)
+
+
 def test_every_tensor_comes_back(good: tuple[Path, dict[str, Tensor]]) -> None:
     folder, expected = good
     container = opened(folder)
@@ -64,6 +69,9 @@ def test_every_tensor_comes_back(good: tuple[Path, dict[str, Tensor]]) -> None:
             lambda config: config["groups"][0]["matrices"].update({"a.weight": [6, 48]}),
             "holds 90 values where its matrix needs 108|holds 30 values where its matrix needs 36",
         ),
+        (lambda config: of_type(config, "Q4_K")["matrices"].update({"k.weight": [4, 128]}), "blocks of 256 do not divide 128 inputs"),
+        (lambda config: of_type(config, "Q4_K").update(type="Q5_K"), "holds 288 values where its matrix needs 352"),
+        (lambda config: of_type(config, "Q4_K").update(type="Q8_K"), "type of layout k_quant is wrong"),
         (lambda config: config["groups"][0].update(group_size=7), "groups of 7 do not divide 40 inputs"),
         (lambda config: config["stacked"].update({"h.experts": [2, 9, 16]}), "do not fill|does not follow"),
         (lambda config: config["stacked"].update({"h.experts": [1, 8, 16]}), "do not fill|does not follow"),
@@ -99,6 +107,8 @@ def with_bytes(folder: Path, name: str, byte: int) -> Path:
         ("b.weight.mask", 255, r"tensor b\.weight holds .* values where its matrix needs"),
         ("d.weight.scale", 255, r"tensor d\.weight\.scale holds numbers that are not finite"),
         ("e.weight.whole", 0, r"tensor e\.weight\.whole is no positive number"),
+        ("i.weight.codebooks", 255, r"tensor i\.weight\.codebooks holds numbers that are not finite"),
+        ("j.weight", 255, r"tensor j\.weight holds numbers that are not finite"),
         ("f.weight.levels", 0, r"tensor f\.weight\.levels does not rise"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.export.container.matrices import TABLES, columns, held, integers, numbers, odd_integers, same, standard, sums, values
+from tests.export.container.matrices import TABLES, columns, held, integers, k_quants, numbers, odd_integers, same, standard, sums, values
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.core.formats import format_named, name_of, posit_format
+from thrifty.core.k_quants import FORMS
 from thrifty.core.scaled import STANDARDS
 from thrifty.export.container import Parts, estimate, layout_of, layouts
 from thrifty.export.container.scales import narrowest, pack_scale
@@ -104,6 +106,16 @@ def test_sums_of_codewords(seed: int, out: int, groups: int, codebooks: int, bit
     parts = held("k", layout_of(encoded), encoded)
     assert parts["k"].nbytes == out * -(-groups * codebooks * bits // 8)
     returns(encoded, False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEED, SIZE, st.integers(1, 2), st.sampled_from(list(FORMS)))
+def test_k_quants_take_their_blocks(seed: int, out: int, blocks: int, kind: str) -> None:
+    encoded = k_quants(seed, out, blocks, kind)
+    assert returns(encoded, False) == out * blocks * FORMS[kind].nbytes == estimate(encoded)
+    broken = replace(encoded, tensors={**encoded.tensors, "codes": encoded.tensors["codes"] + 8 * 2 ** FORMS[kind].bits // 8})
+    with pytest.raises(RunError, match="codes of"):
+        layout_of(broken).encode(broken)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class BAQ(Allocator):
         "Zhang, Wang, Lasaulce, Debbah", 2025, "BAQ: Efficient Bit Allocation Quantization for Large Language Models", "2506.05664"
     )
     within_matrix: ClassVar[bool] = True
+    calibrated: ClassVar[bool] = True
 
     theta: Annotated[float, Field(gt=0, le=4)] = 1.95
 

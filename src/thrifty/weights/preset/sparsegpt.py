@@ -13,24 +13,22 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.base.method import Paper
-from thrifty.weights.base import Preset, Treatment
+from thrifty.weights.base import Treatment
+from thrifty.weights.pruning import Pruning
 from thrifty.weights.solve.obs import OBS
-from thrifty.weights.target.n_m import Pattern, of_pattern
 from thrifty.weights.target.unstructured import Unstructured
 
 
 @dataclass(frozen=True)
-class SparseGPT(Preset):
-    """sparsity: share of zeros in every `mask_block` inputs. pattern: `2:4` keeps 2 of every 4 inputs instead. damping: see `obs`."""
+class SparseGPT(Pruning):
+    """sparsity: share of zeros in every `mask_block` inputs. pattern: `2:4` keeps 2 of every 4 inputs instead. damping: see `obs`. share:
+    who gets how much of the sparsity. back_solve: whether what stays takes the values that lose least."""
 
     name: ClassVar[str] = "sparsegpt"
     paper: ClassVar[Paper] = Unstructured.paper
 
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    pattern: Pattern | None = None
     mask_block: Annotated[int, Field(ge=1)] = 128
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def expand(self) -> Treatment:
-        target = of_pattern(self.pattern) if self.pattern else Unstructured(self.sparsity, self.mask_block)
-        return Treatment(OBS(damping=self.damping), target)
+        return self.treatment(OBS(damping=self.damping), Unstructured(self.sparsity, self.mask_block))

@@ -8,26 +8,22 @@ Source: Sun, Liu, Bair and Kolter (2023), arXiv 2306.11695.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from thrifty.base.method import Paper
-from thrifty.weights.base import Preset, Treatment
+from thrifty.weights.base import Treatment
+from thrifty.weights.pruning import Pruning
 from thrifty.weights.solve.round import Round
-from thrifty.weights.target.n_m import Pattern, of_pattern
 from thrifty.weights.target.top_k import TopK
 
 
 @dataclass(frozen=True)
-class Wanda(Preset):
-    """sparsity: share of zeros in every row. pattern: `2:4` keeps 2 of every 4 inputs instead."""
+class Wanda(Pruning):
+    """sparsity: share of zeros in every row. pattern: `2:4` keeps 2 of every 4 inputs instead. share: who gets how much of the sparsity.
+    back_solve: whether what stays takes the values that lose least."""
 
     name: ClassVar[str] = "wanda"
     paper: ClassVar[Paper] = TopK.paper
 
-    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    pattern: Pattern | None = None
-
     def expand(self) -> Treatment:
-        return Treatment(Round(weighted=True), of_pattern(self.pattern) if self.pattern else TopK(self.sparsity))
+        return self.treatment(Round(weighted=True), TopK(self.sparsity))

@@ -7,7 +7,7 @@ That is what zero costs more than rounding. A sweep chooses the mask first and r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxtyping import Float, Int
@@ -56,6 +56,13 @@ class Both(Target):
 
     def density(self, width: int) -> float:
         return self.mask.density(width)
+
+    @property
+    def nominal_sparsity(self) -> float:
+        return self.mask.nominal_sparsity
+
+    def with_sparsity(self, sparsity: float) -> Both:
+        return replace(self, mask=self.mask.with_sparsity(sparsity))
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> BothPoints:
         return BothPoints(self.mask.fit(values, importance), self.grid.fit(values, importance))

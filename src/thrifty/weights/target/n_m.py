@@ -26,6 +26,7 @@ class NM(Target):
     """n: entries kept of every m consecutive inputs."""
 
     name: ClassVar[str] = "n_m"
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
     )
@@ -48,6 +49,10 @@ class NM(Target):
 
     def density(self, width: int) -> float:
         return self.n / self.m
+
+    @property
+    def nominal_sparsity(self) -> float:
+        return 1 - self.n / self.m
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> NMPoints:
         return NMPoints(self, values, importance)

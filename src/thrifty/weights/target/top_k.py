@@ -8,7 +8,7 @@ With equal importance this is magnitude pruning by row; with the diagonal of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,7 @@ class TopK(Target):
     """sparsity: share of each row that becomes zero. mask_block: inputs whose mask a sweep chooses at once."""
 
     name: ClassVar[str] = "top_k"
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper("Sun, Liu, Bair, Kolter", 2023, "A Simple and Effective Pruning Approach for LLMs", "2306.11695")
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -44,6 +45,13 @@ class TopK(Target):
 
     def density(self, width: int) -> float:
         return self.kept(width) / width
+
+    @property
+    def nominal_sparsity(self) -> float:
+        return self.sparsity
+
+    def with_sparsity(self, sparsity: float) -> TopK:
+        return replace(self, sparsity=sparsity)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> TopKPoints:
         return TopKPoints(self, values, importance)

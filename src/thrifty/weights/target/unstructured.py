@@ -8,7 +8,7 @@ A sweep chooses the mask of `mask_block` inputs at a time from the weights as th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,7 @@ class Unstructured(Target):
 
     name: ClassVar[str] = "unstructured"
     joint_rows: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "Frantar, Alistarh", 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", "2301.00774"
     )
@@ -43,6 +44,13 @@ class Unstructured(Target):
 
     def density(self, width: int) -> float:
         return 1 - self.sparsity
+
+    @property
+    def nominal_sparsity(self) -> float:
+        return self.sparsity
+
+    def with_sparsity(self, sparsity: float) -> Unstructured:
+        return replace(self, sparsity=sparsity)
 
     def fit(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None = None) -> UnstructuredPoints:
         return UnstructuredPoints(self, values, importance)

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from thrifty.base.anatomy import Space
 from thrifty.base.method import Need, Paper
-from thrifty.base.records import Problem, Rewrite
+from thrifty.base.records import Problem
 from thrifty.core.fold import tie
 from thrifty.core.linalg import row_forms
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.weights.base import Target, Transform, Treatment, solve
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from thrifty.base.anatomy import Space
 from thrifty.base.method import Need, Paper
-from thrifty.base.records import Rewrite
 from thrifty.core.fold import tie
+from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.weights.base import Transform, Treatment
 

@@ -1,0 +1,67 @@
+"""One chain (cut, train, quantize, train) beside quantizing alone and pruning alone, on the model inside the package.
+
+Usage: python bench/chain.py [--steps 256]       (writes bench/results/chain.json)
+
+Everything is stored in the container at its own rate, so that bytes of the files can be compared. All get the same calibration text and are
+judged on the same held-out windows; differences are taken window by window, so that an interval of one that holds 0 means that neither is
+better. Finished results are kept in bench/build/chain and scored again, not made again; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import torch
+from judge import BUILD, Judge, beside, figures, write
+
+import thrifty
+from thrifty.measure.hardware import hardware
+
+HOME = BUILD / "chain"
+DATA = {"calibration": {"samples": 1024, "tokens": 256}, "evaluation": {"samples": 8, "tokens": 256}}
+CHAIN = "a quarter of the neurons, 4 bits"
+HEALED = f"{CHAIN}, trained twice"
+
+
+def recipes(steps: int) -> dict[str, list[dict[str, Any]]]:
+    """The steps of every result, by name."""
+    cut = {"flap": {"ratio": 0.25, "cut": ["neurons"]}}
+    heal = {"distill": {"steps": steps}}
+    grid = {"group_size": 32, "symmetric": False}
+    return {
+        "4 bits": [{"gptq": {"bits": 4, **grid}}],
+        "3 bits": [{"gptq": {"bits": 3, **grid}}],
+        "3 bits, trained": [{"gptq": {"bits": 3, **grid}}, {"distill": {"steps": 2 * steps}}],
+        "half of the neurons": [{"flap": {"ratio": 0.5, "cut": ["neurons"]}}],
+        "half of the weights": [{"sparsegpt": {"sparsity": 0.5}}],
+        CHAIN: [cut, {"gptq": {"bits": 4, **grid}}],
+        f"{CHAIN}, trained between": [cut, heal, {"gptq": {"bits": 4, **grid}}],
+        HEALED: [cut, heal, {"gptq": {"bits": 4, **grid}}, heal],
+    }
+
+
+PAIRS = [(HEALED, other) for other in ("3 bits", "3 bits, trained", "half of the neurons", "half of the weights")] + [(CHAIN, "3 bits")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=256)
+    steps = parser.parse_args().steps
+    judge = Judge()
+    rows: list[dict[str, Any]] = []
+    scores = {}
+    for name, recipe in recipes(steps).items():
+        out = HOME / f"{steps} {name}"
+        found = thrifty.compress(recipe={**DATA, "steps": recipe}, out=out, speed=False, format="thrifty")
+        scores[name] = judge.scores(out, whole=False)
+        kept = {key: found[key] for key in ("seconds", "bytes", "peak_rss_bytes", "links")}
+        rows.append({"name": name, "recipe": recipe, **figures(scores[name]), **kept})
+        differences = {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
+        head = {**judge.describe(), "calibration": DATA["calibration"], "steps": steps, "hardware": hardware()}
+        write("chain.json", {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences})
+
+
+if __name__ == "__main__":
+    main()

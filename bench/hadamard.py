@@ -1,0 +1,58 @@
+"""How fast the Hadamard transform is, beside a copy of the same tensor.
+
+Usage: OMP_NUM_THREADS=1 python bench/hadamard.py            (writes bench/results/hadamard.json; a few seconds)
+
+One core, float32, 64 rows of each width. `share` is the time of a copy by that of the transform: both read every value once and write it
+once, so that 1 would be a transform for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from thrifty.core.hadamard import hadamard_matrix, known_order, transform
+from thrifty.measure.hardware import hardware, versions
+
+ROWS = 64
+WIDTHS = (256, 896, 1024, 4096, 5120, 14336)
+SECONDS = 0.5
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = [measured(width) for width in WIDTHS]
+    summary = {"hardware": hardware(), "versions": versions(), "rows": rows}
+    path = Path(__file__).parent / "results" / "hadamard.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary, indent=2))
+
+
+def measured(width: int) -> dict:
+    """One width's figures: seconds of a copy, of the transform and of the product with the matrix."""
+    values = torch.randn(ROWS, width)
+    out = torch.empty_like(values)
+    order = known_order(width)
+    matrix = hadamard_matrix(order) / order**0.5
+    copy, fast = median(lambda: out.copy_(values)), median(lambda: transform(values))
+    whole = median(lambda: values.reshape(-1, order) @ matrix)
+    return {"width": width, "order": order, "copy": copy, "transform": fast, "product": whole, "share": copy / fast}
+
+
+def median(call: Callable[[], object]) -> float:
+    """The median time of a call that was made once before."""
+    call()
+    times: list[float] = []
+    while sum(times) < SECONDS:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+if __name__ == "__main__":
+    main()

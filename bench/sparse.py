@@ -1,0 +1,174 @@
+"""Pruning at 50, 60 and 70 % and 2:4 by every method, with and without back-solving, and shares of sparsity by block at 70 %.
+
+Beside the shares stands what each block costs when it alone is pruned at 70 %, and what the ways to share look at.
+
+Usage: python bench/sparse.py                                                          the model inside the package
+       python bench/sparse.py --model ../shared/models/shakespeare-1m \\
+           --text ../shared/data/tiny-shakespeare/input.txt --tokens 256               another model; nine tenths of its text calibrate
+
+Writes bench/results/sparse.json, in which each model has a part. Every method gets the same calibration windows, and its result the same
+held-out ones; differences are taken window by window, so that an interval of one that holds 0 means that neither is better. A row that is
+in bench/build/sparse is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from judge import BUILD, RESULTS, Judge, beside, figures
+
+from thrifty.api.inspecting import spectra
+from thrifty.api.request import Request, prepare
+from thrifty.measure.hardware import hardware
+from thrifty.measure.language import WindowScores
+from thrifty.pipeline.run import run
+
+HOME = BUILD / "sparse"
+AMOUNTS = (0.5, 0.6, 0.7, "2:4")
+METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "awp")
+SHARED = ("wanda", "sparsegpt")
+AT = 0.7
+HALF = -2
+"""Stands for half of the smallest width of a model."""
+
+SHARES: dict[str, Any] = {
+    "uniform": "uniform",
+    "owl": "owl",
+    "alpha_pruning": "alpha_pruning",
+    "farms": "farms",
+    "block_influence": "block_influence",
+    "alpha_pruning, epsilon 0.1": {"alpha_pruning": {"epsilon": 0.1}},
+    "farms, epsilon 0.1": {"farms": {"epsilon": 0.1}},
+    "farms, half windows, epsilon 0.1": {"farms": {"epsilon": 0.1, "side": HALF}},
+    "farms, half windows, median, epsilon 0.1": {"farms": {"epsilon": 0.1, "side": HALF, "rule": "median"}},
+}
+"""`half windows`: half as wide as the narrowest matrix, so that every matrix has several."""
+PAIRS = (
+    ("farms", "uniform"),
+    ("farms", "alpha_pruning"),
+    ("farms, epsilon 0.1", "uniform"),
+    ("farms, epsilon 0.1", "alpha_pruning, epsilon 0.1"),
+    ("farms, half windows, epsilon 0.1", "uniform"),
+    ("owl", "uniform"),
+    ("block_influence", "uniform"),
+)
+
+
+def step(method: str, amount: float | str, back: bool, share: Any = "uniform") -> dict[str, Any]:
+    """The step of a recipe."""
+    if method != "awp":
+        return {method: {**({"pattern": amount} if isinstance(amount, str) else {"sparsity": amount}), "share": share, "back_solve": back}}
+    into = {"n_m": {"n": 2, "m": 4}} if isinstance(amount, str) else {"top_k": {"sparsity": amount}}
+    return {"solve": {"by": {"back_solve": {"by": "awp"}} if back else "awp", "into": into, "share": share}}
+
+
+def measure(judge: Judge, name: str, wanted: dict[str, Any], whole: bool = True) -> tuple[WindowScores, dict[str, Any]]:
+    """Scores of one result, and the shares of zeros of its blocks. whole: whether every matrix is pruned."""
+    out = HOME / judge.model.name / name
+    if not (out / "row.pt").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        rows = {"input_ids": judge.rows["calibration"].inputs["input_ids"]}
+        job = prepare(Request(judge.model, {"steps": [wanted]}, calibration=rows))
+        certificate = run(job, out, force=True, finish=lambda folder, certificate: None)
+        zeros: dict[int, list[float]] = {}
+        for layer in certificate.layers:
+            block = zeros.setdefault(layer.block, [0.0, 0.0])
+            block[0] += layer.sparsity * layer.weights
+            block[1] += layer.weights
+        told = {
+            "sparsity": sum(zero for zero, _ in zeros.values()) / sum(size for _, size in zeros.values()),
+            "sparsity_by_block": [round(zero / size, 4) for zero, size in zeros.values()],
+            "seconds": {name: certificate.phases[name] for name in ("solve", "choose") if name in certificate.phases},
+        }
+        torch.save({"scores": vars(judge.scores(out, whole)), "told": told}, out / "row.pt")
+        (out / "model.safetensors").unlink()
+    saved = torch.load(out / "row.pt", weights_only=True)
+    return WindowScores(**saved["scores"]), saved["told"]
+
+
+def amounts(judge: Judge) -> Iterator[dict[str, Any]]:
+    """Every method at every amount, and what back-solving changes."""
+    for amount in AMOUNTS:
+        for method in METHODS:
+            plain, back = (
+                measure(judge, f"{amount} {method} {back}".replace(":", "of"), step(method, amount, back)) for back in (False, True)
+            )
+            yield {
+                "amount": amount,
+                "method": method,
+                "plain": {**figures(plain[0]), **plain[1]},
+                "back_solve": {**figures(back[0]), **back[1]},
+                "back_solve minus plain": beside(back[0], plain[0]),
+            }
+
+
+def shares(judge: Judge) -> Iterator[dict[str, Any]]:
+    """Every way to share sparsity out among the blocks."""
+    for method in SHARED:
+        found = {
+            name: measure(judge, f"{AT} {method} {name}", step(method, AT, False, fitted(judge, share))) for name, share in SHARES.items()
+        }
+        yield {
+            "amount": AT,
+            "method": method,
+            "results": {name: {**figures(scores), **told} for name, (scores, told) in found.items()},
+            "differences": {f"{ours} minus {theirs}": beside(found[ours][0], found[theirs][0]) for ours, theirs in PAIRS},
+        }
+
+
+def fitted(judge: Judge, share: Any) -> Any:
+    """A way to share with the windows that fit the model."""
+    if isinstance(share, dict) and share.get("farms", {}).get("side") == HALF:
+        least = min(min(linear.out_features, linear.in_features) for linear in judge.source.anatomy.linears)
+        return {"farms": {**share["farms"], "side": least // 2}}
+    return share
+
+
+def alone(judge: Judge) -> Iterator[dict[str, Any]]:
+    """What each block costs when no other is pruned, and the exponents of its spectra."""
+    looked = spectra(judge.model)["blocks"]
+    for block, found in zip(judge.source.anatomy.blocks, looked, strict=True):
+        wanted = {**step("wanda", AT, False), "only": [f"{block.path}.*"]}
+        scores, told = measure(judge, f"{AT} wanda only {block.path}", wanted, whole=False)
+        yield {"block": block.path, "alpha": found["alpha"], "farms_alpha": found["farms_alpha"], **figures(scores), **told}
+
+
+def split(text: Path) -> dict[str, Path]:
+    """The first nine tenths of a text to calibrate on, the rest to judge on."""
+    whole = text.read_text()
+    parts = {"calibration": whole[: int(0.9 * len(whole))], "evaluation": whole[int(0.9 * len(whole)) :]}
+    for purpose, part in parts.items():
+        (HOME / f"{purpose}.txt").write_text(part)
+    return {purpose: HOME / f"{purpose}.txt" for purpose in parts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of another model")
+    parser.add_argument("--text", type=Path, help="its text")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--windows", type=int, default=32, help="windows to calibrate on, and to judge on")
+    arguments = parser.parse_args()
+    HOME.mkdir(parents=True, exist_ok=True)
+    judge = Judge(arguments.model, arguments.windows, arguments.tokens, split(arguments.text) if arguments.text else None)
+    name = "embedded" if arguments.model is None else arguments.model.name
+    path = RESULTS / "sparse.json"
+    head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
+    part: dict[str, Any] = {**head, "amounts": [], "shares": [], "alone": []}
+    for key, rows in (("shares", shares(judge)), ("alone", alone(judge)), ("amounts", amounts(judge))):
+        for row in rows:
+            part[key].append(row)
+            found = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps({**found, name: part}, indent=2) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""A model whose hidden states are turned: every tensor is rotated as it is read, and the function stays.
+
+    h' = h Q    matrices that read a norm: W' = W diag(g) Q    matrices that write: W' = Q^T W, b' = b Q
+                embeddings: E' = E Q                           norms: g' = 1, b' = (b / g) Q
+
+A norm divides by the length of h, which Q does not change; its gain moves into what reads it. A LayerNorm takes the mean off, too: where
+there is one, Q is such that the mean stays. Embeddings and head can share no matrix then, since only one of them takes on a gain.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from thrifty.base.anatomy import Anatomy, Block, Linear, Norm, Part
+from thrifty.base.errors import InputError
+from thrifty.core.hadamard import Rotation, known_order
+from thrifty.models.source import Source
+
+WRITERS = ("o", "down", "fc2", "out_proj")
+"""Roles of matrices that write into the hidden states."""
+
+SMALLEST = 1e-4
+"""A gain below this share of the largest cannot be divided by."""
+
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a tensor is turned as. norm: whose gain it takes on, or whose it is. transposed: whether its inputs are its rows on disk."""
+
+    kind: Literal["reader", "writer", "rows", "gain", "bias"]
+    norm: Norm | None = None
+    transposed: bool = False
+
+
+class Rotated(Source):
+    """`original` with its hidden states turned; tensors have the types that they have there.
+
+    make: gives the rotation for a width, with or without the mean kept. Raises InputError for a model whose hidden states cannot be turned.
+    """
+
+    def __init__(self, original: Source, make: Callable[[int, bool], Rotation]) -> None:
+        vars(self).update(vars(original))
+        self._original, self._shared = original, ("", "")
+        refusal = _refusal(original)
+        if refusal is not None:
+            raise InputError(f"the hidden states of {original.anatomy.architecture} cannot be rotated: {refusal}; leave `rotate` out")
+        if original.anatomy.tied:
+            self._untie()
+        anatomy = self.anatomy
+        norms = [*anatomy.final_norms, *(norm for block in anatomy.blocks for norm in outer_norms(block))]
+        self.rotation = make(anatomy.hidden_size, any(norm.kind == "layer" for norm in norms))
+        self._places = _places(self)
+
+    def _untie(self) -> None:
+        """Give the head a matrix of its own."""
+        anatomy = self.anatomy
+        shared = self.names.disk_name(f"{anatomy.embeddings[0]}.weight") or ""
+        name = f"{anatomy.head}.weight"
+        tied = {key: other for key, other in self.names.tied.items() if name not in (key, other)}
+        self._shared = (name, shared)
+        self.names = replace(self.names, direct={**self.names.direct, name: name}, tied=tied)
+        self.tensors = {**self.tensors, name: self.tensors[shared]}
+        self.anatomy = replace(anatomy, tied=False, parameters=anatomy.parameters + self.tensors[shared].numel)
+        self.config = copy.deepcopy(self.config)
+        self.config.tie_word_embeddings = False
+        self._skeletons = {}
+
+    @property
+    def original(self) -> Source:
+        return self._original
+
+    @property
+    def config_changes(self) -> dict[str, object]:
+        return {"tie_word_embeddings": False} if self._original.anatomy.tied else {}
+
+    @property
+    def lies_in_files(self) -> bool:
+        return False
+
+    def digest(self) -> dict[str, str]:
+        """That of the original, from which everything here follows."""
+        return self._original.digest()
+
+    def read(self, key: str) -> Tensor:
+        name, shared = self._shared
+        return self._turned(key, self._original.read(shared if key == name else key))
+
+    def read_part(self, key: str, part: Part) -> Tensor:
+        return self._turned(key, self._original.read_part(key, part))
+
+    def _turned(self, key: str, stored: Tensor) -> Tensor:
+        place = self._places.get(key)
+        if place is None:
+            return stored
+        if place.kind in ("gain", "bias"):
+            gain, bias = self._norm(place.norm)
+            values = torch.zeros_like(gain) if place.norm.plus_one else torch.ones_like(gain)
+            return (values if place.kind == "gain" else self.rotation.of(bias / gain)).to(stored.dtype)
+        gain = None if place.norm is None else self._norm(place.norm)[0]
+        # what is turned must lie along the last axis: inputs of what reads, outputs of what writes
+        turned_over = place.transposed if place.kind == "reader" else place.kind == "writer" and not place.transposed
+        values = stored.transpose(-1, -2) if turned_over else stored
+        out = torch.empty_like(values, memory_format=torch.contiguous_format)
+        # a few rows at a time: they are computed with in float32
+        for into, rows in zip(out.view(-1, values.shape[-1]).split(_ROWS), values.reshape(-1, values.shape[-1]).split(_ROWS), strict=True):
+            wide = rows.to(torch.float32)
+            into.copy_(self.rotation.of(wide if gain is None else wide * gain))
+        return out.transpose(-1, -2).contiguous() if turned_over else out
+
+    def _norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
+        """(the gain that a norm multiplies by, its bias), float32."""
+        gain = self._original.read(self.names.disk_name(f"{norm.path}.weight") or "").to(torch.float32) + (1.0 if norm.plus_one else 0.0)
+        if not norm.bias:
+            return gain, torch.zeros_like(gain)
+        if bool((gain.abs() < SMALLEST * gain.abs().max()).any()):
+            raise InputError(f"{norm.path} has gains next to zero, behind which no rotation can put its bias; leave `rotate` out")
+        return gain, self._original.read(self.names.disk_name(f"{norm.path}.bias") or "").to(torch.float32)
+
+
+def outer_norms(block: Block) -> tuple[Norm, ...]:
+    """The norms of a block that are not inside its attention or its mixer."""
+    inner = tuple(f"{part.path}." for part in (block.attention, block.state_space) if part is not None)
+    return tuple(norm for norm in block.norms if not norm.path.startswith(inner))
+
+
+def readers(block: Block) -> dict[str, Norm]:
+    """The norm that each linear of a block reads the hidden states through, by path."""
+    norms = {norm.path: norm for norm in outer_norms(block)}
+    spaces = [space for space in block.spaces if len(space.producers) == 1 and space.producers[0] in norms]
+    return {path: norms[space.producers[0]] for space in spaces for path in space.consumers}
+
+
+def writers(block: Block, hidden_size: int) -> tuple[Linear, ...]:
+    """The linears of a block that write into the hidden states."""
+    known = readers(block)
+    return tuple(
+        linear for linear in block.linears if linear.role in WRITERS and linear.out_features == hidden_size and linear.path not in known
+    )
+
+
+def _refusal(source: Source) -> str | None:
+    """Why the hidden states of a model cannot be turned; None where they can."""
+    anatomy = source.anatomy
+    if anatomy.kind != "causal_lm" or len(anatomy.chains) != 1:
+        return f"this works for causal language models, and it is {anatomy.kind.replace('_', ' ')}"
+    if known_order(anatomy.hidden_size) == 1:
+        return f"no Hadamard matrix fits its width of {anatomy.hidden_size}"
+    if anatomy.head not in source.linear_modules or len(anatomy.final_norms) != 1 or not anatomy.embeddings:
+        return "it has no head behind one norm"
+    for path in anatomy.embeddings:
+        key = source.disk_name(f"{path}.weight")
+        if key is None or source.tensors[key].shape[-1] != anatomy.hidden_size:
+            return f"{path} is not as wide as they are"
+    return next(filter(None, (_block_refusal(block, anatomy) for block in anatomy.blocks)), None)
+
+
+def _block_refusal(block: Block, anatomy: Anatomy) -> str | None:
+    known = readers(block)
+    for norm in outer_norms(block):
+        if norm not in known.values():
+            return f"the gain of {norm.path} cannot be moved into what reads it"
+    if not known or not writers(block, anatomy.hidden_size):
+        return f"what reads and writes them in {block.path} is not known"
+    return None
+
+
+def _places(source: Source) -> dict[str, _Place]:
+    """What each tensor is turned as, by disk key."""
+    anatomy, found = source.anatomy, {}
+    for path in anatomy.embeddings:
+        found[source.disk_name(f"{path}.weight")] = _Place("rows")
+    final = anatomy.final_norms[0]
+    found[source.disk_name(f"{anatomy.head}.weight")] = _Place("reader", final)
+    norms = [final]
+    for block in anatomy.blocks:
+        linears = {linear.path: linear for linear in (*block.linears, *block.routers)}
+        norms.extend(outer_norms(block))
+        for path, norm in readers(block).items():
+            found[linears[path].source] = _Place("reader", norm, linears[path].storage == "conv1d")
+        for linear in writers(block, anatomy.hidden_size):
+            found[linear.source] = _Place("writer", None, linear.storage == "conv1d")
+            if linear.bias_source:
+                found[linear.bias_source] = _Place("rows")
+    for norm in norms:
+        found[source.disk_name(f"{norm.path}.weight")] = _Place("gain", norm)
+        if norm.bias:
+            found[source.disk_name(f"{norm.path}.bias")] = _Place("bias", norm)
+    return {key: place for key, place in found.items() if key is not None}

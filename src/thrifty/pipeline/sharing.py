@@ -1,0 +1,148 @@
+"""Steps whose sparsity differs by block: a pass over the original model scores every block, then shares are decided, then the walk goes on.
+
+The pass is a walk of its own, as that of `pipeline.mixing`: a stopped run goes on from the blocks that were scored. Calibration rows go
+through it only where a score looks at them. Blocks are looked at as they are on disk, before any step rewrites them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thrifty.base import events
+from thrifty.base.anatomy import Block, Linear, Space, Stage
+from thrifty.models import Source
+from thrifty.pipeline.block import BlockRun, watching
+from thrifty.pipeline.folder import seconds_of
+from thrifty.pipeline.mixing import BlockTrial, Trial
+from thrifty.pipeline.price import looked_at, looks_at_rows
+from thrifty.pipeline.steps import Work
+from thrifty.pipeline.walk import Walk
+from thrifty.weights.base import Treatment
+from thrifty.weights.layerwise import Layerwise, Look
+
+
+def scores_of(walk: Walk, key: str) -> tuple[dict[str, list[float]], float]:
+    """(the score of each block that a step shares sparsity among, by `name_of`: one value, none where it is no finite number; the seconds
+    that this took, those of stopped attempts included)."""
+    aside = walk.aside(Scoring, "sharing")
+    if not looks_at_rows(walk.work):
+        aside.calibration = None
+    records, _, watch = aside.run(key)
+    seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
+    return {name: found for record in records for name, found in record.losses.items()}, seconds
+
+
+def shared(source: Source, work: Work, scores: Mapping[str, list[float]]) -> Work:
+    """The work with the sparsity of every block decided."""
+    decided: dict[str, dict[Treatment, float]] = {}
+    for number, treatment in enumerate(work.shares):
+        blocks = [(block, linears) for block in source.anatomy.blocks if (linears := _linears(block, work, treatment))]
+        sizes = [sum(linear.out_features * linear.in_features for linear in linears) for _, linears in blocks]
+        allocator = treatment.allocator
+        assert isinstance(allocator, Layerwise)
+        found = [next(iter(scores[name_of(number, block)]), math.nan) for block, _ in blocks]
+        shares = allocator.share(found, sizes, treatment.target.nominal_sparsity)
+        for (_, linears), share in zip(blocks, shares, strict=True):
+            for linear in linears:
+                decided.setdefault(linear.path, {})[treatment] = share
+        events.note(f"{allocator.name}: a share of {min(shares):.3f} to {max(shares):.3f} of a block's weights becomes zero")
+    return work.with_sparsity(decided)
+
+
+def name_of(number: int, block: Block) -> str:
+    """What a score is kept under. number: of the treatment in `Work.shares`."""
+    return f"{number} {block.path}"
+
+
+def _linears(block: Block, work: Work, treatment: Treatment) -> list[Linear]:
+    return [linear for linear in block.linears if treatment in work.treatments.get(linear.path, ())]
+
+
+@dataclass
+class BlockScore(BlockTrial):
+    """One block that is looked at. losses: its score for each treatment, by `name_of`."""
+
+    def compress(self, rows: Tensor) -> Tensor:
+        """Score the block, and return the rows as it puts them out."""
+        if not looked_at(self.block, self.work):
+            return self.forward(rows)
+        energies, out = self._pass(rows)
+        self._score(energies, influence(rows, out))
+        return out
+
+    def compress_without_rows(self) -> None:
+        """Score the block by its weights."""
+        self._score({}, float("nan"))
+
+    def _pass(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """(the mean square of each linear's inputs, by path; the rows that leave the block)."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def keep(stage: Stage, inputs: Tensor) -> None:
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            if not len(flat):
+                return
+            name, taken = stage.reads.name, flat.float().square().sum(0)
+            sums[name] = sums[name] + taken if name in sums else taken
+            counts[name] = counts.get(name, 0) + len(flat)
+
+        def pass_over(space: Space, inputs: Tensor) -> None:
+            return None
+
+        with watching(self.block, self.linears, self.module, keep, pass_over):
+            out = self.forward(rows)
+        means = {name: total.cpu() / counts[name] for name, total in sums.items()}
+        return {
+            linear.path: means[stage.reads.name] for stage in self.block.stages if stage.reads.name in means for linear in stage.linears
+        }, out
+
+    def _score(self, energies: Mapping[str, Tensor], changed: float) -> None:
+        for number, treatment in enumerate(self.work.shares):
+            linears = _linears(self.block, self.work, treatment)
+            if linears:
+                weights, inputs = {}, {}
+                for linear in linears:
+                    for name, piece in pieces(self.block, linear, self.view.read(linear.path)).items():
+                        weights[name] = piece
+                        if linear.path in energies:
+                            inputs[name] = energies[linear.path]
+                assert isinstance(treatment.allocator, Layerwise)
+                score = treatment.allocator.score(Look(weights, inputs, changed))
+                self.losses[name_of(number, self.block)] = [score] if math.isfinite(score) else []
+
+
+def pieces(block: Block, linear: Linear, weight: Tensor) -> dict[str, Tensor]:
+    """The matrices that lie in one: queries, keys and values, or gate and up, each by a name; any other linear by its path."""
+    sizes: list[int] = []
+    if linear.role == "gate_up":
+        sizes = [linear.out_features // 2] * 2
+    elif linear.role == "qkv" and block.attention is not None:
+        heads = block.attention
+        sizes = [heads.head_dim * count for count in (heads.num_heads, heads.num_key_value_heads, heads.num_key_value_heads)]
+    if len(sizes) < 2 or sum(sizes) != linear.out_features:
+        return {linear.path: weight}
+    return {f"{linear.path}.{number}": piece for number, piece in enumerate(weight.split(sizes))}
+
+
+def influence(rows: Tensor, out: Tensor) -> float:
+    """1 - the mean cosine between vectors that enter a block and those that leave it; NaN where their shapes differ."""
+    if rows.shape != out.shape:
+        return float("nan")
+    total = sum(
+        float(torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=-1).sum()) for one, other in zip(rows, out, strict=True)
+    )
+    return 1 - total / rows[..., 0].numel()
+
+
+@dataclass
+class Scoring(Trial):
+    """The pass that looks at every block: nothing is written but scores."""
+
+    visit: Callable[..., BlockRun] = BlockScore
+    title: str = "blocks looked at"
