@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+import tables_structure
+from result_files import interval, read, table
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
 
 
 def quality() -> str:
@@ -22,7 +21,7 @@ def quality() -> str:
 
 def auto_round() -> str:
     """GPTQ beside auto-round, and the time of the calls."""
-    found = _read("quality_auto_round.json")
+    found = read("quality_auto_round.json")
     rows = [
         [
             row["request"],
@@ -31,12 +30,12 @@ def auto_round() -> str:
         ]
         for row in found["rows"]
     ]
-    return "\n\n".join([_paired("quality_auto_round.json", "auto-round"), _table(["request", "call here", "auto-round", "ratio"], rows)])
+    return "\n\n".join([_paired("quality_auto_round.json", "auto-round"), table(["request", "call here", "auto-round", "ratio"], rows)])
 
 
 def _paired(file: str, peer: str) -> str:
     """Perplexity and divergence of both, and their paired differences."""
-    found = _read(file)
+    found = read(file)
     rows = []
     for row in found["rows"]:
         ours, theirs, beside = row["thrifty"], row[peer], row[f"thrifty minus {peer}"]
@@ -45,21 +44,21 @@ def _paired(file: str, peer: str) -> str:
                 row["request"],
                 f"{ours['perplexity']['value']:.3f}",
                 f"{theirs['perplexity']['value']:.3f}",
-                _interval(beside["perplexity_difference"], 3),
+                interval(beside["perplexity_difference"], 3),
                 f"{ours['kl']['value']:.4f}",
                 f"{theirs['kl']['value']:.4f}",
-                _interval(beside["kl_difference"], 4),
+                interval(beside["kl_difference"], 4),
             ]
         )
     head = ["request", "perplexity here", peer, "difference", "KL here", peer, "difference"]
     before = found["rows"][0]["thrifty"]["perplexity_before"]["value"]
     windows = found["evaluation"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+    return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
 
 
 def quantization_aware() -> str:
     """What training after solving gives back."""
-    found = _read("quantization_aware.json")
+    found = read("quantization_aware.json")
     rows = [
         [
             row["name"],
@@ -71,7 +70,7 @@ def quantization_aware() -> str:
         for row in found["rows"]
     ]
     pairs = [
-        [name, _interval(pair["perplexity_difference"], 3), _interval(pair["kl_difference"], 4)]
+        [name, interval(pair["perplexity_difference"], 3), interval(pair["kl_difference"], 4)]
         for name, pair in found["differences"].items()
     ]
     before = found["rows"][0]["perplexity_before"]["value"]
@@ -80,7 +79,7 @@ def quantization_aware() -> str:
         f" {found['load'][0]:.1f} on {found['hardware']['cores']} cores, {found['threads']} threads: read seconds beside each other only."
     )
     head = ["", "bits a weight in the file", "perplexity", "KL divergence", "whole run"]
-    return "\n\n".join([_table(head, rows), said, _table(["paired", "perplexity", "KL divergence"], pairs)])
+    return "\n\n".join([table(head, rows), said, table(["paired", "perplexity", "KL divergence"], pairs)])
 
 
 def activations() -> str:
@@ -93,15 +92,15 @@ def activations() -> str:
             f"{row['perplexity']['after']['value']:.3f}",
             f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
         ]
-        for row in _read("activations.json")["rows"]
+        for row in read("activations.json")["rows"]
     ]
-    return _table(["weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
+    return table(["weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
 
 
 def cost() -> str:
     """Seconds, peak memory and ratios of each request."""
     rows = []
-    for row in _read("cost_llm_compressor.json")["rows"]:
+    for row in read("cost_llm_compressor.json")["rows"]:
         ours, theirs = row["thrifty"], row["llm-compressor"]
         rows.append(
             [
@@ -114,18 +113,18 @@ def cost() -> str:
                 f"{row['peak_ratio']:.2f}",
             ]
         )
-    return _table(["request", "call", "ratio", "solve, ratio", "whole command, ratio", "peak memory", "ratio"], rows)
+    return table(["request", "call", "ratio", "solve, ratio", "whole command, ratio", "peak memory", "ratio"], rows)
 
 
 def phases() -> str:
     """Where the seconds go, and what share of them the arithmetic alone would take at the rate of the machine's matrix products."""
     rows = []
-    for row in _read("cost_llm_compressor.json")["rows"]:
+    for row in read("cost_llm_compressor.json")["rows"]:
         for who in ("thrifty", "llm-compressor"):
             seconds, share = row[who]["phases"], row[who]["limit_over_measured"]
             request = f"{row['model']}, {row['method']}, {row['tokens']:,} tokens"
             rows.append([request, who, *(f"{seconds[phase]:.1f} s, {share[phase]:.0%}" for phase in ("forward", "gram", "solve"))])
-    return _table(["request", "tool", "forward", "gram", "solve"], rows)
+    return table(["request", "tool", "forward", "gram", "solve"], rows)
 
 
 def memory() -> str:
@@ -139,15 +138,15 @@ def memory() -> str:
             f"{row['result_bytes'] / 1e6:.1f} MB",
             f"{row['planned_output_bytes'] / 1e6:.1f} MB",
         ]
-        for row in _read("memory.json")["rows"]
+        for row in read("memory.json")["rows"]
     ]
-    return _table(["blocks", "checkpoint", "peak memory", "planned", "result", "planned"], rows)
+    return table(["blocks", "checkpoint", "peak memory", "planned", "result", "planned"], rows)
 
 
 def memory_budget() -> str:
     """Peak memory and speed with more and more left on disk."""
     tables = []
-    for name, model in _read("memory_budget.json")["models"].items():
+    for name, model in read("memory_budget.json")["models"].items():
         rows = []
         for row in model["rows"]:
             place = row["placement"]
@@ -164,14 +163,14 @@ def memory_budget() -> str:
             )
         head = [f"{name}: on disk", "peak", "expected", "above the start", "prompt, processor time", "new token, the same", "tokens/s"]
         said = f"{model['checkpoint_bytes'] / 1e6:.0f} MB of weights, {model['prompt_tokens']} tokens and {model['new_tokens']} new ones."
-        tables += [_table(head, rows), said]
+        tables += [table(head, rows), said]
     return "\n\n".join(tables)
 
 
 def plan() -> str:
     """What was planned and what was needed, by kind of model."""
     rows = []
-    for name, row in _read("plan.json")["models"].items():
+    for name, row in read("plan.json")["models"].items():
         planned, used, ratio = row["planned"], row["used"], row["planned_to_used"]
         rows.append(
             [
@@ -185,12 +184,12 @@ def plan() -> str:
                 f"{planned['seconds']:.0f} s",
             ]
         )
-    return _table(["model", "peak memory", "plan", "disk", "plan", "plan of the result's size", "time", "plan"], rows)
+    return table(["model", "peak memory", "plan", "disk", "plan", "plan of the result's size", "time", "plan"], rows)
 
 
 def inference() -> str:
     """Seconds of a generation, and what the fast path loses."""
-    found = _read("inference.json")
+    found = read("inference.json")
     beside = found["beside_llama_cpp"]
 
     def rows(seconds: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -198,9 +197,9 @@ def inference() -> str:
 
     lost = [[name, f"{kl['prompt']['value']:.2g}", f"{kl['new tokens']['value']:.2g}"] for name, kl in found["kl_of_the_fast_path"].items()]
     head = ["", f"{found['prompt_tokens']} tokens at once", f"{found['new_tokens'] - 1} tokens one by one", "both"]
-    told = [_table(head, rows(found["seconds"])), _table(["KL divergence from float32", "over the prompt", "over the new tokens"], lost)]
+    told = [table(head, rows(found["seconds"])), table(["KL divergence from float32", "over the prompt", "over the new tokens"], lost)]
     if beside["seconds"] != found["seconds"]:
-        told += ["An earlier run, in which llama.cpp took its turn:", _table(head, rows(beside["seconds"]))]
+        told += ["An earlier run, in which llama.cpp took its turn:", table(head, rows(beside["seconds"]))]
     return "\n\n".join(told)
 
 
@@ -208,9 +207,9 @@ def llama_cpp() -> str:
     """Perplexity of GGUF files there and of the same weights here."""
     rows = [
         [row["format"], f"{row['file_bytes'] / 1e6:.2f} MB", f"{row['here']:.4f}", f"{row['llama_cpp']:.4f}", f"{row['ratio'] - 1:+.3%}"]
-        for row in _read("perplexity_llama_cpp.json")["rows"]
+        for row in read("perplexity_llama_cpp.json")["rows"]
     ]
-    return _table(["format", "file", "perplexity here", "in llama.cpp", "difference"], rows)
+    return table(["format", "file", "perplexity here", "in llama.cpp", "difference"], rows)
 
 
 def llama_cpp_families() -> str:
@@ -224,9 +223,9 @@ def llama_cpp_families() -> str:
             f"{max(row['kl'] for row in family['rows']):.1g}",
             f"{family['texts_cut_alike']} of {family['texts']}",
         ]
-        for family in _read("perplexity_llama_cpp.json")["families"]
+        for family in read("perplexity_llama_cpp.json")["families"]
     ]
-    return _table(
+    return table(
         ["family", "perplexity here", "formats", "largest difference there", "largest KL divergence", "texts cut into the same tokens"],
         rows,
     )
@@ -234,22 +233,22 @@ def llama_cpp_families() -> str:
 
 def versions() -> str:
     """The oldest and the newest versions that the tests were run with."""
-    found = _read("versions.json")
+    found = read("versions.json")
     both = [found[which] for which in ("oldest", "newest")]
     rows = [[name, *(one["versions"][name] for one in both)] for name in both[0]["versions"]]
     ran = [f"{one['tests']['tests']} run, {one['tests']['failures'] + one['tests']['errors']} failed" for one in both]
-    return _table(["", "oldest", "newest"], [*rows, ["tests", *ran]])
+    return table(["", "oldest", "newest"], [*rows, ["tests", *ran]])
 
 
 def machine() -> str:
     """What the figures were measured on."""
-    found = _read("recipes.json")["hardware"]
+    found = read("recipes.json")["hardware"]
     return f"{found['usable_cores']} cores of {found['cpu']} ({found['cpu_capability']}), {found['ram_bytes'] / 1e9:.0f} GB"
 
 
 def recipes() -> str:
     """Every shipped recipe on the embedded model."""
-    results = _read("recipes.json")["results"]
+    results = read("recipes.json")["results"]
     first = next(iter(results.values()))
     original = [
         "the original",
@@ -275,36 +274,36 @@ def recipes() -> str:
         for name, found in results.items()
     ]
     head = ["recipe", "size", "bits per weight", "perplexity", "KL divergence", "same top token", "tokens/s", "made in"]
-    return _table(head, [original, *rows])
+    return table(head, [original, *rows])
 
 
 def number_formats() -> str:
     """Each number format, rounded to nearest and by `obs`."""
-    found = _read("number_formats.json")["rows"]
+    found = read("number_formats.json")["rows"]
     rows = []
     for nearest, swept in zip(found[::2], found[1::2], strict=True):
         rows.append([nearest["format"], f"{nearest['bits']:.2f}"])
         for row in (nearest, swept):
             rows[-1] += [f"{row['perplexity']['after']['value']:.3f}", f"{row['kl']['value']:.5f}"]
     head = ["format", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
 
 
 def lowest_bits() -> str:
     """Grids of two bits and fewer, rounded to nearest and by `obs`."""
-    found = _read("lowest_bits.json")["rows"]
+    found = read("lowest_bits.json")["rows"]
     rows = []
     for nearest, swept in zip(found[::2], found[1::2], strict=True):
         rows.append([nearest["target"], f"{nearest['group_size']}", f"{nearest['bits']:.2f}"])
         for row in (nearest, swept):
             rows[-1] += [f"{row['perplexity']['after']['value']:.2f}", f"{row['kl']['value']:.4f}"]
     head = ["levels", "groups of", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
 def on_cuda() -> str:
     """The same run on the processor and on a CUDA device, and on one with little memory."""
-    found = _read("on_cuda.json")
+    found = read("on_cuda.json")
     names = ("forward", "gram", "solve", "evaluate")
     rows = []
     for job, words in (("embedded", "the model inside the package"), ("large", "300 million parameters")):
@@ -317,12 +316,12 @@ def on_cuda() -> str:
     head = ["model", "on", "whole call", *names, "KL divergence"]
     device = f"{found['device']}, beside {found['threads']} threads of the same machine."
     said = f"With 350 MB of the device the second model took {short['seconds']:.0f} s; it said: {'; '.join(said)}."
-    return f"{_table(head, rows)}\n\n{device} {said}"
+    return f"{table(head, rows)}\n\n{device} {said}"
 
 
 def solvers() -> str:
     """Solvers of the same grids on `shakespeare-1m`, each divergence with its interval, and auto-round where it was run."""
-    found = _read("solvers_shakespeare.json")["rows"]
+    found = read("solvers_shakespeare.json")["rows"]
     names = list(dict.fromkeys(name for row in found for name in row["results"]))
     rows = []
     for row in found:
@@ -333,16 +332,16 @@ def solvers() -> str:
         rows.append(words)
     before = found[0]["results"][names[0]]["perplexity_before"]["value"]
     last = found[0]["differences"]["auto_round minus auto-round"]
-    paired = f"perplexity {_interval(last['perplexity_difference'], 2)}, divergence {_interval(last['kl_difference'], 3)}"
+    paired = f"perplexity {interval(last['perplexity_difference'], 2)}, divergence {interval(last['kl_difference'], 3)}"
     return (
-        f"{_table(['perplexity / KL divergence', *(f'`{name}`' for name in names)], rows)}\n\nThe original has perplexity {before:.2f}. "
+        f"{table(['perplexity / KL divergence', *(f'`{name}`' for name in names)], rows)}\n\nThe original has perplexity {before:.2f}. "
         f"At 2 bits with zero points `auto_round` minus auto-round, window by window: {paired}."
     )
 
 
 def allocation() -> str:
     """Every way to share bits among the matrices, at the same mean."""
-    found = _read("allocation.json")["rows"]
+    found = read("allocation.json")["rows"]
     rows = []
     for row in sorted(found, key=lambda row: (row["mean"], -row["kl"]["value"])):
         counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
@@ -351,12 +350,12 @@ def allocation() -> str:
         interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
         rows.append([f"{row['mean']:g}", f"`{row['share']}`", f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
     head = ["budget", "chosen by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
-    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
 
 
 def relevance() -> str:
     """How well core and near papers are told from the rest."""
-    found = _read("relevance.json")
+    found = read("relevance.json")
     ways = {
         "key and background words as they are": found["literal filter"],
         f"score of at least {found['score at the default threshold']['threshold']:g}": found["score at the default threshold"],
@@ -373,12 +372,12 @@ def relevance() -> str:
         ]
         for name, way in ways.items()
     ]
-    return _table(["kept if", "kept", "precision", "recall", "F1", "core papers lost"], rows)
+    return table(["kept if", "kept", "precision", "recall", "F1", "core papers lost"], rows)
 
 
 def papers_cost() -> str:
     """What 10,000 records cost."""
-    found, page = _read("papers.json"), _read("papers_page.json")
+    found, page = read("papers.json"), read("papers_page.json")
     searches = found["search_seconds"]
     rows = [
         ["importing them", f"{found['import_seconds']:.1f} s"],
@@ -387,7 +386,7 @@ def papers_cost() -> str:
         ["a keystroke in the page, median and slowest", f"{page['median_ms']:.0f} ms and {page['max_ms']:.0f} ms"],
         ["the page", f"{page['bytes'] / 1e6:.0f} MB"],
     ]
-    return _table([f"{found['records']:,} records", ""], rows)
+    return table([f"{found['records']:,} records", ""], rows)
 
 
 TABLES = {
@@ -413,6 +412,7 @@ TABLES = {
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
+    **tables_structure.TABLES,
 }
 
 
@@ -434,20 +434,6 @@ def readme() -> str:
         text,
         flags=re.DOTALL,
     )
-
-
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / name).read_text())
-
-
-def _interval(value: dict[str, float], digits: int) -> str:
-    return f"{value['value']:+.{digits}f} [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

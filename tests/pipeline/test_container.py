@@ -75,6 +75,16 @@ def test_round_trip_on_every_architecture(architecture: str, tmp_path: Path) -> 
     assert packed == (architecture != "gpt2" and name not in ("2:4", "wide fixed", "codebooks"))
 
 
+def test_experts_in_one_tensor_are_not_missed(tmp_path: Path) -> None:
+    folder, rows = tiny("mixtral", tmp_path / "model", save_original_format=False), inputs("mixtral", 2, 24)
+    assert any(key.endswith("experts.gate_up_proj") for key in load_file(folder / "model.safetensors"))
+    made(folder, RECIPES["three bits"], rows, tmp_path / "out")
+    model, said = plain(tmp_path / "out", output_loading_info=True)
+    assert not any(said.values())
+    ours = thrifty.load(tmp_path / "out", torch.float32)
+    torch.testing.assert_close(main_output(ours(**rows)), main_output(model.eval()(**rows)), rtol=1e-6, atol=1e-6)
+
+
 def test_columns_of_different_widths(tmp_path: Path) -> None:
     rows = inputs("qwen3_moe", 4, 24)
     folder = tiny("qwen3_moe", tmp_path / "model")

@@ -12,7 +12,7 @@ import thrifty
 from tests.tiny import inputs, tiny
 from thrifty.base.errors import InputError
 from thrifty.measure.certificate import Certificate
-from thrifty.models import open_model
+from thrifty.models import Source, open_model
 from thrifty.models import rotated as module
 
 ROWS = {"calibration": inputs("qwen2", 4, 24), "evaluation": inputs("qwen2", 2, 24, seed=1)}
@@ -48,11 +48,22 @@ def test_a_step_that_turns_all_stands_first_and_alone(tmp_path: Path) -> None:
             thrifty.compress(folder, recipe(*steps), out=tmp_path / "out", **ROWS)
 
 
-def test_a_block_that_computes_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a description had left out that a matrix writes into the hidden states."""
-    monkeypatch.setattr(module, "WRITERS", ("o",))
-    with pytest.raises(InputError, match=r"layers\.0 computes something else once its hidden states are rotated"):
-        thrifty.compress(tiny("qwen2", tmp_path / "model"), recipe({"rotate": {}}, {"rtn": {}}), out=tmp_path / "out", **ROWS)
+@pytest.mark.parametrize("architecture", ["qwen2", "vit"])
+def test_a_part_that_computes_something_else_is_found(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a description had left out a matrix that writes the hidden states, one before the blocks, or one behind them."""
+    folder = tiny(architecture, tmp_path / "model")
+    rows = {"calibration": inputs(architecture, 2, 24), "evaluation": inputs(architecture, 1, 24)}
+    places = module._places
+    for role, words in (("fc2" if architecture == "vit" else "down", "layers.0"), ("embed", "before"), ("head", "behind")):
+
+        def without(source: Source, role: str = role) -> dict[str, object]:
+            names = {linear.source: linear.role for linear in source.anatomy.linears}
+            names |= {f"{source.anatomy.head}.weight": "head"}
+            return {key: place for key, place in places(source).items() if names.get(key) != role and not (role == "embed" and role in key)}
+
+        monkeypatch.setattr(module, "_places", without)
+        with pytest.raises(InputError, match=f"{words}.* computes something else once"):
+            thrifty.compress(folder, recipe({"rotate": {}}, {"rtn": {}}), out=tmp_path / "out", speed=False, **rows)
 
 
 def test_the_plan_counts_the_head(tmp_path: Path) -> None:

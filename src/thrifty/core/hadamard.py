@@ -150,10 +150,12 @@ def _factors(order: int) -> tuple[Tensor, ...]:
     """Matrices whose Kronecker product is the Hadamard matrix of an order: Paley's first, then Sylvester's of up to FACTOR."""
     base = _base(next(odd for odd, power in _candidates(order) if odd * power == order))
     rest = order // base
-    factors = [_paley(base)] if base > 1 else []
-    while rest > 1:
-        factors.append(_sylvester(min(rest, FACTOR)))
-        rest //= min(rest, FACTOR)
+    sizes = []
+    while rest >= FACTOR:
+        sizes.append(FACTOR)
+        rest //= FACTOR
+    # what is left comes before them: products whose inner dimension is small are slow along the last axis
+    factors = [_paley(base)] * (base > 1) + [_sylvester(rest)] * (rest > 1) + [_sylvester(size) for size in sizes]
     return tuple(factors) or (torch.ones(1, 1),)
 
 

@@ -15,6 +15,7 @@ FORMATS = {
     "dense": "safetensors without codes, for runtimes that read no packed weights",
     "gguf": "one file for llama.cpp",
     "thrifty": "our own container",
+    "aqlm": "additive codebooks for the package aqlm and vLLM",
 }
 
 

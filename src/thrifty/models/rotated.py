@@ -20,6 +20,8 @@ from torch import Tensor
 from thrifty.base.anatomy import Anatomy, Block, Linear, Norm, Part
 from thrifty.base.errors import InputError
 from thrifty.core.hadamard import Rotation, known_order
+from thrifty.models.blocks import Call, run_block
+from thrifty.models.shell import Shell
 from thrifty.models.source import Source
 
 WRITERS = ("o", "down", "fc2", "out_proj")
@@ -27,6 +29,9 @@ WRITERS = ("o", "down", "fc2", "out_proj")
 
 SMALLEST = 1e-4
 """A gain below this share of the largest cannot be divided by."""
+
+TOLERANCE, ROUNDED = 1e-3, 2e-2
+"""What a part of the model may be off by, relative, once it is turned: where nothing is rounded, and where its tensors are, to 16 bits."""
 
 _ROWS = 4096
 
@@ -48,7 +53,7 @@ class Rotated(Source):
 
     def __init__(self, original: Source, make: Callable[[int, bool], Rotation]) -> None:
         vars(self).update(vars(original))
-        self._original, self._shared = original, ("", "")
+        self._original, self._shared, self._exact = original, ("", ""), False
         refusal = _refusal(original)
         if refusal is not None:
             raise InputError(f"the hidden states of {original.anatomy.architecture} cannot be rotated: {refusal}; leave `rotate` out")
@@ -96,10 +101,43 @@ class Rotated(Source):
     def read_part(self, key: str, part: Part) -> Tensor:
         return self._turned(key, self._original.read_part(key, part))
 
+    def check_block(self, block: Block, row: Tensor, call: Call) -> None:
+        """Raise InputError when a block makes something else of a row of turned hidden states [1, length, width]; nothing is rounded."""
+        row, call = row.to("cpu", torch.float32), call.to("cpu", torch.float32)
+        plain = run_block(self._original.block(block, torch.float32), self.rotation.back(row), call)
+        self._exact = True
+        try:
+            turned = run_block(self.block(block, torch.float32), row, call)
+        finally:
+            self._exact = False
+        self._check(block.path, self.rotation.back(turned), plain, TOLERANCE)
+
+    def check_shell(self, turned: Shell, plain: Shell, inputs: dict[str, Tensor], row: Tensor, plain_row: Tensor) -> None:
+        """Raise InputError when what stands around the blocks makes something else of the inputs of one row, or of hidden states.
+
+        row, plain_row: what both make of the inputs. Tensors are as they will be stored.
+        """
+        tolerance = TOLERANCE if self.dtype == torch.float32 else ROUNDED
+        self._check("what stands before its blocks", self.rotation.back(row), plain_row, tolerance)
+        chain = self.anatomy.chains[0]
+        ends = [shell.finish(inputs, {chain: hidden}) for shell, hidden in ((turned, self.rotation.of(plain_row)), (plain, plain_row))]
+        self._check("what stands behind its blocks", *ends, tolerance)
+
+    def _check(self, what: str, turned: Tensor, plain: Tensor, tolerance: float) -> None:
+        apart = float((turned - plain).norm() / plain.norm().clamp_min(1e-12))
+        if not apart < tolerance:
+            name = self.anatomy.architecture
+            raise InputError(
+                f"{name}: {what} computes something else once its hidden states are rotated (off by {apart:.2g}, relative); "
+                "leave `rotate` out"
+            )
+
     def _turned(self, key: str, stored: Tensor) -> Tensor:
         place = self._places.get(key)
         if place is None:
             return stored
+        if self._exact:
+            stored = stored.to(torch.float32)
         if place.kind in ("gain", "bias"):
             gain, bias = self._norm(place.norm)
             values = torch.zeros_like(gain) if place.norm.plus_one else torch.ones_like(gain)
@@ -107,13 +145,14 @@ class Rotated(Source):
         gain = None if place.norm is None else self._norm(place.norm)[0]
         # what is turned must lie along the last axis: inputs of what reads, outputs of what writes
         turned_over = place.transposed if place.kind == "reader" else place.kind == "writer" and not place.transposed
-        values = stored.transpose(-1, -2) if turned_over else stored
+        flat = stored.flatten(1) if stored.ndim > 3 else stored  # a convolution that cuts an image
+        values = flat.transpose(-1, -2) if turned_over else flat
         out = torch.empty_like(values, memory_format=torch.contiguous_format)
         # a few rows at a time: they are computed with in float32
         for into, rows in zip(out.view(-1, values.shape[-1]).split(_ROWS), values.reshape(-1, values.shape[-1]).split(_ROWS), strict=True):
             wide = rows.to(torch.float32)
             into.copy_(self.rotation.of(wide if gain is None else wide * gain))
-        return out.transpose(-1, -2).contiguous() if turned_over else out
+        return (out.transpose(-1, -2) if turned_over else out).reshape(stored.shape).contiguous()
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
         """(the gain that a norm multiplies by, its bias), float32."""
@@ -149,15 +188,15 @@ def writers(block: Block, hidden_size: int) -> tuple[Linear, ...]:
 def _refusal(source: Source) -> str | None:
     """Why the hidden states of a model cannot be turned; None where they can."""
     anatomy = source.anatomy
-    if anatomy.kind != "causal_lm" or len(anatomy.chains) != 1:
-        return f"this works for causal language models, and it is {anatomy.kind.replace('_', ' ')}"
+    if anatomy.kind not in ("causal_lm", "vision") or len(anatomy.chains) != 1:
+        return f"this works for causal language models and image encoders, and it is {anatomy.kind.replace('_', ' ')}"
     if known_order(anatomy.hidden_size) == 1:
         return f"no Hadamard matrix fits its width of {anatomy.hidden_size}"
     if anatomy.head not in source.linear_modules or len(anatomy.final_norms) != 1 or not anatomy.embeddings:
         return "it has no head behind one norm"
     for path in anatomy.embeddings:
         key = source.disk_name(f"{path}.weight")
-        if key is None or source.tensors[key].shape[-1] != anatomy.hidden_size:
+        if key is None or _width(source.tensors[key].shape) != anatomy.hidden_size:
             return f"{path} is not as wide as they are"
     return next(filter(None, (_block_refusal(block, anatomy) for block in anatomy.blocks)), None)
 
@@ -172,12 +211,26 @@ def _block_refusal(block: Block, anatomy: Anatomy) -> str | None:
     return None
 
 
+def _width(shape: tuple[int, ...]) -> int:
+    """How wide is what an embedding puts out: a table of rows, or a convolution that cuts an image."""
+    return shape[-1] if len(shape) == 2 else shape[0]
+
+
+def _added(source: Source) -> list[str]:
+    """Keys of what is added to the hidden states outside the blocks: positions, a class token, the bias of a convolution."""
+    anatomy, shell = source.anatomy, set(source.shell_keys())
+    others = (f"{anatomy.head}.", *(f"{norm.path}." for norm in anatomy.final_norms))
+    direct = ((name, key) for name, key in source.names.direct.items() if key in shell and not name.startswith(others))
+    return [key for _, key in direct if source.tensors[key].shape[-1:] == (anatomy.hidden_size,)]
+
+
 def _places(source: Source) -> dict[str, _Place]:
     """What each tensor is turned as, by disk key."""
-    anatomy, found = source.anatomy, {}
+    anatomy, final = source.anatomy, source.anatomy.final_norms[0]
+    found: dict[str | None, _Place] = {key: _Place("rows") for key in _added(source)}
     for path in anatomy.embeddings:
-        found[source.disk_name(f"{path}.weight")] = _Place("rows")
-    final = anatomy.final_norms[0]
+        key = source.disk_name(f"{path}.weight")
+        found[key] = _Place("rows" if len(source.tensors[key or ""].shape) == 2 else "writer")
     found[source.disk_name(f"{anatomy.head}.weight")] = _Place("reader", final)
     norms = [final]
     for block in anatomy.blocks:

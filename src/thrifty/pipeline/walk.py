@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
-from thrifty.base.errors import InputError, RunError
+from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Rotated, Shell, Source, linear_modules, run_block
@@ -34,9 +34,6 @@ WriteBlock = Callable[[Path, Source, BlockView], dict[str, dict[str, object]]]
 
 
 Kind = TypeVar("Kind", bound="Walk")
-
-TURNED = 1e-3
-"""What a block may be off by, relative, once its hidden states are rotated in float32; matrices that are held in 16 bits are rounded."""
 
 
 @dataclass
@@ -170,6 +167,9 @@ class Walk:
             if chain not in self.ending:
                 original = shell if self.source.original is self.source else self.source.original.shell(torch.float32)
                 streams.now["before"] = enter(original, self.evaluation.inputs, chain, streams, "before", batch, torch.float32)
+                if isinstance(self.source, Rotated):
+                    first = {name: tensor[:1] for name, tensor in self.evaluation.inputs.items()}
+                    self.source.check_shell(shell, original, first, streams.now["after"][:1], streams.now["before"][:1])
         return self._calls(streams, shell)
 
     # -- one block -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,9 @@ class Walk:
     def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
         local = Stopwatch()
         if isinstance(self.source, Rotated):
-            _check_turned(self.source, block, calls, streams)
+            kind, stream = ("evaluation", "after") if "after" in streams.now else ("calibration", "calibration")
+            if stream in streams.now:
+                self.source.check_block(block, streams.now[stream][:1], calls[kind])
         with local.during("forward"):
             run = self._compress(block, calls.get("calibration"), streams, local)
         view, reports, warnings = run.view, run.reports, tuple(run.warnings)
@@ -259,22 +261,6 @@ class Walk:
         batch = max(1, self.setting.batch // 2)
         events.warn(f"{block.path}: out of memory on {device}; going on in block order with {batch} rows at a time")
         self.setting = replace(self.setting, batch=batch, order="block")
-
-
-def _check_turned(source: Rotated, block: Block, calls: dict[str, Call], streams: Streams) -> None:
-    """Raise InputError when a block, once its hidden states are turned, makes something else of the first row."""
-    for kind, stream in (("evaluation", "after"), ("calibration", "calibration")):
-        if stream in streams.now:
-            row, call = streams.now[stream][:1].to(torch.float32), calls[kind].to("cpu", torch.float32)
-            turned = run_block(source.block(block, torch.float32), row, call)
-            plain = run_block(source.original.block(block, torch.float32), source.rotation.back(row), call)
-            apart = float((source.rotation.back(turned) - plain).norm() / plain.norm().clamp_min(1e-12))
-            if not apart < TURNED * (1 if source.dtype == torch.float32 else 100):
-                raise InputError(
-                    f"{block.path} computes something else once its hidden states are rotated (off by {apart:.2g}, relative); "
-                    "leave `rotate` out for this model"
-                )
-            return
 
 
 def check_finite(block: Block, streams: Streams) -> None:

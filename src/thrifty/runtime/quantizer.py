@@ -58,11 +58,13 @@ class ThriftyQuantizer(HfQuantizer):
         joined = [name for name, table in self.names.converters.items() if tuple(table.source_patterns) in self.tables]
         direct = [name for name, key in self.names.direct.items() if key in self.container.shapes]
         self.types = {name: model.get_parameter(name).dtype for name in (*direct, *joined)}
-        for name in joined:
+        # These have no part that is called as they are, by which transformers would know that something is there for them.
+        later = [*joined, *(name for name in direct if self.names.direct[name] in self.container.stacked)]
+        for name in later:
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
-        self._pass_over(model, joined)
+        self._pass_over(model, later)
 
-    def _pass_over(self, model: nn.Module, joined: list[str]) -> None:
+    def _pass_over(self, model: nn.Module, later: list[str]) -> None:
         """Let transformers not wonder about parts of matrices, nor about parameters that are filled later."""
         from thrifty.export.container import layouts
 
@@ -71,7 +73,7 @@ class ThriftyQuantizer(HfQuantizer):
         stacked = [rf"{re.escape(key)}\.\d+\.\d+$" for key in self.container.stacked]
         for attribute, patterns in (
             ("_keys_to_ignore_on_load_unexpected", [rf"\.({'|'.join(parts)})$", *sources, *stacked]),
-            ("_keys_to_ignore_on_load_missing", [f"^{re.escape(name)}$" for name in joined]),
+            ("_keys_to_ignore_on_load_missing", [f"^{re.escape(name)}$" for name in later]),
         ):
             setattr(model, attribute, {*(getattr(model, attribute, None) or ()), *patterns})
 
