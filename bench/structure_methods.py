@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,6 @@ import thrifty
 from thrifty.measure.hidden import RowScores, score_classes
 from thrifty.measure.intervals import mean_interval, ratio_interval
 from thrifty.measure.language import WindowScores, causal_targets, score_windows
-from thrifty.pipeline.catalogue import load_methods
 from thrifty.runtime.load import load
 from thrifty.structure.dgmr import refitted
 from thrifty.structure.magnitude_units import MagnitudeUnits
@@ -37,11 +36,9 @@ from thrifty.structure.sparse_ssm import SparseSSM
 
 HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
-IMAGES, WINDOWS, TOKENS = 384, 24, 256
+IMAGES, WINDOWS, TOKENS = 256, 24, 128
 RATIOS = (0.5, 0.75)
 RESULT = RESULTS / "structure_methods.json"
-
-load_methods()
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,11 @@ class DrawnDecays(SparseSSM):
 def main() -> None:
     parts = {"digits": digits, "states": states, "language": language}
     for name in sys.argv[1:] or parts:
-        part = parts[name]()
-        found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-        found[name] = part
-        RESULTS.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
+        for part in parts[name]():
+            found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+            found[name] = part
+            RESULTS.mkdir(exist_ok=True)
+            RESULT.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
 
 
 def made(model: Path, step: Mapping[str, Any], rows: dict[str, torch.Tensor], name: str = "result") -> tuple[Path, dict]:
@@ -115,7 +112,8 @@ def compared(scores: Mapping[str, Any], ours: Mapping[str, tuple[str, ...]], des
 # -- neurons of a vision transformer -----------------------------------------------------------------------------------
 
 
-def digits() -> dict:
+def digits() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
     sys.path.insert(0, str(HERE.parent / "training" / "digits"))
     from train import load as pixels_of
 
@@ -134,7 +132,7 @@ def digits() -> dict:
     others = ("norms, refitted", "draw, refitted")
     pairs = {"dgmr": ("norms", "draw"), **dict.fromkeys(list(steps)[5:], others)}
     rows = {"pixel_values": images[:IMAGES]}
-    found = {}
+    found: dict[str, Any] = {"images": {"calibration": IMAGES, "held out": len(labels)}}
     for ratio in RATIOS:
         scores = {}
         for name, step in steps.items():
@@ -142,7 +140,7 @@ def digits() -> dict:
             folder, _ = made(DIGITS, {method: {"cut": ["neurons"], "ratio": ratio, **settings}}, rows)
             scores[name] = score_classes(expected, _classes(folder, held_out), labels)
         found[f"{ratio:.0%} of the neurons"] = compared(scores, pairs, _of_images, _between_images)
-    return {"images": {"calibration": IMAGES, "held out": len(labels)}, **found}
+        yield found
 
 
 @torch.inference_mode()
@@ -188,7 +186,8 @@ class Language:
         return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts]), parameters
 
 
-def states() -> dict:
+def states() -> Iterator[dict]:
+    """What was found so far, after every comparison."""
     language = Language(MAMBA)
     found: dict[str, Any] = language.judge.describe()
     by = {name: {"sparse_ssm": {"by": name}} for name in ("weighted", "vote", "error")}
@@ -201,6 +200,7 @@ def states() -> dict:
             scores[name] = language.scored({method: {"mode": mode, **settings}})[0]
         pairs = {"weighted": baselines, "vote": baselines, "error": (*baselines, "weighted", "vote")}
         found[f"half of the decays, {mode}"] = compared(scores, pairs, figures, beside)
+        yield found
     places = {
         "vote": {"sparse_ssm_states": {}},
         "error": {"sparse_ssm_states": {"by": "error"}},
@@ -209,15 +209,17 @@ def states() -> dict:
     }
     scores = {name: language.scored(step)[0] for name, step in places.items()}
     found["half of the places"] = compared(scores, {"vote": ("norms", "draw"), "error": ("norms", "draw", "vote")}, figures, beside)
+    yield found
     projections = {name: language.scored({name: {}})[0] for name in ("wanda", "sparsegpt")}
     found["half of the projections' weights"] = compared(projections, {"sparsegpt": ("wanda",)}, figures, beside)
-    return found
+    yield found
 
 
 # -- a language model --------------------------------------------------------------------------------------------------
 
 
-def language() -> dict:
+def language() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
     judged = Language(None)
     found: dict[str, Any] = judged.judge.describe()
     for ratio in (0.2, 0.33):
@@ -228,7 +230,7 @@ def language() -> dict:
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
         key = f"{ratio:.0%} of the parameters"
         found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
-    return found
+        yield found
 
 
 def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[str, Any], ...]]:
