@@ -5,7 +5,7 @@ Usage: python bench/low_bit.py [NAME ...]     (writes bench/results/low_bit.json
 
 A row that is in the results with the same recipe and the same windows is not measured again, so a run that was stopped goes on; NAME: only
 these. Results are made in the container, so bits are those of its file: codes, scales, zero points, codebooks and permutations, everything.
-these. Results are made in the container, so bits are those of its file: codes, scales, zero points, codebooks, permutations, everything.
+Rows of other benchmarks on the same held-out windows are taken over, with the number of windows that they were calibrated on; bits are then
 what the container would take.
 """
 
@@ -134,13 +134,13 @@ def taken(evaluation: str | None) -> list[dict[str, Any]]:
 
     anatomy = open_model(default_model()).anatomy
     found = [*_solvers(anatomy), *_trained(anatomy), *_peer("quality_llm_compressor.json", "llm-compressor")]
-    found += _peer("quality_auto_round.json", "auto-round")
     wanted = evaluation or found[0]["evaluation"]
     return [row for row in found if row["evaluation"] == wanted]
 
 
 def _row(family: str, name: str, bits: float, file: str, head: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
-    windows = head["calibration"]["rows"] if isinstance(head["calibration"], dict) else None
+    seen = head["calibration"]  # tokens, where all of the text was trained on
+    windows = seen["rows"] if isinstance(seen, dict) else round(seen / 512)
     row = {"family": family, "name": name, "bits": bits, "taken from": file, "calibration_windows": windows}
     kept = {key: scores[key] for key in ("perplexity_before", "perplexity", "kl")}
     return {**row, "evaluation": head["evaluation"]["digest"], **kept}

@@ -1,6 +1,6 @@
 """Memory and speed with more and more left on disk: `thrifty.load(..., memory=...)` against everything in memory.
 
-Usage: python bench/memory_budget.py [--rounds 3]            (writes bench/results/memory_budget.json; needs 1 GB of disk)
+Usage: python bench/memory_budget.py [--rounds 3] [--only MODEL] [--steps 5]     (writes bench/results/memory_budget.json; 1 GB of disk)
 
 Each figure is of a process of its own, forked when everything is imported: a prompt, then new tokens, greedily. The budget given to each
 is the peak that is expected of the placement, so that what is decided and how well the peak is foreseen show, too. Tokens and the logits
@@ -41,15 +41,19 @@ STEPS = ("in memory", "embeddings on disk", "keys and values, too", "half the bl
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=("random Llama", "embedded"))
+    parser.add_argument("--steps", type=int, default=len(STEPS), help="how many of the steps, from everything in memory on")
+    arguments = parser.parse_args()
+    rounds, steps = arguments.rounds, STEPS[: arguments.steps]
     models = {"random Llama": (random_model(), 1280, 16), "embedded": (default_model(), 448, 32)}
+    models = {name: model for name, model in models.items() if arguments.only in (None, name)}
     summary = {"hardware": hardware(), "versions": versions(), "rounds": rounds, "models": {}}
     log = BUILD / "memory_budget.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for name, (folder, prompt, new) in models.items():
-        found: dict[str, list[dict]] = {step: [] for step in STEPS}
+        found: dict[str, list[dict]] = {step: [] for step in steps}
         for turn in range(rounds):
-            for step in STEPS:
+            for step in steps:
                 key = [name, prompt, new, turn, step]
                 row = next((row for known, row in done if known == key), None) or alone(folder, step, prompt, new)
                 found[step].append(row)
@@ -60,7 +64,7 @@ def main() -> None:
         if len(results) != 1:
             raise SystemExit(f"{name}: outputs differ: {results}")
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        rows = [{"step": step, **middle(found[step])} for step in STEPS]
+        rows = [{"step": step, **middle(found[step])} for step in steps]
         summary["models"][name] = {"checkpoint_bytes": stored, "prompt_tokens": prompt, "new_tokens": new, "outputs": "equal", "rows": rows}
     path = HERE / "results" / "memory_budget.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")

@@ -32,6 +32,11 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"solve": {"by": "obs", "into": {"int": {"bits": 4, "group_size": 0, "symmetric": False}}, "share": "baq"}},
         "tests/weights/test_baq.py",
     ),
+    "coqmoe": (
+        "inputs of 4 bits on one fixed grid, weights of 8",
+        [{"coqmoe": {}}, {"rtn": {"bits": 8, "group_size": 0, "activation": {"static": {"bits": 4}}}}],
+        "tests/weights/test_coqmoe.py",
+    ),
     "descent": (
         "4 bits, groups of 32",
         {"solve": {"by": "descent", "into": {"int": {**GRID, "range": "mse"}}}},
@@ -54,11 +59,16 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         {"mix": {"budget": 3.5, "share": "polaron"}},
         "tests/weights/test_polaron.py",
     ),
+    "q_sam2": (
+        "3 bits, groups of 32, rounded to nearest",
+        {"solve": {"by": "q_sam2", "into": {"int": {"bits": 3, "group_size": 32}}}},
+        "tests/weights/test_q_sam2.py",
+    ),
     "short_gpt": ("one of four blocks removed", {"short_gpt": {"ratio": 0.25}}, "tests/structure/test_short_gpt.py"),
     "sparsegpt": ("half of the weights", {"sparsegpt": {"sparsity": 0.5}}, "tests/weights/test_obs.py"),
     "wanda": ("half of the weights", {"wanda": {"sparsity": 0.5}}, "tests/weights/test_targets.py"),
 }
-"""Of each method: its setting in words, the step of the recipe, and the file that checks it."""
+"""Of each method: its setting in words, the step or the steps of the recipe, and the file that checks it."""
 
 TRAINED: dict[str, tuple[str, str, str]] = {
     "distill": (
@@ -87,7 +97,7 @@ def measure(name: str, words: str, step: Any, test: str) -> dict[str, str]:
     """One method's entry."""
     out = BUILD / name
     shutil.rmtree(out, ignore_errors=True)
-    result = thrifty.compress(recipe={"steps": [step]}, out=out, speed=False)
+    result = thrifty.compress(recipe={"steps": step if isinstance(step, list) else [step]}, out=out, speed=False)
     return {"figure": told(words, result["perplexity"]["before"], result["perplexity"]["after"], result["kl"]), "test": test}
 
 

@@ -1,6 +1,8 @@
 """Rounded inputs after `coqmoe`, and recalibrated weights of `q_sam2`, on a model that nothing was tuned on and on the one in the package.
 
-Usage: python bench/vision.py            (writes bench/results/vision.json; what is in bench/build/vision is scored again, not made again)
+Usage: python bench/vision.py [PART ...]        (writes bench/results/vision.json; what is in bench/build/vision is scored again, not made)
+
+Parts: digits_inputs, digits_weights, embedded_weights, embedded_inputs; all of them without a name.
 
 The first is the vision transformer of training/digits, calibrated on images that it was trained on and judged on the 599 that were held
 out: how many it recognises, the relative error of its logits, and the KL divergence of its classes. Every method gets the same images or
@@ -10,13 +12,14 @@ windows; differences are taken image by image or window by window, so an interva
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from judge import BUILD, HERE, Judge, beside, figures, write
+from judge import BUILD, HERE, RESULTS, Judge, beside, figures, write
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -32,7 +35,7 @@ from thrifty.pipeline.run import run
 
 HOME = BUILD / "vision"
 DIGITS = HERE / "models" / "digits-vit"
-WIDTHS = {"8 and 8 bits": (8, 0, 8), "4 and 8 bits": (4, 32, 8), "4 and 4 bits": (4, 32, 4)}
+WIDTHS = {"8 and 8 bits": (8, 0, 8), "8 and 4 bits": (8, 0, 4), "4 and 8 bits": (4, 32, 8), "4 and 4 bits": (4, 32, 4)}
 """Weights and inputs: bits of weights, inputs that share a scale of theirs, bits of inputs."""
 REWRITES: dict[str, list[Any]] = {
     "as it is": [],
@@ -121,15 +124,17 @@ def made(judge: Images | Windows, name: str, steps: list[Any], samples: int) -> 
     return out
 
 
-def inputs(judge: Images | Windows, samples: int, rules: Iterable[str]) -> list[dict]:
+def inputs(judge: Images | Windows, samples: int, rules: Iterable[str], widths: Iterable[str], rewrites: Iterable[str]) -> list[dict]:
     """Inputs on one fixed grid a matrix, after each rewrite."""
     rows = []
     for rule in rules:
-        for width, (bits, group_size, activation) in WIDTHS.items():
+        for width in widths:
+            bits, group_size, activation = WIDTHS[width]
             grid = {"bits": bits, "group_size": group_size, "activation": {"static": {"bits": activation, "rule": rule}}}
             found = {
                 name: judge.scores(made(judge, f"{rule} {width} {name}", [*steps, {"rtn": grid}], samples))
                 for name, steps in REWRITES.items()
+                if name in rewrites
             }
             differences = {name: judge.beside(scores, found["as it is"]) for name, scores in found.items() if name != "as it is"}
             results = {name: judge.figures(scores) for name, scores in found.items()}
@@ -137,28 +142,30 @@ def inputs(judge: Images | Windows, samples: int, rules: Iterable[str]) -> list[
     return rows
 
 
-def weights(judge: Images | Windows, samples: int, group_sizes: Iterable[int]) -> list[dict]:
-    """Weights of 2 to 4 bits on grids of their whole range, by each solver."""
+def weights(judge: Images | Windows, samples: int, group_size: int, widths: Iterable[int], solvers: Iterable[str]) -> list[dict]:
+    """Weights of few bits on grids of their whole range, by each solver."""
     rows = []
-    for group_size in group_sizes:
-        for bits in (2, 3, 4):
-            into = {"int": {"bits": bits, "group_size": group_size, "range": "minmax"}}
-            folders = {
-                name: made(judge, f"{bits} bits {group_size} {samples} {name}", [{"solve": {"by": by, "into": into}}], samples)
-                for name, (by, _) in SOLVERS.items()
+    for bits in widths:
+        into = {"int": {"bits": bits, "group_size": group_size, "range": "minmax"}}
+        folders = {
+            name: made(judge, f"{bits} bits {group_size} {samples} {name}", [{"solve": {"by": by, "into": into}}], samples)
+            for name, (by, _) in SOLVERS.items()
+            if name in solvers
+        }
+        found = {name: judge.scores(folder) for name, folder in folders.items()}
+        rows.append(
+            {
+                "bits": bits,
+                "group_size": group_size,
+                "calibration": samples,
+                "results": {name: {**judge.figures(scores), **changed(folders[name])} for name, scores in found.items()},
+                "differences": {
+                    f"{name} minus {plain}": judge.beside(found[name], found[plain])
+                    for name, (_, plain) in SOLVERS.items()
+                    if plain and name in solvers
+                },
             }
-            found = {name: judge.scores(folder) for name, folder in folders.items()}
-            rows.append(
-                {
-                    "bits": bits,
-                    "group_size": group_size,
-                    "calibration": samples,
-                    "results": {name: {**judge.figures(scores), **changed(folders[name])} for name, scores in found.items()},
-                    "differences": {
-                        f"{name} minus {plain}": judge.beside(found[name], found[plain]) for name, (_, plain) in SOLVERS.items() if plain
-                    },
-                }
-            )
+        )
     return rows
 
 
@@ -195,21 +202,38 @@ def attention(judge: Images) -> dict[str, dict]:
     return {**{name: judge.figures(scores) for name, scores in found.items()}, "difference": judge.beside(first, second)}
 
 
+def digits_inputs() -> dict:
+    images = Images()
+    few = ("8 and 4 bits", "4 and 4 bits")
+    rows = [*inputs(images, 384, ("mse",), few, REWRITES), *inputs(images, 384, ("min_max",), WIDTHS, REWRITES)]
+    return {"images": int(images.rows["evaluation"].rows), "rows": rows, "attention": attention(images)}
+
+
+def digits_weights() -> dict:
+    images = Images()
+    rows = [row for samples in (384, 16) for row in weights(images, samples, 0, (2, 3, 4), SOLVERS)]
+    return {"images": int(images.rows["evaluation"].rows), "rows": rows}
+
+
+def embedded_weights() -> dict:
+    windows = Windows(windows=32, tokens=256)
+    return {**windows.describe(), "rows": weights(windows, 32, 32, (2, 3), ("round", "q_sam2 and round"))}
+
+
+def embedded_inputs() -> dict:
+    windows = Windows(windows=32, tokens=256)
+    rows = inputs(windows, 32, ("mse",), ("8 and 4 bits", "8 and 8 bits"), ("as it is", "coqmoe"))
+    return {**windows.describe(), "rows": rows}
+
+
+PARTS = {part.__name__: part for part in (digits_inputs, digits_weights, embedded_weights, embedded_inputs)}
+
+
 def main() -> None:
-    images, windows = Images(), Windows(windows=32, tokens=256)
-    found = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "images": int(images.rows["evaluation"].rows),
-        "windows": windows.describe(),
-        "digits": {
-            "inputs": inputs(images, 384, ("min_max", "mse")),
-            "weights": [*weights(images, 384, (0, 32)), *weights(images, 16, (0,))],
-            "attention": attention(images),
-        },
-        "embedded": {"inputs": inputs(windows, 32, ("mse",)), "weights": weights(windows, 32, (32,))},
-    }
-    write("vision.json", found)
+    for name in sys.argv[1:] or PARTS:
+        part = {**PARTS[name](), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
+        path = RESULTS / "vision.json"
+        write("vision.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
 
 
 if __name__ == "__main__":

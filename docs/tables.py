@@ -97,6 +97,28 @@ def activations() -> str:
     return table(["weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
 
 
+def rotations() -> str:
+    """What rotations change at few bits, paired with the same weights without one."""
+    found = _read("rotations.json")
+    rows = []
+    for row in found["rows"]:
+        beside = row.get("minus none")
+        paired = [_interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
+        rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
+    before, windows = found["rows"][0]["perplexity_before"]["value"], found["evaluation"]
+    head = ["weights", "rotation", "perplexity", "KL divergence", "perplexity, minus none", "KL, minus none"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+
+
+def hadamard() -> str:
+    """The fast transform beside a copy."""
+    rows = [
+        [f"{row['width']:,}", f"{1e6 * row['copy']:.0f} us", f"{1e6 * row['transform']:.0f} us", f"{row['share']:.1%}"]
+        for row in _read("hadamard.json")["rows"]
+    ]
+    return _table(["width", "copy", "transform", "copy / transform"], rows)
+
+
 def cost() -> str:
     """Seconds, peak memory and ratios of each request."""
     rows = []
@@ -301,6 +323,24 @@ def lowest_bits() -> str:
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
 
 
+def low_bit() -> str:
+    """Every way to fewer bits, with what it takes and loses."""
+    found = sorted(_read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
+    rows = [
+        [
+            row["name"],
+            f"{row['bits']:.3f}",
+            f"{row['perplexity']['value']:.3f}",
+            _interval(row["kl"], 4),
+            f"{row['calibration_windows']}",
+            row.get("taken from", "").removesuffix(".json"),
+        ]
+        for row in found
+    ]
+    head = ["what", "bits per weight", "perplexity", "KL divergence", "calibration windows", "taken from"]
+    return f"{_table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
+
+
 def on_cuda() -> str:
     """The same run on the processor and on a CUDA device, and on one with little memory."""
     found = read("on_cuda.json")
@@ -405,7 +445,10 @@ TABLES = {
     "versions": versions,
     "number formats": number_formats,
     "lowest bits": lowest_bits,
+    "low bit": low_bit,
     "activations": activations,
+    "rotations": rotations,
+    "hadamard": hadamard,
     "quantization aware": quantization_aware,
     "on cuda": on_cuda,
     "solvers": solvers,

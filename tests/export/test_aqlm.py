@@ -109,7 +109,7 @@ def test_what_the_layout_does_not_have(tmp_path: Path) -> None:
     posits = made(tmp_path / "posits", model, {"posit": {"bits": 6}}, "llama")
     with pytest.raises(InputError, match="is not held as additive codebooks"):
         api.export(posits, "aqlm", tmp_path / "aqlm")
-    transposed = made(tmp_path / "gpt2", tiny("gpt2", tmp_path / "conv"), {"additive": {"codebooks": 1, "bits": 2}}, "gpt2", "*.0.*c_proj")
+    transposed = made(tmp_path / "gpt2", tiny("gpt2", tmp_path / "conv"), {"additive": {"codebooks": 1, "bits": 4}}, "gpt2", "*.0.*c_proj")
     with pytest.raises(InputError, match="no plain linear layers"):
         api.export(transposed, "aqlm", tmp_path / "aqlm")
     assert not (tmp_path / "aqlm").exists()

@@ -123,6 +123,14 @@ def test_sizes_are_those_of_the_plan_and_of_the_file(steps: list[dict[str, Any]]
     assert rest + found["bits_per_weight"] * weights / 8 == pytest.approx(size, rel=0.01)
 
 
+def test_less_than_the_container_has_is_stored_dense_and_said(tmp_path: Path) -> None:
+    """A bit for 16 weights: a reader would take it for a header that asks for too much memory."""
+    steps = [{**into({"additive": {"codebooks": 1, "bits": 1, "group_size": 16, "beam": 1}}), "only": "*layers.0*down_proj"}]
+    found = made(tiny("llama", tmp_path / "model"), steps, inputs("llama", 2, 24), tmp_path / "out")
+    assert any("no matrices of less than 0.5 bits a weight" in said for said in found["warnings"])
+    assert plain(tmp_path / "out").num_parameters() > 0
+
+
 def test_the_request_and_the_card_name_it(tmp_path: Path) -> None:
     found = made(tiny("gpt2", tmp_path / "model"), RECIPES["posit"], inputs("gpt2", 2, 24), tmp_path / "out")
     assert found["request"]["format"] == "thrifty"  # what `repeat` hands to `compress`

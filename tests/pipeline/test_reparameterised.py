@@ -88,6 +88,15 @@ def test_readers_compute_what_the_walk_does(architecture: str, order: str, tmp_p
     assert 0 < float((found - original).square().sum() / original.square().sum()) < 0.5
 
 
+def test_where_no_inputs_are_rounded_the_plan_says_that_nothing_changes(tmp_path: Path) -> None:
+    anatomy = open_model(tiny("vit", tmp_path / "model")).anatomy
+    linears = [linear.path for linear in anatomy.linears]
+    for activation, count in ((None, 1), (Static(), 0)):
+        methods = (CoQMoE(), RTN(8, 0, activation=activation))
+        said = Work.of([Step(method.name, dict.fromkeys(linears, method)) for method in methods]).idle(anatomy)
+        assert len(said) == count and all("coqmoe changes nothing" in words for words in said)
+
+
 def test_rounding_the_norm_costs_the_function_nothing(tmp_path: Path) -> None:
     """In bfloat16 the stored gain and bias decide what the consumers undo; what they add to their own biases is all that is rounded."""
     source = open_model(tiny("vit", tmp_path / "model", dtype=torch.bfloat16))

@@ -40,11 +40,11 @@ class Spectrum:
         """W G (G + ridge I)^-1; W P for a ridge of 0."""
         return ((weight.to(torch.float64) @ self.vectors * self.kept(ridge)) @ self.vectors.T).to(weight.dtype)
 
-    def lost(self, weight: Float[Tensor, "out in"], ridge: float) -> float:
-        """The expected share of the output's energy that `shrink` loses on inputs that were not seen.
+    def lost(self, weight: Float[Tensor, "out in"], ridge: float) -> tuple[float, float]:
+        """The share of the output's energy that `shrink` loses on the inputs that were seen, and the one expected on others.
 
-        By generalized cross-validation (Golub, Heath and Wahba 1979): the share lost on the inputs that were seen, over the squared share
-        of their degrees of freedom that the estimate did not use up. It takes the tokens to be independent.
+        The second by generalized cross-validation (Golub, Heath and Wahba 1979): the first over the squared share of the degrees of freedom
+        that the estimate did not use up. It takes the tokens to be independent.
         """
         spoken = self.energies > 0
         energies = self.energies[spoken]
@@ -53,7 +53,8 @@ class Spectrum:
         # At a ridge of 0 nothing is lost of what was seen, and nothing may be free: the limit of small ridges is meant.
         least = max(ridge * float(self.energies.mean()), 1e-9 * float(energies.max())) if len(energies) else 0.0
         if total == 0:
-            return 0.0
+            return 0.0, 0.0
         gone = least / (energies + least)
         free = (max(0, self.tokens - len(energies)) + float(gone.sum())) / max(self.tokens, 1)
-        return float((outputs * energies * gone.square()).sum()) / total / min(free, 1.0) ** 2
+        seen = float((outputs * energies * gone.square()).sum()) / total
+        return seen, seen / min(free, 1.0) ** 2

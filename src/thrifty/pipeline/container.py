@@ -17,7 +17,7 @@ from thrifty.base.records import Encoded
 from thrifty.core.activations import Rounding
 from thrifty.export.container import METHOD, Held, Parts, container_config, estimate, layout_of, layouts, names_of
 from thrifty.export.container.folder import Matrix
-from thrifty.export.container.layout import layout_from_json, name_of_part
+from thrifty.export.container.layout import WEIGHTS_PER_BYTE, layout_from_json, name_of_part
 from thrifty.models import Source
 from thrifty.pipeline.packing import Packing, outline_of, said_of
 from thrifty.pipeline.steps import Work
@@ -116,6 +116,8 @@ def _scheme(outline: Encoded, kept: float, dtype: torch.dtype) -> Outlook | str:
         nbytes = estimate(replace(outline, tensors={"values": torch.empty(outline.shape, dtype=dtype, device="meta")}), kept)
         return Outlook(True, nbytes, dtype) if nbytes < plain else ""
     whole, masked = estimate(outline), estimate(outline, kept)
+    if outline.shape[0] * outline.shape[1] > WEIGHTS_PER_BYTE * min(whole, masked):
+        return f"the container has no matrices of less than {8 / WEIGHTS_PER_BYTE} bits a weight"
     return Outlook(masked < whole, min(whole, masked), dtype)
 
 

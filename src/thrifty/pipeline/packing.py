@@ -218,7 +218,7 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
     if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
     if outline.layout == "additive":
-        return "no public format is written for codebooks"
+        return "codebooks lie in our container only (--format thrifty), from which they are exported to AQLM's layout"
     if outline.layout == "k_quant":
         return "blocks of llama.cpp go through our container into GGUF (--format thrifty, then export --to gguf)"
     if linear.storage == "conv1d":

@@ -152,6 +152,12 @@ class Work:
         """A sentence for each step that rewrites nothing, for want of a space that suits it."""
         said = []
         for position, chosen in enumerate(self.transforms, 1):
+            idle = [method for method in chosen.values() if method.for_rounded_inputs]
+            if idle and not any(self.activation(path) is not None for path in chosen):
+                said.append(
+                    f"{idle[0].name} changes nothing: no step rounds the inputs of the linears chosen for it; give one an `activation`"
+                )
+                continue
             spaces = [space for block in anatomy.blocks for space in block.spaces]
             if not any((found := self.transform_for(position - 1, space)) is not None and found.suits(space) for space in spaces):
                 method = next(iter(chosen.values()))

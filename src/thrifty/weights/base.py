@@ -149,6 +149,8 @@ class Transform(Method, ABC):
     family: ClassVar[str] = "weights.transform"
     wants: ClassVar[str] = "a norm or a matrix before them that takes on a scale"
     """What a space must have for this, in words."""
+    for_rounded_inputs: ClassVar[bool] = False
+    """Whether this is of use only where inputs are rounded."""
 
     def suits(self, space: Space) -> bool:
         """Whether what this does to a space can be taken on by its producers and undone by its consumers."""

@@ -3,8 +3,9 @@
     W' = W G (G + r d I)^-1,   d = tr(G) / in,   then V by a solver from W', judged against W:  tr((W - V) G (W - V)^T)
 
 W' is the matrix of least norm whose outputs on the calibration inputs stay (r = 0) or hardly change. Each ridge r is tried whose loss of
-the float model, expected on inputs that were not seen, is within `bound`; the one with the least loss after rounding is taken, or W itself
-where none is better. The more of the space the inputs leave out, the more is gained; where they fill it, r alone decides.
+the float model, expected on inputs that were not seen, is within `bound`. The one is taken with the least loss after rounding, what unseen
+inputs are expected to lose more of the float model added; or W itself where none is better. The more of the space the inputs leave out,
+the more is gained; where they fill it, r alone decides.
 Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782, its calibration for post-training quantization;
 the guard is ours.
 """
@@ -47,18 +48,19 @@ class QSAM2(Solver):
         self.by.accepts(target)
 
     def solve(self, problem: Problem, target: Target) -> Solution:
-        best, chosen, lost = self.by.solve(problem, target), None, 0.0
-        if problem.tokens:
-            spectrum = Spectrum.of(problem.gram, problem.tokens)
-            for ridge in self.ridges:
-                expected = spectrum.lost(problem.weight, ridge)
-                if expected > self.bound:
-                    continue
-                found = self.by.solve(replace(problem, weight=spectrum.shrink(problem.weight, ridge)), target)
-                loss = row_forms(problem.weight - found.values, problem.gram).clamp_min(0)
-                found = replace(found, row_loss=loss, column_loss=None)
-                if found.loss < best.loss:
-                    best, chosen, lost = found, ridge, expected
-        if chosen is None:
-            return best
-        return replace(best, details={**best.details, "ridge": chosen, "float_error": lost})
+        plain = self.by.solve(problem, target)
+        if not problem.tokens:
+            return plain
+        best, least = plain, plain.loss
+        spectrum, energy = Spectrum.of(problem.gram, problem.tokens), float(row_forms(problem.weight, problem.gram).sum())
+        for ridge in self.ridges:
+            seen, expected = spectrum.lost(problem.weight, ridge)
+            if expected > self.bound:
+                continue
+            found = self.by.solve(replace(problem, weight=spectrum.shrink(problem.weight, ridge)), target)
+            loss = row_forms(problem.weight - found.values, problem.gram).clamp_min(0)
+            total = float(loss.sum()) + (expected - seen) * energy
+            if total < least:
+                details = {**found.details, "ridge": ridge, "float_error": expected}
+                best, least = replace(found, row_loss=loss, column_loss=None, details=details), total
+        return best

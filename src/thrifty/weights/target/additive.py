@@ -7,7 +7,8 @@
 The last two are the codebooks, in float16, and the scales, in bfloat16. A small matrix has few weights to share its codebooks: for one of
 256 x 256, two of 2^8 entries cost a bit a weight, and {codebooks: 4, bits: 4} with groups of 8 loses less at the same total. Codebooks
 are found by k-means on what the ones before left, each input weighed by its importance, and codes by beam search; `aqlm` goes on from there
-against the Gram matrix. No public container is written for them: the result is stored dense and marked `simulated`, at the rate above.
+against the Gram matrix. `--format thrifty` stores them at the rate above, and `thrifty export --to aqlm` takes them from there into
+the layout that the package aqlm and vLLM run; otherwise the result is stored dense and marked `simulated`.
 Source: Egiazarian, Panferov, Kuznedelev, Frantar, Babenko and Alistarh (2024), arXiv 2401.06118; for diffusion models, with groups of a
 kernel's size: AQUATIC-Diff (2025), arXiv 2506.05960.
 """

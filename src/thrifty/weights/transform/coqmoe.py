@@ -39,6 +39,7 @@ class CoQMoE(Transform):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"range"})
     wants: ClassVar[str] = "a norm before them that takes on a scale"
+    for_rounded_inputs: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
 
