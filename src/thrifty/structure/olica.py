@@ -7,7 +7,8 @@
 
 Query heads that share a value head share D, which is found for all of them together, and keep their own O'. `decomposition: fast` is the
 published one: D is orthonormal, from the SVD of O alone, then channels go by their norms; inputs are whitened by their sizes only.
-`decomposition: product` (ours) takes the best D for O and the values together and fits O' over all heads. `patch: published` truncates the
+`decomposition: product` (ours) takes the best D for O and the values together and fits O' over all heads: less is lost on the calibration
+rows, which must be many for that to hold elsewhere. `patch: published` truncates the
 ridge fit by a plain SVD with channel weights; `patch: regression` (ours) is the best patch of its rank. The paper patches the few MLPs that
 are most linear; here every block but the last gets one. The budget counts every parameter of the model, the patches too.
 """
@@ -48,8 +49,8 @@ class Olica(Rebuilder):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     qk_to_vo: Annotated[float, Field(gt=0)] = 3.0
-    decomposition: Literal["product", "fast"] = "product"
-    patch: Literal["regression", "published", "none"] = "regression"
+    decomposition: Literal["fast", "product"] = "fast"
+    patch: Literal["published", "regression", "none"] = "published"
     patch_share: Annotated[float, Field(gt=0, le=0.5)] = 0.03
     damp: Annotated[float, Field(gt=0)] = 0.5
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 8
