@@ -257,7 +257,7 @@ def test_repeat_and_export_tell_what_they_made(small: Small, tmp_path: Path) -> 
     assert "blocks (2)" in said.err
     said = say("export", small.first, "--to", "dense", "--out", tmp_path / "dense", "--json")
     assert said.code == 0 and said.json["out"] == str(tmp_path / "dense") and (tmp_path / "dense" / "config.json").is_file()
-    assert "model-dense" not in say("export", "--help").out and "dense or gguf" in say("export", "--help").out
+    assert "model-dense" not in say("export", "--help").out and "dense, gguf, thrifty or aqlm" in say("export", "--help").out
 
 
 # -- the gate ---------------------------------------------------------------------------------------------------------------

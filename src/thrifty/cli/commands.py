@@ -176,7 +176,7 @@ def compare(
 
 def export(
     folder: Folder,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="dense or gguf.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="dense, gguf, thrifty or aqlm.")],
     out: NewOut = None,
     json: Json = False,
 ) -> None:

@@ -1,0 +1,82 @@
+"""The tables of what was measured on the digits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from result_files import interval, read, table
+
+
+def one_grid() -> str:
+    """Inputs on one grid after each rewrite."""
+    found = read("vision.json")
+    rows = [
+        [
+            row["weights and inputs"],
+            f"`{row['range']}`",
+            name,
+            f"{scores['accuracy']['value']:.2%}",
+            f"{scores['relative_error']['value']:.3%}",
+            _beside(row["minus as it is"].get(name), "relative_error_difference", 5),
+            _beside(row["minus as it is"].get(name), "accuracy_difference", 4),
+        ]
+        for row in found["digits_inputs"]["rows"]
+        for name, scores in row["results"].items()
+    ]
+    head = ["digits: weights and inputs", "range", "inputs", "recognised", "relative error", "difference", "of recognised"]
+    before = found["digits_inputs"]["rows"][0]["results"]["as it is"]["accuracy_before"]["value"]
+    parts = [table(head, rows), f"The original recognises {before:.2%} of the {found['digits_inputs']['images']} images."]
+    if "embedded_inputs" in found:
+        rows = [
+            [row["weights and inputs"], name, *_quality(scores), _beside(row["minus as it is"].get(name), "kl_difference", 5)]
+            for row in found["embedded_inputs"]["rows"]
+            for name, scores in row["results"].items()
+        ]
+        parts.append(table(["embedded: weights and inputs", "inputs", "perplexity", "KL divergence", "difference"], rows))
+    return "\n\n".join(parts)
+
+
+def attention_probabilities() -> str:
+    """What rounding probabilities of attention costs the digits."""
+    found = read("vision.json")["digits_inputs"]["attention"]
+    rows = [
+        [name, f"{scores['accuracy']['value']:.2%}", f"{scores['relative_error']['value']:.3%}"]
+        for name, scores in found.items()
+        if name != "difference"
+    ]
+    said = f"The first minus the second: relative error {interval(found['difference']['relative_error_difference'], 5)}."
+    return f"{table(['4 bits', 'recognised', 'relative error'], rows)}\n\n{said}"
+
+
+def recalibrated() -> str:
+    """Solvers with and without recalibration."""
+    found = read("vision.json")
+    rows = []
+    for row in found["digits_weights"]["rows"]:
+        for name, scores in row["results"].items():
+            pair = next((pair for words, pair in row["differences"].items() if words.startswith(f"{name} minus")), None)
+            changed = f"{scores['recalibrated']} of {scores['matrices']}"
+            quality = [f"{scores['accuracy']['value']:.2%}", f"{scores['relative_error']['value']:.3%}"]
+            difference = _beside(pair, "relative_error_difference", 5)
+            rows.append([f"{row['bits']} bits", str(row["calibration"]), f"`{name}`", changed, *quality, difference])
+    head = ["digits: a scale a row", "images", "solver", "recalibrated", "recognised", "relative error", "difference"]
+    parts = [table(head, rows)]
+    if "embedded_weights" in found:
+        rows = []
+        for row in found["embedded_weights"]["rows"]:
+            for name, scores in row["results"].items():
+                pair = next((pair for words, pair in row["differences"].items() if words.startswith(f"{name} minus")), None)
+                changed = f"{scores['recalibrated']} of {scores['matrices']}"
+                rows.append([f"{row['bits']} bits", f"`{name}`", changed, *_quality(scores), _beside(pair, "kl_difference", 4)])
+        parts.append(table(["embedded: groups of 32", "solver", "recalibrated", "perplexity", "KL divergence", "difference"], rows))
+    return "\n\n".join(parts)
+
+
+def _quality(scores: dict[str, Any]) -> list[str]:
+    """Perplexity and divergence in two cells."""
+    return [f"{scores['perplexity']['value']:.3f}", f"{scores['kl']['value']:.4f}"]
+
+
+def _beside(pair: dict[str, Any] | None, metric: str, digits: int) -> str:
+    """A difference with its interval; nothing for what others are beside."""
+    return "" if pair is None else interval(pair[metric], digits)
