@@ -75,6 +75,7 @@ def _compared(part: dict[str, Any], error: str, quality: str) -> str:
         for name, case in cases.items()
         for pair, found in case["differences"].items()
     ]
+    rows, pairs = ([[cell.replace("|", "\\|") for cell in row] for row in found] for found in (rows, pairs))
     return "\n\n".join([table(["what goes", "by", quality, words], rows), table(["what goes", "paired", words], pairs)])
 
 
