@@ -128,6 +128,7 @@ def digits() -> Iterator[dict]:
         "dgmr, refitted": {"dgmr": {}},
         "dgmr weighted, refitted": {"dgmr": {"by": "weighted"}},
         "dgmr by activations, refitted": {"dgmr": {"by": "activations"}},
+        "dgmr by outputs, refitted": {"dgmr": {"by": "outputs"}},
     }
     others = ("norms, refitted", "draw, refitted")
     pairs = {"dgmr": ("norms", "draw"), **dict.fromkeys(list(steps)[5:], others)}
@@ -225,11 +226,15 @@ def language() -> Iterator[dict]:
     for ratio in (0.2, 0.33):
         runs = _language_steps(judged, ratio)
         both = {name: judged.scored(*steps) for name, steps in runs.items()}
+        most = (1 - ratio + 0.01) * judged.judge.source.anatomy.parameters
+        left_out = {name: pair[1] for name, pair in both.items() if pair[1] > most}  # larger than what they would be held beside
+        runs, both = ({name: item for name, item in kept.items() if name not in left_out} for kept in (runs, both))
         scores = {name: pair[0] for name, pair in both.items()}
         others = tuple(name for name in runs if not name.startswith("olica"))
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
         key = f"{ratio:.0%} of the parameters"
         found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
+        found[key] |= {"too large to compare": left_out} if left_out else {}
         yield found
 
 
@@ -240,11 +245,12 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
     size = {linear.role: linear.out_features * linear.in_features for linear in first.linears}
     attention, neurons = (sum(size[role] for role in roles) for roles in (("q", "k", "v", "o"), ("gate", "up", "down")))
     wanted = ratio * anatomy.parameters / len(anatomy.blocks)
-    heads = 0.25 if ratio <= 0.25 else 0.5
+    heads = 0.5  # a Llama of this width can have 8 heads or 4, and none between
+    best = {"decomposition": "product", "patch": "regression"}
     runs: dict[str, tuple[Mapping[str, Any], ...]] = {
-        "olica": ({"olica": {"ratio": ratio}},),
-        "olica without patch": ({"olica": {"ratio": ratio, "patch": "none"}},),
-        "olica as published": ({"olica": {"ratio": ratio, "decomposition": "fast", "patch": "published"}},),
+        "olica": ({"olica": {"ratio": ratio, **best}},),
+        "olica without patch": ({"olica": {"ratio": ratio, **best, "patch": "none"}},),
+        "olica as published": ({"olica": {"ratio": ratio}},),
         "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
     }
     for name in ("flap", "magnitude_units"):

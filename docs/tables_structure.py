@@ -46,4 +46,43 @@ def torch_pruning() -> str:
     return table(["model", "neurons that stay", "are", "thrifty", "Torch-Pruning", "time, thrifty / peer"], rows)
 
 
-TABLES = {"chain": chain, "torch-pruning": torch_pruning}
+def chosen_digits() -> str:
+    """Neurons of a vision transformer by every way of choosing."""
+    return _compared(read("structure_methods.json")["digits"], "relative_error", "accuracy")
+
+
+def chosen_states() -> str:
+    """Decays, places of the state and projections of a small Mamba."""
+    return _compared(read("structure_methods.json")["states"], "kl", "perplexity")
+
+
+def chosen_language() -> str:
+    """Ways to the same number of parameters of the model inside the package."""
+    return _compared(read("structure_methods.json")["language"], "kl", "perplexity")
+
+
+def _compared(part: dict[str, Any], error: str, quality: str) -> str:
+    """What each case loses, and what it loses more or less than another."""
+    words = {"kl": "KL divergence", "relative_error": "relative error of the logits"}[error]
+    cases = {name: case for name, case in part.items() if isinstance(case, dict) and "results" in case}
+    rows = [
+        [name, method, f"{found[quality]['value']:.3f}", f"{found[error]['value']:.4f}"]
+        for name, case in cases.items()
+        for method, found in case["results"].items()
+    ]
+    pairs = [
+        [name, pair, interval(found[f"{error}_difference"], 4)]
+        for name, case in cases.items()
+        for pair, found in case["differences"].items()
+    ]
+    rows, pairs = ([[cell.replace("|", "\\|") for cell in row] for row in found] for found in (rows, pairs))
+    return "\n\n".join([table(["what goes", "by", quality, words], rows), table(["what goes", "paired", words], pairs)])
+
+
+TABLES = {
+    "chain": chain,
+    "torch-pruning": torch_pruning,
+    "chosen digits": chosen_digits,
+    "chosen states": chosen_states,
+    "chosen language": chosen_language,
+}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.weights.problems import draw
-from thrifty.core.selection import absorb, pivots
+from thrifty.core.selection import absorb, best_readable, pivots
 
 
 def gram_schmidt(rows: torch.Tensor, kept: int) -> list[int]:
@@ -71,6 +71,27 @@ def test_vectors_of_no_length_come_last():
     rows[[0, 3]] = 0
     assert set(pivots(rows @ rows.T, 8).tolist()[-2:]) == {0, 3}
     assert sorted(pivots(torch.zeros(4, 4), 3).tolist()) == [0, 1, 2]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_every_pick_is_the_one_with_which_the_fit_gains_most(seed, kept):
+    """By solving the least-squares problem anew for every candidate."""
+    hidden, weight = draw(seed, 40, 9).relu(), draw(seed + 1, 4, 9)
+    wanted, picked = hidden @ weight.T, []
+    for _ in range(kept):
+        left = {}
+        for index in set(range(9)) - set(picked):
+            design = hidden[:, [*picked, index]]
+            left[index] = float((design @ torch.linalg.lstsq(design, wanted).solution - wanted).square().sum())
+        picked.append(min(left, key=left.get))
+    assert best_readable(weight, hidden.T @ hidden / 40, kept).tolist() == picked
+
+
+def test_channels_that_tell_nothing_more_follow_by_their_energy():
+    hidden = draw(5, 30, 3)
+    doubled = torch.cat([hidden, 2 * hidden, torch.zeros(30, 1)], 1)
+    picks = best_readable(draw(6, 2, 7), doubled.T @ doubled / 30, 7).tolist()
+    assert sorted(picks) == list(range(7)) and {index % 3 for index in picks[:3]} == {0, 1, 2} and picks[-1] == 6
 
 
 @given(st.integers(0, 10_000), st.integers(1, 11))

@@ -98,6 +98,9 @@ def test_patches_are_ordered_on_what_they_were_fitted_to(source_of):
             assert wide.shape == (64, 6) and narrow.shape == (6, 64)
             found = found + read["mlp.input"] @ narrow.T @ wide.T
         lost[kind] = float((modules[f"{path}.down_proj"](hidden) - found).square().sum())
+        said, whole = made.lost[f"{path}.down_proj"]
+        assert whole == pytest.approx(float(modules[f"{path}.down_proj"](hidden).square().sum()) / len(hidden), rel=1e-3)
+    assert said == pytest.approx(lost["none"] / len(hidden), rel=1e-3)
     assert lost["regression"] < lost["none"] and lost["regression"] < lost["published"]
 
 
@@ -106,6 +109,7 @@ def test_transformers_loads_the_result_and_computes_what_the_walk_has_seen(name,
     certificate = compressed(folder_of(name), name, tmp_path / "out", {"olica": {"ratio": 0.3, "patch_share": 0.1, **settings}})
     counts = certificate["structure"]["parameters"]
     assert counts["after"] < counts["before"]
+    assert all(0 < layer["relative_error"] < 1 and 0 < layer["sparsity"] < 1 for layer in certificate["layers"])
 
 
 def test_what_it_cannot_take_is_refused(source_of):

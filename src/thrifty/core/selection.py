@@ -51,6 +51,33 @@ def _round(products: Float[Tensor, "count count"], left: Float[Tensor, "count"],
     return picked
 
 
+def best_readable(weight: Float[Tensor, "out count"], gram: Float[Tensor, "count count"], kept: int) -> Int[Tensor, "kept"]:
+    """`kept` channels h_i, picked one after the other, each the one with which the least-squares fit of W h gains most.
+
+    gram: mean of h h^T. With S what the picks do not tell of the channels yet, pick i gains ||W S_i||^2 / S_ii. Channels that gain nothing
+    follow by their energy.
+    """
+    products, wide = gram.to(torch.float64), weight.to(torch.float64)
+    left, reached = products.diagonal().clamp_min(0).clone(), wide @ products
+    nothing = float(left.max()) * len(left) * torch.finfo(torch.float64).eps
+    factor = torch.zeros(kept, len(left), dtype=torch.float64)
+    picked: list[int] = []
+    while len(picked) < kept:
+        gain = torch.where(left > nothing, reached.square().sum(0) / left.clamp_min(nothing or 1.0), 0.0)
+        gain[picked] = -1.0
+        best = int(gain.argmax())
+        if float(gain[best]) <= 0:
+            rest = products.diagonal().clone()
+            rest[picked] = -1.0
+            return torch.cat([torch.tensor(picked, dtype=torch.long), rest.argsort(descending=True, stable=True)[: kept - len(picked)]])
+        row = (products[best] - factor[: len(picked), best] @ factor[: len(picked)]) / left[best].sqrt()
+        reached -= torch.outer(wide @ row, row)
+        left -= row.square()
+        factor[len(picked)] = row
+        picked.append(best)
+    return torch.tensor(picked, dtype=torch.long)
+
+
 def absorb(
     weight: Float[Tensor, "out count"],
     gram: Float[Tensor, "count count"],

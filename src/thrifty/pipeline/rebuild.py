@@ -165,14 +165,14 @@ class RebuildWalk(ReshapeWalk):
     def _errors(self, view: CutView, linear: Linear, seen: Seen) -> tuple[float, float]:
         """(error, as a share of the output's energy); inputs count alike where none were seen."""
         made = self.rebuilt.matrices[linear.path]
-        gram = gram_of(view.block, linear.path, seen)
-        if not isinstance(made, tuple):
-            return 0.0, 0.0
-        if gram is None:
-            gram = torch.eye(linear.in_features)
-        weight = view.read(linear.path)
-        size = float(row_forms(weight, gram).sum())
-        error = float(row_forms(weight - made[0] @ made[1], gram).clamp_min(0).sum())
+        if isinstance(made, tuple):
+            gram = gram_of(view.block, linear.path, seen)
+            gram = torch.eye(linear.in_features) if gram is None else gram
+            weight = view.read(linear.path)
+            size = float(row_forms(weight, gram).sum())
+            error = float(row_forms(weight - made[0] @ made[1], gram).clamp_min(0).sum())
+        else:
+            error, size = self.rebuilt.lost[linear.path]
         return error, error / size if size > 0 else 0.0
 
 

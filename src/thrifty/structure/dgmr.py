@@ -4,8 +4,9 @@
 
 w_i is everything that writes neuron i: its row, for a gated MLP that of the gate and that of the values side by side. Once the picks span
 everything, the next round begins with the full rows of the rest. Among neurons that are nearly the same one stays, where a choice by norm
-would keep all of them or none. The picks look at weights alone; `by: activations` picks among what the neurons put out on calibration rows,
-`by: weighted` multiplies each row by the norm of what reads its neuron. `refit` gives the reading matrix the least-squares solution of
+would keep all of them or none. The picks look at weights alone; `by: weighted` multiplies each row by the norm of what reads its neuron,
+`by: activations` picks among what the neurons put out on calibration rows, and `by: outputs` (ours, too) is greedy for what `refit` leaves:
+the next neuron is the one with which the fit gains most. `refit` gives the reading matrix the least-squares solution of
 
     min over W', b of  E || W h - W' h_kept - b ||^2
 
@@ -19,14 +20,14 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from thrifty.base.anatomy import Space, UnitKind, Units
 from thrifty.base.method import Need, Paper
 from thrifty.base.records import Cut
-from thrifty.core.selection import absorb, pivots
+from thrifty.core.selection import absorb, best_readable, pivots
 from thrifty.core.statistics import Statistics
 from thrifty.structure.base import Change, Pruner, Seen, View
 
@@ -45,13 +46,13 @@ class DGMR(Pruner):
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     cut: tuple[UnitKind, ...] = ("neurons",)
-    by: Literal["weights", "weighted", "activations"] = "weights"
+    by: Literal["weights", "weighted", "activations", "outputs"] = "weights"
     refit: bool = True
     damp: Annotated[float, Field(ge=0)] = 1e-4
 
     @property
     def calibrated(self) -> bool:  # type: ignore[override]
-        return self.refit or self.by == "activations"
+        return self.refit or self.by in ("activations", "outputs")
 
     def score(self, view: View, seen: Seen) -> dict[Space, Float[Tensor, "count"]]:
         return {units.space: self._ranks(view, units, seen) for units in view.units}
@@ -60,13 +61,20 @@ class DGMR(Pruner):
         """How many neurons come after each one in the order of the picks; those that are not to stay, 0."""
         kept = self.kept(units)
         score = torch.zeros(units.count)
-        score[pivots(self._products(view, units, seen), kept)] = torch.arange(units.count, units.count - kept, -1, dtype=torch.float32)
+        score[self._picks(view, units, seen, kept)] = torch.arange(units.count, units.count - kept, -1, dtype=torch.float32)
         return score
+
+    def _picks(self, view: View, units: Units, seen: Seen, kept: int) -> Int[Tensor, "kept"]:
+        found = seen.grams.get(units.space.name)
+        readers = [member.linear for member in view.columns(units) if member.linear is not None]
+        if self.by == "outputs" and found is not None and found.tokens:
+            return best_readable(torch.cat([view.read(path) for path in readers]), _gram(found), kept)
+        return pivots(self._products(view, units, seen), kept)
 
     def _products(self, view: View, units: Units, seen: Seen) -> Float[Tensor, "count count"]:
         found = seen.grams.get(units.space.name)
         if self.by == "activations" and found is not None and found.tokens:
-            return found.gram
+            return _gram(found)
         rows = torch.cat([view.values(units, member) for member in view.rows(units)], 1).to(torch.float64)
         if self.by == "weighted":
             rows = rows * view.norms(units, view.columns(units))[:, None]

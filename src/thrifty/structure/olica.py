@@ -7,7 +7,8 @@
 
 Query heads that share a value head share D, which is found for all of them together, and keep their own O'. `decomposition: fast` is the
 published one: D is orthonormal, from the SVD of O alone, then channels go by their norms; inputs are whitened by their sizes only.
-`decomposition: product` (ours) takes the best D for O and the values together and fits O' over all heads. `patch: published` truncates the
+`decomposition: product` (ours) takes the best D for O and the values together and fits O' over all heads: less is lost on the calibration
+rows, which must be many for that to hold elsewhere. `patch: published` truncates the
 ridge fit by a plain SVD with channel weights; `patch: regression` (ours) is the best patch of its rank. The paper patches the few MLPs that
 are most linear; here every block but the last gets one. The budget counts every parameter of the model, the patches too.
 """
@@ -48,8 +49,8 @@ class Olica(Rebuilder):
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     qk_to_vo: Annotated[float, Field(gt=0)] = 3.0
-    decomposition: Literal["product", "fast"] = "product"
-    patch: Literal["regression", "published", "none"] = "regression"
+    decomposition: Literal["fast", "product"] = "fast"
+    patch: Literal["published", "regression", "none"] = "published"
     patch_share: Annotated[float, Field(gt=0, le=0.5)] = 0.03
     damp: Annotated[float, Field(gt=0)] = 0.5
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 8
@@ -112,14 +113,14 @@ class Olica(Rebuilder):
 
     def rebuild(self, view: View, seen: Seen, plan: Plan) -> Rebuilt:
         parts = _Parts.of(view.block)
-        made = _Made(dict(), dict(), dict())
+        made = _Made()
         for linear in (parts.q, parts.k):
             made.matrices[linear.path] = self._factors(view.read(linear.path), plan.forms[linear.path].rank, _gram(view, linear, seen))
         self._cut_values(parts, view, seen, plan, made)
         keep = self._cut_neurons(parts, view, seen, plan, made)
         if parts.module in plan.branches:
             made.branches[parts.module] = self._patch(parts, view, seen, keep, plan.branches[parts.module][1])
-        return Rebuilt(made.matrices, made.biases, made.branches)
+        return Rebuilt(made.matrices, made.biases, made.branches, lost=made.lost)
 
     def _factors(self, weight: Float[Tensor, "out in"], rank: int, gram: Float[Tensor, "in in"]) -> Factors:
         if self.decomposition == "product":
@@ -148,6 +149,9 @@ class Olica(Rebuilder):
         reduction = torch.block_diag(*wide)
         fitted = refit(output, gram, reduction) if self.decomposition == "product" else output @ reduction.T
         made.matrices[parts.o.path] = fitted
+        # Narrower values have no outputs to compare: what both lose is seen behind the second.
+        gone = output - fitted @ reduction
+        made.lost[parts.v.path] = made.lost[parts.o.path] = (float((gone @ gram * gone).sum().clamp_min(0)), float(energy.sum()))
 
     def _mixing(
         self, stacked: Float[Tensor, "out width"], attended: Float[Tensor, "width width"], energy: Float[Tensor, "out"], kept: int
@@ -164,9 +168,17 @@ class Olica(Rebuilder):
         for linear in parts.writers:
             score = score + (view.read(linear.path) * _gram(view, linear, seen).diagonal().sqrt()).norm(dim=1)
         keep = choose(score, plan.forms[parts.reader.path].in_features)
-        made.matrices[parts.reader.path] = view.read(parts.reader.path)[:, keep]
+        gone = torch.ones(parts.neurons, dtype=torch.bool)
+        gone[keep] = False
+        matrix, gram = view.read(parts.reader.path), _gram(view, parts.reader, seen)
+        made.matrices[parts.reader.path] = matrix[:, keep]
+        pairs = ((matrix[:, gone], gram[gone][:, gone]), (matrix, gram))
+        made.lost[parts.reader.path] = tuple(float((part @ within * part).sum()) for part, within in pairs)
         for linear in parts.writers:
-            made.matrices[linear.path] = view.read(linear.path)[keep]
+            matrix = view.read(linear.path)
+            energy = (matrix @ _gram(view, linear, seen) * matrix).sum(1)
+            made.matrices[linear.path] = matrix[keep]
+            made.lost[linear.path] = (float(energy[gone].sum()), float(energy.sum()))
             if linear.bias_source is not None:
                 made.biases[linear.path] = view.bias(linear.path)[keep]
         return keep
@@ -191,9 +203,10 @@ class Olica(Rebuilder):
 
 @dataclass
 class _Made:
-    matrices: dict[str, Tensor | Factors]
-    biases: dict[str, Tensor]
-    branches: dict[str, Factors]
+    matrices: dict[str, Tensor | Factors] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    branches: dict[str, Factors] = field(default_factory=dict)
+    lost: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -76,12 +76,16 @@ class Plan:
 @dataclass(frozen=True)
 class Rebuilt:
     """The values of one block: matrices [out, in] or (up, down) and biases by path of the linear, branches (up, down) by path of the
-    module, other tensors in disk layout by their key. What is planned to change must be here; biases that are not stay as they are."""
+    module, other tensors in disk layout by their key. What is planned to change must be here; biases that are not stay as they are.
+
+    lost: what a linear that stays one matrix loses of the energy that it puts out (the sum of mean squares), and that energy, by its path.
+    """
 
     matrices: Mapping[str, Float[Tensor, "out in"] | Factors] = field(default_factory=dict)
     biases: Mapping[str, Float[Tensor, "out"]] = field(default_factory=dict)
     branches: Mapping[str, Factors] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    lost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
