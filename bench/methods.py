@@ -88,7 +88,7 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 def main() -> None:
     wanted = sys.argv[1:] or list(RUNS)
     found = json.loads(MEASURED.read_text()) if sys.argv[1:] else {}
-    found |= {name: measure(name, *RUNS[name]) for name in wanted if name in RUNS} | trained() | on_digits()
+    found |= {name: measure(name, *RUNS[name]) for name in wanted if name in RUNS} | trained() | on_digits() | of_structure()
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
@@ -136,6 +136,33 @@ def on_digits() -> dict[str, dict[str, str]]:
     }
 
 
+def of_structure() -> dict[str, dict[str, str]]:
+    """The entries of the methods that were measured by bench/structure_methods.py."""
+    found = _read("structure_methods.json")
+    digits, states = found["digits"]["75% of the neurons"], found["states"]["half of the decays, unit_decay"]
+    language = found["language"]["33% of the parameters"]
+    norms, chosen = digits["results"]["norms, refitted"], digits["results"]["dgmr, refitted"]
+    neurons = (norms, chosen, digits["differences"]["dgmr, refitted minus norms, refitted"])
+    cut = language["results"]["olica as published"]
+    decays = states["results"]["weighted"]
+    what = (
+        "three quarters of the neurons, both refitted, relative error of the logits of the digits' vision transformer, norms instead of it"
+    )
+    return {
+        "dgmr": {"figure": told_beside(what, *neurons, "relative_error"), "test": "tests/structure/test_dgmr.py"},
+        "olica": {
+            "figure": told("a third of all parameters removed", cut["perplexity_before"], cut["perplexity"], cut["kl"]),
+            "test": "tests/structure/test_olica.py",
+        },
+        "sparse_ssm": {
+            "figure": told(
+                "half of the decays", decays["perplexity_before"], decays["perplexity"], decays["kl"], "the Mamba in bench/models"
+            ),
+            "test": "tests/structure/test_sparse_ssm.py",
+        },
+    }
+
+
 def told_beside(words: str, without: dict, with_it: dict, difference: dict, metric: str) -> str:
     """A setting, and a figure without the method and with it."""
     moved = difference[f"{metric}_difference"]
@@ -147,10 +174,12 @@ def _read(name: str) -> dict:
     return json.loads((HERE / "results" / name).read_text())
 
 
-def told(words: str, before: dict[str, float], after: dict[str, float], kl: dict[str, float]) -> str:
+def told(
+    words: str, before: dict[str, float], after: dict[str, float], kl: dict[str, float], model: str = "the model inside the package"
+) -> str:
     """A setting and its figures in a sentence."""
     lost = f"KL divergence {kl['value']:.4f} (95 % interval {kl['low']:.4f} to {kl['high']:.4f})"
-    return f"{words}, on the model inside the package: perplexity {before['value']:.3f} to {after['value']:.3f}, {lost}"
+    return f"{words}, on {model}: perplexity {before['value']:.3f} to {after['value']:.3f}, {lost}"
 
 
 if __name__ == "__main__":

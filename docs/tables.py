@@ -84,37 +84,6 @@ def quantization_aware() -> str:
     return "\n\n".join([table(head, rows), said, table(["paired", "perplexity", "KL divergence"], pairs)])
 
 
-def structure() -> str:
-    """Units removed by every way of choosing, each beside the lot; blocks removed by two methods beside every choice by hand."""
-    found = _read("structure.json")
-    rows = [
-        [
-            row["case"],
-            f"`{row['method'].partition(' ')[0]}`{row['method'].removeprefix(row['method'].partition(' ')[0])}",
-            f"{row['perplexity']['value']:.3f}",
-            f"{row['kl']['value']:.4f}",
-            _interval(row["minus the lot"]["kl_difference"], 4) if "minus the lot" in row else "",
-        ]
-        for row in found["units"]
-    ]
-    units = _table(["removed", "method", "perplexity", "KL", "KL minus that of the lot"], rows)
-    by_hand = {tuple(row["removed"]): row for row in found["blocks by hand"]}
-    ranked = {size: sorted((row["kl"]["value"], gone) for gone, row in by_hand.items() if len(gone) == size) for size in (1, 2)}
-    rows = []
-    for row in found["blocks"]:
-        gone = tuple(row["removed"])
-        order = [choice for _, choice in ranked[len(gone)]]
-        best = f"{' and '.join(map(str, order[0]))}, {ranked[len(gone)][0][0]:.3f}"
-        place = f"{order.index(gone) + 1} of {len(order)}"
-        names = " and ".join(map(str, gone))
-        rows.append([f"`{row['method']}`", names, f"{row['perplexity']['value']:.2f}", f"{row['kl']['value']:.3f}", place, best])
-    head = ["method", "blocks removed", "perplexity", "KL", "place among all choices", "best choice, KL"]
-    before = found["units"][0]["perplexity_before"]["value"]
-    windows = found["evaluation"]
-    note = f"The original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
-    return "\n\n".join([units, _table(head, rows), note])
-
-
 def activations() -> str:
     """What rounding inputs costs, by kind of grid."""
     rows = [
@@ -491,7 +460,6 @@ TABLES = {
     "rotations": rotations,
     "hadamard": hadamard,
     "quantization aware": quantization_aware,
-    "structure": structure,
     "on cuda": on_cuda,
     "solvers": solvers,
     "one grid": tables_vision.one_grid,
