@@ -31,7 +31,7 @@ def test_every_method_is_listed_with_what_a_recipe_needs() -> None:
     for entry in found:
         assert entry.keys() == {"name", "family", "paper", "summary", "parameters"}
         assert entry["family"].partition(".")[0] in ("weights", "structure", "tune") and entry["summary"].endswith(".")
-        assert entry["paper"] is None or entry["paper"].keys() == {"authors", "year", "title", "arxiv"}
+        assert entry["paper"] is None or entry["paper"].keys() == {"authors", "year", "title", "arxiv", "part"}
     assert json.loads(json.dumps(found)) == found
 
 

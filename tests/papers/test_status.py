@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_a_method_that_names_the_paper_makes_it_implemented() -> None:
     status = Statuses([method("a", "2506.00001"), method("b", "2506.00001"), method("c", None)], measured).of(record)
     assert status.word == "implemented" and status.methods == ("a", "b") and status.page == "methods/#a"
     assert (status.code, status.test, status.figure) == ("thrifty.weights.solve.a", "tests/b.py", "half the size")
+
+
+def test_a_part_of_a_paper_is_not_the_paper() -> None:
+    record, whole, part = paper("2506.00001", fit="core"), method("a", "2506.00001"), method("b", "2506.00001")
+    part.paper = replace(part.paper, part="its first half")
+    status = Statuses([part], {"b": {"figure": "half the size", "test": "tests/b.py"}}).of(record)
+    assert (status.word, status.methods, status.figure) == ("planned", ("b",), None) and "its first half" in status.reason
+    both = Statuses([part, whole], {}).of(record)
+    assert (both.word, both.methods) == ("implemented", ("a",))
 
 
 def test_counts_cover_every_paper() -> None:

@@ -24,16 +24,18 @@ Need = Literal["gram", "absolute_mean", "absolute_max", "range"]
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """Where a method comes from."""
+    """Where a method comes from. part: what of it the method does, where that is not all."""
 
     authors: str
     year: int
     title: str
     arxiv: str | None = None
+    part: str | None = None
 
     def __str__(self) -> str:
         where = f", arXiv {self.arxiv}" if self.arxiv else ""
-        return f"{self.authors} ({self.year}), {self.title}{where}"
+        of_it = f"; of it {self.part}" if self.part else ""
+        return f"{self.authors} ({self.year}), {self.title}{where}{of_it}"
 
 
 _registered: dict[str, type[Method]] = {}

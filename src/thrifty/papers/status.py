@@ -24,7 +24,8 @@ MEASURED = Path(__file__).parent / "measured.json"
 
 @dataclass(frozen=True)
 class Status:
-    """word: `implemented`, a method names the paper; `planned`, it fits; `elsewhere`, it does not; `unread`, nobody has judged it.
+    """word: `implemented`, a method names the paper, and not as a part of it; `planned`, it fits; `elsewhere`, it does not; `unread`,
+    nobody has judged it.
 
     reason: why. Of an implemented one: methods, their names; page, where the documentation shows the first; code, its module; test, the
     file that checks it; figure, what was measured of it.
@@ -51,7 +52,11 @@ class Statuses:
 
     def of(self, record: Record) -> Status:
         """The status of one paper."""
-        found = self.by_paper.get(record.id, ())
+        named = self.by_paper.get(record.id, ())
+        found = [method for method in named if method.paper is not None and not method.paper.part]
+        parts = dict.fromkeys(method.paper.part for method in named if method.paper is not None and method.paper.part)
+        if not found and parts:
+            return Status("planned", f"of it there is so far: {'; '.join(map(str, parts))}", tuple(method.name for method in named))
         if found:
             names = tuple(method.name for method in found)
             said = next((self.measured[name] for name in names if name in self.measured), {})

@@ -137,20 +137,10 @@ class BlockRun:
 
     def forward(self, rows: Tensor) -> Tensor:
         """The rows through the block as it stands, batch by batch."""
-        out, start = rows.new_empty(0), 0
-        for hidden in self._batches(rows):
-            passed = run_block(self.module, hidden, self.call)
-            if start == 0:  # made once: parts that are put together at the end lie there twice
-                out = torch.empty(rows.shape[0], *passed.shape[1:], dtype=passed.dtype, device=rows.device)
-            out[start : start + passed.shape[0]] = passed
-            start += passed.shape[0]
-        return out
+        return passed(self.module, rows, self.call, self.batch, self.device)
 
     def _batches(self, rows: Tensor) -> Iterator[Tensor]:
-        """The rows on the device, so many at a time; before each batch what the last one left scattered in the heap is given back."""
-        for batch in rows.split(self.batch):
-            return_free_memory()
-            yield batch.to(self.device)
+        return batches(rows, self.batch, self.device)
 
     # -- statistics ----------------------------------------------------------------------------------------------------
 
@@ -406,6 +396,25 @@ class BlockRun:
     def _warn(self, message: str) -> None:
         self.warnings.append(message)
         warn(message, self.block.path)
+
+
+def batches(rows: Tensor, size: int, device: torch.device | str) -> Iterator[Tensor]:
+    """The rows on the device, so many at a time; before each batch what the last one left scattered in the heap is given back."""
+    for batch in rows.split(size):
+        return_free_memory()
+        yield batch.to(device)
+
+
+def passed(module: nn.Module, rows: Tensor, call: Call | None, batch: int, device: torch.device | str) -> Tensor:
+    """Rows through a block, so many at a time; they come back to where they were."""
+    out, start = rows.new_empty(0), 0
+    for hidden in batches(rows, batch, device):
+        part = run_block(module, hidden, call)
+        if start == 0:  # made once: parts that are put together at the end lie there twice
+            out = torch.empty(rows.shape[0], *part.shape[1:], dtype=part.dtype, device=rows.device)
+        out[start : start + part.shape[0]] = part
+        start += part.shape[0]
+    return out
 
 
 def round_inputs(linears: Mapping[str, nn.Module], roundings: Mapping[str, Rounding]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from thrifty.base import events
 from thrifty.measure.certificate import Certificate, Link
 from thrifty.models import open_model
@@ -34,12 +36,12 @@ def through(job: Job, folder: RunFolder, carry: Callable[[Job, Path], Certificat
         certificate = carry(replace(link, then=None, gate=None, speed=False, safety=()), place)
         told.append(Link.of(link.words, certificate))
         against = link.against or Against(job.source.original, certificate.model.digest, _ending(ending), ())
-        following = job.then.follow(position + 1, open_model(place))
+        following = job.then.follow(position + 1, open_model(place, trust_remote_code=job.source.remote_code is not None))
         link = replace(following, against=replace(against, links=tuple(told)))
     events.note(f"link {last + 1} of {last + 1}: {link.words}")
     return link
 
 
-def _ending(path: Path) -> dict[str, object]:
+def _ending(path: Path) -> dict[str, Tensor]:
     """The evaluation rows as they left the original, by chain of blocks; none where nothing is judged."""
     return {chain: states["before"] for chain, states in Streams.load(path).done.items()} if path.exists() else {}

@@ -13,7 +13,6 @@ from thrifty.base.anatomy import Linear
 from thrifty.base.errors import RunError
 from thrifty.base.records import Cut
 from thrifty.core.linalg import row_forms
-from thrifty.export.uneven import modeling_uneven
 from thrifty.export.uneven.outline import uneven_config
 from thrifty.models import Call, Source
 from thrifty.models.disk import TensorInfo
@@ -25,6 +24,7 @@ from thrifty.pipeline.shaping import Shaping, Step
 from thrifty.pipeline.shaping import shape as shape_plainly
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
+from thrifty.pipeline.uneven import opened
 from thrifty.structure.base import Seen
 from thrifty.structure.rebuild import Form, Plan, Rebuilder, Rebuilt, gram_of
 
@@ -75,11 +75,7 @@ def _resized(source: Source, plan: Plan) -> Resized:
             shapes[name] = shape
             infos[name] = _info(like, shape)
     raw = uneven_config(_raw(source), {name: list(values) for name, values in plan.sizes.items()}, shapes)
-    config_class = getattr(modeling_uneven, raw["architectures"][0]).config_class
-    config = config_class.from_dict(dict(raw))
-    config._name_or_path = str(source.folder)
-    made = Source(source.folder, config, infos, {}, None)
-    blocks = {new.path: old for new, old in zip(made.anatomy.blocks, source.anatomy.blocks, strict=True)}
+    made, blocks = opened(source, raw, infos)
     return Resized(made, raw, blocks)
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,10 +25,11 @@ from thrifty.core.cut import cut, indices, staying, unit_values, zeroed
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
-from thrifty.pipeline.block import LayerReport, gather, watching
+from thrifty.pipeline.block import LayerReport, gather, passed, watching
 from thrifty.pipeline.folder import BlockRecord, block_key, seconds_of
 from thrifty.pipeline.shaping import Shaping, originals, shared_out, without_blocks
 from thrifty.pipeline.stopwatch import Stopwatch
+from thrifty.pipeline.stored import check_written
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.view import place, read_matrix
 from thrifty.pipeline.walk import Walk, check_finite
@@ -76,7 +76,7 @@ class CutView(View):
     def forward(self, rows: Tensor) -> Tensor:
         if self.call is None:
             raise RunError(f"{self.block.path}: there are no calibration rows to run it with")
-        return _passed(self.module, rows, self.call, self.setting.batch, self.setting.device)
+        return passed(self.module, rows, self.call, self.setting.batch, self.setting.device)
 
 
 @dataclass
@@ -255,7 +255,7 @@ class ReshapeWalk(Walk):
         if rows is not None:
             module = self.shaping.resized.source.block(self.new[block.path], self.setting.dtype, self.setting.device, tensors)
             call = calls["calibration of the result"]
-            streams.now["calibration"] = _passed(module, rows, call, self.setting.batch, self.setting.device)
+            streams.now["calibration"] = passed(module, rows, call, self.setting.batch, self.setting.device)
 
     def _pass_original(self, block: Block, calls: dict[str, Call], streams: Streams) -> None:
         if "before" in streams.now:
@@ -268,7 +268,7 @@ class ReshapeWalk(Walk):
             self._advance(module, "after", calls["evaluation of the result"], streams)
 
     def _advance(self, module: nn.Module, stream: str, call: Call, streams: Streams) -> None:
-        streams.now[stream] = _passed(module, streams.now[stream], call, self.setting.batch, self.setting.device)
+        streams.now[stream] = passed(module, streams.now[stream], call, self.setting.batch, self.setting.device)
 
     def _reports(self, view: CutView, cuts: Sequence[Cut], seen: Seen) -> tuple[LayerReport, ...]:
         """A row for each matrix that was cut: which share of it is gone, and of what it puts out, inputs taken as independent."""
@@ -363,8 +363,7 @@ class ScoreWalk(ReshapeWalk):
 def chosen(walk: ReshapeWalk, key: str) -> tuple[Shaping, float]:
     """(the shaping with what a pass over the whole model decides: which blocks go, or how many units stay in each; the seconds it took)."""
     kind, name = (InfluenceWalk, "influence") if walk.shaping.removed else (ScoreWalk, "scores")
-    parts = (walk.source, walk.work, walk.setting, walk.calibration, None, walk.folder.inside(name), walk.digest, walk.packing)
-    records, _, watch = kind(*parts, walk.write_block, shaping=walk.shaping).run(key)
+    records, _, watch = walk.aside(kind, name, shaping=walk.shaping).run(key)
     seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
     blocks = [block.path for chain in walk.source.anatomy.chains for block in walk._blocks(chain)]
     found = {path: record.losses for path, record in zip(blocks, records, strict=True)}
@@ -386,19 +385,6 @@ def _least(influence: dict[str, float], stay: set[str]) -> float:
     return min((value for path, value in influence.items() if path in stay), default=0.0)
 
 
-def _passed(module: nn.Module, rows: Tensor, call: Call, batch: int, device: Any) -> Tensor:
-    """Rows through a block, so many at a time."""
-    out, start = rows.new_empty(0), 0
-    for part in rows.split(batch):
-        return_free_memory()
-        passed = run_block(module, part.to(device), call).cpu()
-        if start == 0:
-            out = torch.empty(rows.shape[0], *passed.shape[1:], dtype=passed.dtype)
-        out[start : start + passed.shape[0]] = passed
-        start += passed.shape[0]
-    return out
-
-
 def _unseen(view: CutView, seen: Seen) -> list[str]:
     """A warning for each space of units that no calibration token reached: then only weights were judged."""
     found = []
@@ -411,10 +397,7 @@ def _unseen(view: CutView, seen: Seen) -> list[str]:
     return found
 
 
-def _write(path: Any, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a block of the result, and read it back."""
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    with safe_open(path, "pt") as file:
-        for key, values in tensors.items():
-            if not torch.equal(file.get_tensor(key).view(torch.uint8), values.view(torch.uint8)):
-                raise RunError(f"{key} reads back otherwise than it was written to {path}; is the disk sound?")
+    check_written(path, tensors)

@@ -53,7 +53,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     folder = RunFolder(out)
     began = time.perf_counter()
     said: list[str] = []
-    with PeakMemory() as memory, events.listening(lambda event: _note(event, said)):
+    with events.listening(lambda event: _note(event, said)):
         folder.free(force)
         digest = job.source.digest()
         key = job.key(digest)
@@ -66,11 +66,13 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         if job.then is not None:
             job = through(job, folder, lambda link, place: run(link, place, finish=lambda *_: None))
             began, digest = time.perf_counter(), job.source.digest()
-        return _carry_out(job, folder, key, digest, finish, full, Clock(began, memory, said))
+            said.clear()  # what the links before warned of stands in their own certificates
+        with PeakMemory() as memory:
+            return _carry_out(job, folder, key, digest, finish, full, Account(began, memory, said))
 
 
 @dataclass(frozen=True)
-class Clock:
+class Account:
     """What a run has taken: when it began, its peak memory, and what it warned of."""
 
     began: float
@@ -78,7 +80,7 @@ class Clock:
     said: list[str]
 
 
-def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], finish: Finish, full: bool, clock: Clock) -> Certificate:
+def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], finish: Finish, full: bool, account: Account) -> Certificate:
     walk, choosing, passed = _chosen(_walk(job, folder, digest), job, key)
     job = replace(job, work=walk.work, packing=walk.packing)
     for warning in (*job.packing.warnings, *job.work.idle(job.source.anatomy)):
@@ -102,18 +104,18 @@ def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], fi
     if full and job.evaluation is not None:
         with watch.during("verify"):
             verify_runtime(staging, job.source if resized is None else resized.source, job.evaluation, streams)
-    peak = clock.memory.read()
+    peak = account.memory.read()
     beside = _beside(job, staging, peak, watch)
     measured = {**measured, "quality": [*measured.get("quality", ()), *beside.pop("quality", ())]}
-    seconds = time.perf_counter() - clock.began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
+    seconds = time.perf_counter() - account.began + sum(seconds_of(records[: walk.resumed]).values()) + max(0.0, choosing - passed)
     costs = {
         "phases": {**seconds_of(records), **watch.seconds},
         "seconds": seconds,
-        "peak_rss_bytes": max(peak, clock.memory.read()),
+        "peak_rss_bytes": max(peak, account.memory.read()),
         "verified": "full" if full else "exact",
         **beside,
     }
-    certificate = _certificate(job, key, digest, records, staging, measured, clock.said, **costs)
+    certificate = _certificate(job, key, digest, records, staging, measured, account.said, **costs)
     if job.ending is not None and job.evaluation is not None:
         streams.only("before").save(job.ending)
     job.source.check_unchanged()
@@ -157,13 +159,12 @@ def _take_over(walk: Walk, job: Job, work: Work) -> None:
 def _beside(job: Job, staging: Path, peak: int, watch: Stopwatch) -> dict[str, Any]:
     """What both whole models, side by side, have to tell: speed, quality, safety."""
     found: dict[str, Any] = {}
-    judge = job.source if job.against is None else job.against.source
     if job.speed and job.evaluation is not None and job.setting.device == "cpu":
         with watch.during("speed"):
-            found |= side_by_side(judge, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
+            found |= side_by_side(job.original, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
     if job.safety:
         with watch.during("safety"):
-            found["safety"] = refusals(judge, staging, job.safety, job.setting.seed)
+            found["safety"] = refusals(job.original, staging, job.safety, job.setting.seed)
     return found
 
 

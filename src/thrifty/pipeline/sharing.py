@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear, Space, Stage
+from thrifty.core.angles import turned
+from thrifty.core.moments import Moments
 from thrifty.models import Source
 from thrifty.pipeline.block import BlockRun, watching
 from thrifty.pipeline.folder import seconds_of
@@ -81,23 +82,18 @@ class BlockScore(BlockTrial):
 
     def _pass(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """(the mean square of each linear's inputs, by path; the rows that leave the block)."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
+        seen: dict[str, Moments] = {}
 
         def keep(stage: Stage, inputs: Tensor) -> None:
-            flat = inputs.reshape(-1, inputs.shape[-1])
-            if not len(flat):
-                return
-            name, taken = stage.reads.name, flat.float().square().sum(0)
-            sums[name] = sums[name] + taken if name in sums else taken
-            counts[name] = counts.get(name, 0) + len(flat)
+            name, taken = stage.reads.name, Moments.of(inputs)
+            seen[name] = seen[name].merge(taken) if name in seen else taken
 
         def pass_over(space: Space, inputs: Tensor) -> None:
             return None
 
         with watching(self.block, self.linears, self.module, keep, pass_over):
             out = self.forward(rows)
-        means = {name: total.cpu() / counts[name] for name, total in sums.items()}
+        means = {name: moments.square for name, moments in seen.items() if moments.tokens}
         return {
             linear.path: means[stage.reads.name] for stage in self.block.stages if stage.reads.name in means for linear in stage.linears
         }, out
@@ -134,10 +130,7 @@ def influence(rows: Tensor, out: Tensor) -> float:
     """1 - the mean cosine between vectors that enter a block and those that leave it; NaN where their shapes differ."""
     if rows.shape != out.shape:
         return float("nan")
-    total = sum(
-        float(torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=-1).sum()) for one, other in zip(rows, out, strict=True)
-    )
-    return 1 - total / rows[..., 0].numel()
+    return sum(float(turned(one, other).sum()) for one, other in zip(rows, out, strict=True)) / rows[..., 0].numel()
 
 
 @dataclass

@@ -103,7 +103,12 @@ class Work:
     @property
     def needs_calibration(self) -> bool:
         """Whether any step looks at calibration data."""
-        return bool(self.transforms or self.mixes or self.tuner) or any(
+        return self.tuner is not None or self.solving_needs_calibration
+
+    @property
+    def solving_needs_calibration(self) -> bool:
+        """Whether any step but the one that trains does."""
+        return bool(self.transforms or self.mixes) or any(
             treatment.calibrated for chosen in self.treatments.values() for treatment in chosen
         )
 

@@ -26,7 +26,8 @@ def write_block(path: Path, source: Source, view: BlockView) -> dict[str, dict[s
     dense = _dense(source, view)
     tensors |= {key: values.contiguous() for key, values in dense.items()}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    _read_back(path, view, packed, dense)
+    _read_back(path, view, packed)
+    check_written(path, dense)
     return packed
 
 
@@ -50,13 +51,18 @@ def _dense(source: Source, view: BlockView) -> dict[str, Tensor]:
     return found
 
 
-def _read_back(path: Path, view: BlockView, packed: dict[str, dict[str, Any]], dense: dict[str, Tensor]) -> None:
+def _read_back(path: Path, view: BlockView, packed: dict[str, dict[str, Any]]) -> None:
     with safe_open(path, "pt") as file:
         keys = set(file.keys())
         for linear, form in packed.items():
             found = view.packing.read_back(view.linears[linear], form, keys, file.get_tensor)
             if not torch.equal(found, view.weights[linear].to(torch.float32)):
                 raise RunError(f"{linear} reads back otherwise than it was written to {path}; this is a defect, please report it")
-        for key, values in dense.items():
+
+
+def check_written(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise RunError when a file does not hold these tensors, byte for byte."""
+    with safe_open(path, "pt") as file:
+        for key, values in tensors.items():
             if not torch.equal(file.get_tensor(key).view(torch.uint8), values.contiguous().view(torch.uint8)):
                 raise RunError(f"{key} reads back otherwise than it was written to {path}; is the disk sound?")

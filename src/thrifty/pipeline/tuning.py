@@ -57,7 +57,10 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
 
 def tuned(walk: Walk, key: str, watch: Stopwatch) -> tuple[Walk, str]:
     """Find where training starts, and train; returns the walk that takes the result, and its key."""
-    records, _, _ = walk.aside(StartWalk, "starts").run(key)
+    first = walk.aside(StartWalk, "starts")
+    if not walk.work.solving_needs_calibration:
+        first.calibration = None
+    records, _, _ = first.run(key)
     for name, seconds in seconds_of(records).items():
         watch.add(name, seconds)
     place = walk.folder.path / "tuned.safetensors"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from thrifty.base.anatomy import Units
+from thrifty.base.anatomy import Block, Units
 from thrifty.base.errors import InputError
 from thrifty.export.uneven import modeling_uneven
 from thrifty.export.uneven.known import ARCHITECTURES
 from thrifty.export.uneven.outline import uneven_config
 from thrifty.models import Source
+from thrifty.models.disk import TensorInfo
 from thrifty.models.names import map_names
 from thrifty.models.resize import Resized, Resizer, assembled, bias_key
 from thrifty.models.skeleton import build_skeleton
@@ -34,12 +36,17 @@ def resize_unevenly(source: Source, units: Mapping[str, Sequence[Units]], counts
     linears = {linear.path: linear for linear in source.anatomy.linears}
     added = {bias_key(linears[path].source): (linears[path].out_features,) for path in biased if linears[path].bias_source is None}
     raw = uneven_config(resizer.raw, _sizes(source, units, counts), _in_memory(source, disk, biased))
-    config = getattr(modeling_uneven, raw["architectures"][0]).config_class.from_dict(dict(raw))
-    config._name_or_path = str(source.folder)
-    made = Source(source.folder, config, resizer.infos_of_result({**disk, **added}), source._pickled, None)
-    blocks = {new.path: old for new, old in zip(made.anatomy.blocks, source.anatomy.blocks, strict=True)}
+    made, blocks = opened(source, raw, resizer.infos_of_result({**disk, **added}))
     biases = {path: bias_key(linears[path].source) for path in biased if linears[path].bias_source is None}
     return Resized(made, raw, blocks, added, biases)
+
+
+def opened(source: Source, raw: dict[str, Any], infos: dict[str, TensorInfo]) -> tuple[Source, dict[str, Block]]:
+    """(the model that such a config.json describes, before its blocks exist; the original's block of each of its blocks, by path)."""
+    config = getattr(modeling_uneven, raw["architectures"][0]).config_class.from_dict(dict(raw))
+    config._name_or_path = str(source.folder)
+    made = Source(source.folder, config, infos, source._pickled, None)
+    return made, {new.path: old for new, old in zip(made.anatomy.blocks, source.anatomy.blocks, strict=True)}
 
 
 def _sizes(source: Source, units: Mapping[str, Sequence[Units]], counts: Counts) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,8 +60,11 @@ class Walk:
     ending: Mapping[str, Tensor] = field(default_factory=dict)
     """The evaluation rows as they leave the original's last blocks, by chain, where that is known already."""
 
-    def aside(self, kind: type[Kind], name: str) -> Kind:
-        """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own."""
+    def aside(self, kind: type[Kind], name: str, **more: Any) -> Kind:
+        """A walk of another kind over the same model and calibration rows, which judges nothing, in a place of its own.
+
+        more: what its kind needs besides.
+        """
         return kind(
             self.source,
             self.work,
@@ -73,6 +76,7 @@ class Walk:
             self.packing,
             self.write_block,
             original=self.original,
+            **more,
         )
 
     def run(self, key: str) -> tuple[list[BlockRecord], Streams, Stopwatch]:

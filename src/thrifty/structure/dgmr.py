@@ -39,7 +39,11 @@ class DGMR(Pruner):
 
     name: ClassVar[str] = "dgmr"
     paper: ClassVar[Paper | None] = Paper(
-        "Shen, Hu, Bi, Wang, Tian, Wang", 2025, "Diversity-Guided MLP Reduction for Efficient Large Vision Transformers", arxiv="2506.08591"
+        "Shen, Hu, Bi, Wang, Tian, Wang",
+        2025,
+        "Diversity-Guided MLP Reduction for Efficient Large Vision Transformers",
+        arxiv="2506.08591",
+        part="the choice of neurons, with a refit in place of distillation",
     )
     scores: ClassVar[tuple[UnitKind, ...]] = ("neurons",)
     needs: ClassVar[frozenset[Need]] = frozenset({"gram"})

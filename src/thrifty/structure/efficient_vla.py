@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.base.method import Paper
+from thrifty.core.angles import turned
 from thrifty.structure.base import BlockPruner
-from thrifty.structure.short_gpt import turned
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class EfficientVLA(BlockPruner):
         2025,
         "EfficientVLA: Training-Free Acceleration and Compression for Vision-Language-Action Models",
         arxiv="2506.10100",
+        part="the removal of language layers",
     )
 
     def influence(

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from thrifty.base.method import Paper
+from thrifty.core.angles import turned
 from thrifty.structure.base import BlockPruner
 
 
@@ -38,11 +38,3 @@ class ShortGPT(BlockPruner):
         self, entering: Float[Tensor, "rows *length width"], leaving: Float[Tensor, "rows *length width"]
     ) -> Float[Tensor, "rows *length"]:
         return turned(entering, leaving)
-
-
-def turned(entering: Float[Tensor, "rows *length width"], leaving: Float[Tensor, "rows *length width"]) -> Float[Tensor, "rows *length"]:
-    """1 - cos of each hidden state with what became of it; 0 where both are zero."""
-    before, after = entering.to(torch.float64), leaving.to(torch.float64)
-    norms = before.norm(dim=-1) * after.norm(dim=-1)
-    cosine = (before * after).sum(-1) / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(norms > 0, 1 - cosine, (before - after).norm(dim=-1).sign())

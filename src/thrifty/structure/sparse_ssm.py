@@ -28,7 +28,13 @@ from thrifty.models.scans import scan_of
 from thrifty.structure.base import Seen, View
 from thrifty.structure.rebuild import Plan, Rebuilder, Rebuilt
 
-PAPER = Paper("Tuo, Wang", 2025, "SparseSSM: Efficient Selective Structured State Space Models Can Be Pruned in One-Shot", "2506.09613")
+PAPER = Paper(
+    "Tuo, Wang",
+    2025,
+    "SparseSSM: Efficient Selective Structured State Space Models Can Be Pruned in One-Shot",
+    "2506.09613",
+    part="masks of A and fewer states, not the projections",
+)
 
 
 @dataclass(frozen=True)
