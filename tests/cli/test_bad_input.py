@@ -216,6 +216,13 @@ def foreign_out(place: Path) -> None:
     write("out/thesis.tex", "years of work")(place)
 
 
+def finished(place: Path) -> None:
+    """In `out` what could be a result of thrifty: a model with its certificate, and a text."""
+    shutil.copytree(place / "model", place / "out")
+    write("out/certificate.json", '{"run_key": "another"}')(place)
+    text(place / "out" / "text.txt")
+
+
 def another_run(place: Path) -> None:
     words = compress(recipe=HEAD + f"  - {RTN}\n")
     assert main(fill(words, {"model": place / "model", "text": place / "text.txt", "out": place / "out"})) == 0
@@ -306,6 +313,21 @@ OPTIONS = [
     Case("out holds something else", compress(), ("out", "not a run of thrifty", "another --out"), foreign_out),
     Case("out holds something else, forced", compress("--force"), ("out", "not made by thrifty", "--force does not", "--out"), foreign_out),
     Case("out is the model", compress("--out", "{model}", "--force"), ("model", "--out")),
+    Case("out is the model, itself a result", compress("--force", model="{out}"), ("out", "would be replaced", "another --out"), finished),
+    Case("out holds the text", compress("--force", calibration="{out}/text.txt"), ("text.txt", "would be replaced"), finished),
+    Case(
+        "out holds a recipe's text",
+        compress("--force", recipe=QUICK.replace("{text}", "{out}/text.txt")),
+        ("text.txt", "would be"),
+        finished,
+    ),
+    Case("out is the root", compress("--out", "/", "--force"), ("/ exists and is not a run of thrifty", "another --out")),
+    Case(
+        "out is a link to nowhere",
+        compress(),
+        ("out", "is a link to gone", "another --out"),
+        lambda place: (place / "out").symlink_to("gone"),
+    ),
     Case("out holds an odd certificate", compress(), ("out", "--out"), write("out/certificate.json", "[]")),
     Case("out name too long", compress("--out", "{here}/" + "n" * 300), ("n" * 300, "--out")),
     Case("out holds another run", compress(), ("out", "another request", "--force to replace"), another_run),
