@@ -411,6 +411,12 @@ MODELS = [
     Case("adapter", compress(), ("model", "adapter", "merge"), only_adapter),
     Case("no config.json", compress(), ("model", "no config.json"), remove("config.json")),
     Case("config.json is not JSON", compress(), ("config.json", "not valid JSON", "download"), write("model/config.json", "{broken")),
+    Case(
+        "config.json is a folder",
+        compress(),
+        ("config.json", "cannot be read", "directory"),
+        lambda place: (remove("config.json")(place), write("model/config.json/a", "")(place))[0],
+    ),
     Case("config.json is a list", compress(), ("config.json", "model_type"), write("model/config.json", "[]")),
     Case("no model_type", compress(), ("config.json", "no model_type"), edit_config(model_type=None)),
     Case("unknown architecture", compress(), ("config.json", "'lama99'", "update transformers"), edit_config(model_type="lama99")),
@@ -480,6 +486,12 @@ COMMANDS = [
     Case("export: no format", ["export", "{result}"], ("--to", "thrifty export --help")),
     Case(
         "export: out exists", ["export", "{result}", "--to", "dense", "--out", "{here}/e"], ("exists", "another --out"), write("e", "mine")
+    ),
+    Case(
+        "export: weights are a folder",
+        ["export", "{model}", "--to", "dense"],
+        ("b.safetensors", "directory"),
+        write("model/b.safetensors/a", ""),
     ),
     Case("export: no model", ["export", "{here}", "--to", "dense"], ("not a model folder", "config.json")),
     Case("repeat: no certificate", ["repeat", "{model}"], ("model", "certificate.json", "thrifty compress")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -281,6 +282,16 @@ def test_a_defect_of_ours_is_not_hidden(api: types.ModuleType, capsys: pytest.Ca
     assert printed.err.startswith("error: ZeroDivisionError") and "defect of thrifty" in printed.err and "Traceback" not in printed.err
     assert main(["doctor", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_no_defect_of_ours(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "model/tokenizer.json")
+
+    api.doctor = fail  # type: ignore[attr-defined]
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: model/tokenizer.json: Permission denied;") and "defect" not in said and said.count("\n") == 1
 
 
 def test_numbers_that_json_cannot_say_are_null(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -316,7 +316,7 @@ def _sources(words: tuple[str, ...], wanted: Calibration | Evaluation, source: S
     """(texts, folder of images): the request's words before the recipe's; one folder, for a model that sees, is one of images."""
     if not all(word.strip() for word in words):
         raise InputError(f"{option} is empty; name a file, or leave it out to use the text inside the package")
-    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and Path(words[0]).is_dir():
+    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and as_path(words[0]).is_dir():
         return wanted.text, words[0]
     return words or wanted.text, wanted.images
 
@@ -340,7 +340,7 @@ def _calibration(request: Request, recipe: Recipe, source: Source) -> Rows:
         samples=request.samples or wanted.samples,
         tokens=request.tokens or wanted.tokens,
         seed=request.seed,
-        share=FOR_CALIBRATION if images and judged and Path(images).resolve() == Path(judged).resolve() else 1.0,
+        share=FOR_CALIBRATION if images and judged and as_path(images).resolve() == as_path(judged).resolve() else 1.0,
         trust_remote_code=request.trust_remote_code,
     )
 

@@ -44,6 +44,14 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder that may be looked at."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file; empty where there is none."""
     try:

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `thrifty --help` answer
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,9 @@ from thrifty.cli import commands
 # Libraries leave progress and advice to this program. Threads that wait spin so briefly that another busy program costs a share of the
 # time, not thirty times as much (GNU OpenMP spins for 300,000 rounds otherwise). All can be set otherwise from outside.
 DEFAULTS = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "GOMP_SPINCOUNT": "3000"}
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EISDIR, errno.ENOTDIR)
+"""What the system says of files that are no business of ours."""
+
 INTERRUPTED = 130  # what a shell expects of a program that was stopped with Ctrl-C
 
 app = typer.Typer(
@@ -74,6 +78,9 @@ def _foreseen(error: Exception) -> ThriftyError:
     """The error as one of ours: those of the option parser are known by having a message for the user, any other is a defect of ours."""
     if isinstance(error, ThriftyError):
         return error
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+        said = f"{error.filename}: {error.strerror}; mend that, then run the same command again"
+        return RunError(said).with_traceback(error.__traceback__)
     message = getattr(error, "format_message", None)
     if message is None:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"

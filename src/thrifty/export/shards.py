@@ -111,6 +111,8 @@ def stored_in(folder: Path) -> dict[str, Piece]:
         return {piece.key: piece for path in sorted(folder.glob("*.safetensors")) for piece in pieces_of(path)}
     except ValueError as error:
         raise InputError(f"{error}; copy or download it again.") from None
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from None
 
 
 def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = LARGEST) -> dict[str, str]:
