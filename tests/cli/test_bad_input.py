@@ -57,12 +57,13 @@ class Case:
     change: Change | None = None
 
 
-def add_tokenizer(folder: Path, letters: str = LETTERS) -> None:
+def add_tokenizer(folder: Path, letters: str = LETTERS) -> Path:
     """A tokenizer of single characters, with fewer tokens than the tiny models have rows."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *letters])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return folder
 
 
 def text(path: Path, lines: int = 60) -> None:

@@ -97,6 +97,7 @@ def evaluate(
         tokens=tokens,
         stride=stride,
         seed=seed,
+        trust_remote_code=trust_remote_code,
     )
     beside = None if original is None else load(original, dtype=torch.float32, **allowed)
     if beside is not None:
@@ -150,7 +151,7 @@ def _checked_tokenizer(folder: Path, allowed: dict[str, bool]) -> Any:
     kind = kind_of(folder, **allowed)
     if kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text ({kind}), so it cannot answer tasks")
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, allowed["trust_remote_code"])
 
 
 def kind_of(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Kind:
@@ -232,7 +233,7 @@ def try_out(
         raise InputError(f"{folder} holds no language model that continues text; `thrifty evaluate` measures it")
     named = certificate.request.get("model")
     original = default_model() if named is None else find_folder(named)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
     text = prompt if prompt is not None else _default_prompt(tokenizer)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])
     if inputs.numel() == 0:
