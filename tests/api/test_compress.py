@@ -263,8 +263,8 @@ def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
     monkeypatch.setattr(module, "hardware", lambda: {"ram_bytes": 1_000_000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10})())
     memory, disk = thrifty.plan(**bench.request).refusals
-    assert "memory" in memory and "0.0 GB" in memory and "use " in memory
-    assert "disk" in disk and "--out" in disk
+    assert "of memory" in memory and "1.00 MB" in memory and "use " in memory
+    assert "of disk" in disk and "10 B free" in disk and "--out" in disk
     with pytest.raises(InputError, match=r"does not fit here: it needs .* of memory .*; it needs .* of disk"):
         thrifty.compress(**bench.request, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -23,6 +23,7 @@ from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import run
+from thrifty.report.numbers import size
 
 DEFAULT_OUT = "thrifty-result"
 
@@ -204,15 +205,13 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
             advice = "fewer --samples or shorter --tokens"
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
-        found.append(
-            f"it needs {cost.memory / 1e9:.1f} GB of memory ({largest} takes most) and this machine has {ram / 1e9:.1f} GB; use {advice}"
-        )
+        found.append(f"it needs {size(cost.memory)} of memory ({largest} takes most) and this machine has {size(ram)}; use {advice}")
     parent = place.absolute()
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if disk and cost.disk > free:
-        found.append(f"it needs {cost.disk / 1e9:.1f} GB of disk and {parent} has {free / 1e9:.1f} GB free; choose another --out")
+        found.append(f"it needs {size(cost.disk)} of disk and {parent} has {size(free)} free; choose another --out")
     return found
 
 
