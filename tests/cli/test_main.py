@@ -340,6 +340,21 @@ def test_alone_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "compress" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"]], ids=" ".join)
+def test_an_output_that_cannot_be_written(words: list[str]) -> None:
+    """A reader that has gone is no mistake; a disk that is full is, and one sentence says so."""
+    command = {"args": [sys.executable, "-m", "thrifty", *words], "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": SOURCE}}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(**command, stdout=writer, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(**command, stdout=full, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: No space left on device; mend that, then run the same command again\n"
+
+
 def test_it_runs_as_a_program() -> None:
     environment = {**os.environ, "PYTHONPATH": SOURCE}
     program = "import sys; from thrifty.cli.main import main; sys.exit(main())"

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -61,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=_debug_first(given) or ["--help"], prog_name="thrifty", standalone_mode=False)
         code = code if isinstance(code, int) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go()
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit as stop:
@@ -78,8 +83,9 @@ def _foreseen(error: Exception) -> ThriftyError:
     """The error as one of ours: those of the option parser are known by having a message for the user, any other is a defect of ours."""
     if isinstance(error, ThriftyError):
         return error
-    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
-        said = f"{error.filename}: {error.strerror}; mend that, then run the same command again"
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        place = "" if error.filename is None else f"{error.filename}: "
+        said = f"{place}{error.strerror}; mend that, then run the same command again"
         return RunError(said).with_traceback(error.__traceback__)
     message = getattr(error, "format_message", None)
     if message is None:
@@ -89,6 +95,12 @@ def _foreseen(error: Exception) -> ThriftyError:
     context = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
     return InputError(str(message()).rstrip(".?") + hint).with_traceback(error.__traceback__)
+
+
+def _let_go() -> None:
+    """Write nothing more to a standard output that nobody reads, as behind `head`, or that takes no more, not even when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
@@ -110,11 +122,15 @@ def _report(error: ThriftyError, as_json: bool) -> int:
     if os.environ.get("THRIFTY_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
     result = error.result if isinstance(error, GateError) else None
-    if as_json:
-        print(json.dumps({**(result or {}), "error": str(error), "exit_code": error.exit_code}, ensure_ascii=False))
-    elif result is not None:
-        from thrifty.cli import render
+    try:
+        if as_json:
+            print(json.dumps({**(result or {}), "error": str(error), "exit_code": error.exit_code}, ensure_ascii=False))
+        elif result is not None:
+            from thrifty.cli import render
 
-        render.show("compress", result)
+            render.show("compress", result)
+        sys.stdout.flush()
+    except OSError:  # then standard error alone tells
+        _let_go()
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code

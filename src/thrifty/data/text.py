@@ -69,14 +69,16 @@ def _check_path(name: str, path: Path) -> None:
             raise InputError(f"{name} cannot be read ({error.strerror}); check the path and its permissions.") from None
 
 
-def _in_file(path: Path, tokenizer: Any) -> Iterable[str]:
+def _in_file(path: Path, tokenizer: Any) -> Iterator[str]:
     if path.suffix in (".jsonl", ".ndjson"):
-        return _json_lines(path, tokenizer)
+        yield from _json_lines(path, tokenizer)
+        return
     text = _plain(path)
     records = _records(text) if path.suffix == ".json" else None
     if records is None:
-        return [text]
-    return [_document(record, f"{path}, entry {number}", tokenizer) for number, record in enumerate(records, start=1)]
+        yield text
+    else:
+        yield from (_document(record, f"{path}, entry {number}", tokenizer) for number, record in enumerate(records, start=1))
 
 
 def _records(text: str) -> list[Any] | None:
