@@ -289,7 +289,7 @@ def recipes() -> str:
         f"{first['perplexity']['before']['value']:.2f}",
         "0",
         "100 %",
-        f"{first['speed']['decode_tokens_per_second']['before']:.0f}",
+        "",
         "",
     ]
     rows = [
@@ -300,12 +300,12 @@ def recipes() -> str:
             f"{found['perplexity']['after']['value']:.2f}",
             f"{found['kl']['value']:.4f}",
             f"{100 * found['top1_agreement']:.1f} %",
-            f"{found['speed']['decode_tokens_per_second']['after']:.0f}",
+            "{after:.0f} / {before:.0f}".format(**found["speed"]["decode_tokens_per_second"]),
             f"{found['seconds']:.0f} s",
         ]
         for name, found in results.items()
     ]
-    head = ["recipe", "size", "bits per weight", "perplexity", "KL divergence", "same top token", "tokens/s", "made in"]
+    head = ["recipe", "size", "bits per weight", "perplexity", "KL divergence", "same top token", "tokens/s / original", "made in"]
     return table(head, [original, *rows])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import thrifty
-from tests.api.conftest import Bench
+from tests.api.conftest import WINDOWS, Bench
 from tests.tiny import inputs, tiny
 from thrifty import api
 from thrifty.base.errors import GateError, InputError, RunError
@@ -115,6 +116,22 @@ def test_a_recipe_may_be_given_in_every_form(bench: Bench, tmp_path: Path, form:
     found = thrifty.compress(bench.model, given[form], rows(), out=tmp_path / "out")
     assert weights(tmp_path / "out") == weights(thrifty.compress(bench.model, STEPS, rows(), out=tmp_path / "other")["out"])
     assert found["recipe"] == thrifty.plan(bench.model, STEPS, rows()).recipe
+
+
+def test_a_leading_tilde_is_the_home(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path in (bench.train, bench.test):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(bench.model, tmp_path / "model")
+    recipe = {**bench.recipe, "evaluation": {**bench.recipe["evaluation"], "text": f"~/{bench.test.name}"}}
+    request = {"model": "~/model", "recipe": recipe, "calibration": f"~/{bench.train.name}", **WINDOWS}
+    assert thrifty.compress(**request, out="~/out")["run_key"] == bench.result["run_key"]
+    assert api.try_out("~/out", "x", new_tokens=1)["prompt"] == "x"
+    assert thrifty.evaluate("~/out", text=f"~/{bench.test.name}", samples=2, tokens=16)["windows"] == 2
+    assert len(api.compare(["~/out"], out="~/page.html").results) == 1
+    assert api.export("~/out", "dense", "~/dense")["out"] == str(tmp_path / "dense")
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "page.html", "dense"} and not (tmp_path / "~").exists()
 
 
 def test_calibration_may_be_given_as_tensors(bench: Bench, tmp_path: Path) -> None:
@@ -246,8 +263,8 @@ def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
     monkeypatch.setattr(module, "hardware", lambda: {"ram_bytes": 1_000_000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10})())
     memory, disk = thrifty.plan(**bench.request).refusals
-    assert "memory" in memory and "0.0 GB" in memory and "use " in memory
-    assert "disk" in disk and "--out" in disk
+    assert "of memory" in memory and "1.00 MB" in memory and "use " in memory
+    assert "of disk" in disk and "10 B free" in disk and "--out" in disk
     with pytest.raises(InputError, match=r"does not fit here: it needs .* of memory .*; it needs .* of disk"):
         thrifty.compress(**bench.request, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

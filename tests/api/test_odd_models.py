@@ -13,6 +13,7 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import thrifty
+from tests.cli.test_bad_input import add_tokenizer, text
 from tests.tiny import inputs, randomise, tiny
 from thrifty import api
 from thrifty.api.request import Request, prepare
@@ -106,6 +107,29 @@ def test_code_of_its_own_is_run_all_the_way_where_it_is_trusted(tmp_path: Path) 
     model = thrifty.load(tmp_path / "out", trust_remote_code=True)
     assert type(model).__name__ == "OwnForCausalLM"
     assert api.describe(folder, trust_remote_code=True).architecture == "OwnForCausalLM"
+
+
+def test_a_tokenizer_of_its_own_is_run_where_it_is_trusted(tmp_path: Path) -> None:
+    folder = add_own_tokenizer(tiny("llama", tmp_path / "model"))
+    text(tmp_path / "text.txt")
+    words = {"text": str(tmp_path / "text.txt"), "samples": 2, "tokens": 16}
+    with pytest.raises(InputError, match="tokenizer"):
+        thrifty.evaluate(folder, **words)
+    assert thrifty.evaluate(folder, **words, trust_remote_code=True)["windows"] == 2
+    recipe = {"evaluation": words, "steps": [{"rtn": {}}]}
+    thrifty.compress(folder, recipe, out=tmp_path / "out", trust_remote_code=True)
+    assert api.try_out(tmp_path / "out", "x", new_tokens=1, trust_remote_code=True)["prompt"] == "x"
+
+
+def add_own_tokenizer(folder: Path) -> Path:
+    """A tokenizer whose class lies beside the model."""
+    add_tokenizer(folder)
+    own = "from transformers import PreTrainedTokenizerFast\n\n\nclass Words(PreTrainedTokenizerFast):\n    pass\n"
+    (folder / "words.py").write_text(own)
+    file = folder / "tokenizer_config.json"
+    named = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": ["words.Words", "words.Words"]}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
+    return folder
 
 
 def test_pickled_weights_go_all_the_way_where_they_are_allowed(tmp_path: Path) -> None:

@@ -57,12 +57,13 @@ class Case:
     change: Change | None = None
 
 
-def add_tokenizer(folder: Path, letters: str = LETTERS) -> None:
+def add_tokenizer(folder: Path, letters: str = LETTERS) -> Path:
     """A tokenizer of single characters, with fewer tokens than the tiny models have rows."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *letters])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return folder
 
 
 def text(path: Path, lines: int = 60) -> None:
@@ -216,6 +217,13 @@ def foreign_out(place: Path) -> None:
     write("out/thesis.tex", "years of work")(place)
 
 
+def finished(place: Path) -> None:
+    """In `out` what could be a result of thrifty: a model with its certificate, and a text."""
+    shutil.copytree(place / "model", place / "out")
+    write("out/certificate.json", '{"run_key": "another"}')(place)
+    text(place / "out" / "text.txt")
+
+
 def another_run(place: Path) -> None:
     words = compress(recipe=HEAD + f"  - {RTN}\n")
     assert main(fill(words, {"model": place / "model", "text": place / "text.txt", "out": place / "out"})) == 0
@@ -306,6 +314,21 @@ OPTIONS = [
     Case("out holds something else", compress(), ("out", "not a run of thrifty", "another --out"), foreign_out),
     Case("out holds something else, forced", compress("--force"), ("out", "not made by thrifty", "--force does not", "--out"), foreign_out),
     Case("out is the model", compress("--out", "{model}", "--force"), ("model", "--out")),
+    Case("out is the model, itself a result", compress("--force", model="{out}"), ("out", "would be replaced", "another --out"), finished),
+    Case("out holds the text", compress("--force", calibration="{out}/text.txt"), ("text.txt", "would be replaced"), finished),
+    Case(
+        "out holds a recipe's text",
+        compress("--force", recipe=QUICK.replace("{text}", "{out}/text.txt")),
+        ("text.txt", "would be"),
+        finished,
+    ),
+    Case("out is the root", compress("--out", "/", "--force"), ("/ exists and is not a run of thrifty", "another --out")),
+    Case(
+        "out is a link to nowhere",
+        compress(),
+        ("out", "is a link to gone", "another --out"),
+        lambda place: (place / "out").symlink_to("gone"),
+    ),
     Case("out holds an odd certificate", compress(), ("out", "--out"), write("out/certificate.json", "[]")),
     Case("out name too long", compress("--out", "{here}/" + "n" * 300), ("n" * 300, "--out")),
     Case("out holds another run", compress(), ("out", "another request", "--force to replace"), another_run),
@@ -389,6 +412,12 @@ MODELS = [
     Case("adapter", compress(), ("model", "adapter", "merge"), only_adapter),
     Case("no config.json", compress(), ("model", "no config.json"), remove("config.json")),
     Case("config.json is not JSON", compress(), ("config.json", "not valid JSON", "download"), write("model/config.json", "{broken")),
+    Case(
+        "config.json is a folder",
+        compress(),
+        ("config.json", "cannot be read", "directory"),
+        lambda place: (remove("config.json")(place), write("model/config.json/a", "")(place))[0],
+    ),
     Case("config.json is a list", compress(), ("config.json", "model_type"), write("model/config.json", "[]")),
     Case("no model_type", compress(), ("config.json", "no model_type"), edit_config(model_type=None)),
     Case("unknown architecture", compress(), ("config.json", "'lama99'", "update transformers"), edit_config(model_type="lama99")),
@@ -458,6 +487,12 @@ COMMANDS = [
     Case("export: no format", ["export", "{result}"], ("--to", "thrifty export --help")),
     Case(
         "export: out exists", ["export", "{result}", "--to", "dense", "--out", "{here}/e"], ("exists", "another --out"), write("e", "mine")
+    ),
+    Case(
+        "export: weights are a folder",
+        ["export", "{model}", "--to", "dense"],
+        ("b.safetensors", "directory"),
+        write("model/b.safetensors/a", ""),
     ),
     Case("export: no model", ["export", "{here}", "--to", "dense"], ("not a model folder", "config.json")),
     Case("repeat: no certificate", ["repeat", "{model}"], ("model", "certificate.json", "thrifty compress")),

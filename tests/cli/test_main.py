@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -283,6 +284,16 @@ def test_a_defect_of_ours_is_not_hidden(api: types.ModuleType, capsys: pytest.Ca
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_no_defect_of_ours(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "model/tokenizer.json")
+
+    api.doctor = fail  # type: ignore[attr-defined]
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: model/tokenizer.json: Permission denied;") and "defect" not in said and said.count("\n") == 1
+
+
 def test_numbers_that_json_cannot_say_are_null(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     api.doctor = lambda: {"a": float("nan"), "b": (1, float("inf")), "c": Path("x")}  # type: ignore[attr-defined]
     assert main(["doctor", "--json"]) == 0
@@ -327,6 +338,21 @@ def test_a_stopped_run_gives_130_and_no_traceback(api: types.ModuleType, capsys:
 def test_alone_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "compress" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "--json"]], ids=" ".join)
+def test_an_output_that_cannot_be_written(words: list[str]) -> None:
+    """A reader that has gone is no mistake; a disk that is full is, and one sentence says so."""
+    command = {"args": [sys.executable, "-m", "thrifty", *words], "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": SOURCE}}
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(**command, stdout=writer, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(**command, stdout=full, check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: No space left on device; mend that, then run the same command again\n"
 
 
 def test_it_runs_as_a_program() -> None:

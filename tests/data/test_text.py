@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -34,6 +35,28 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 def test_plain_text_without_its_byte_order_mark(tmp_path: Path) -> None:
     assert _read(_write(tmp_path / "a.txt", b"\xef\xbb\xbfgr\xc3\xbc\xc3\x9f dich\n")) == ["grüß dich\n"]
+
+
+def test_a_leading_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _write(tmp_path / "a.txt", "one")
+    assert _read("~/a.txt") == ["one"]
+    with pytest.raises(InputError, match=r"there is no file ~/b\.txt"):
+        _read("~/b.txt")
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(tmp_path / "a.txt", "one")
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    for name in ("open", "stat"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\); check"):
+            patch.setattr(Path, name, refuse)
+            _read(path)
+    with pytest.raises(InputError, match="no possible name of a file"):
+        _read("a\0b.txt")
 
 
 def test_embedded_texts_share_no_file() -> None:

@@ -13,7 +13,7 @@ from thrifty.api.pages import write_pages
 from thrifty.api.request import Request, prepare
 from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.lock import alone
-from thrifty.base.store import file_digest
+from thrifty.base.store import as_path, file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.hardware import hardware, rss_bytes
 from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
@@ -23,6 +23,7 @@ from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import run
+from thrifty.report.numbers import size
 
 DEFAULT_OUT = "thrifty-result"
 
@@ -101,9 +102,10 @@ def compress(
         check,
         pairs,
     )
-    place = Path(out or DEFAULT_OUT)
+    place = as_path(out or DEFAULT_OUT)
     job = prepare(request)
     RunFolder(place).free(force)
+    RunFolder(place).spare(request.files(job), gated=job.gate is not None)
     with alone(place):
         return _compress(job, place, force, verify == "full")
 
@@ -155,7 +157,7 @@ def plan(
         trust_remote_code,
         format=format,
     )
-    place = Path(out or DEFAULT_OUT)
+    place = as_path(out or DEFAULT_OUT)
     job = prepare(request)
     cost = _cost(job)  # before the probe takes memory of its own
     cost = replace(cost, seconds=sum(_seconds(link, place) for link in job.links))
@@ -203,15 +205,13 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
             advice = "fewer --samples or shorter --tokens"
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
-        found.append(
-            f"it needs {cost.memory / 1e9:.1f} GB of memory ({largest} takes most) and this machine has {ram / 1e9:.1f} GB; use {advice}"
-        )
+        found.append(f"it needs {size(cost.memory)} of memory ({largest} takes most) and this machine has {size(ram)}; use {advice}")
     parent = place.absolute()
     while not parent.exists():
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if disk and cost.disk > free:
-        found.append(f"it needs {cost.disk / 1e9:.1f} GB of disk and {parent} has {free / 1e9:.1f} GB free; choose another --out")
+        found.append(f"it needs {size(cost.disk)} of disk and {parent} has {size(free)} free; choose another --out")
     return found
 
 
@@ -221,14 +221,14 @@ def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     out: where the second result goes, `<folder>.repeat` by default. Returns {folder, out, equal, files [{file, equal}]}.
     Raises InputError when the certificate does not hold what a repetition needs, RunError when the bytes differ.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     certificate = Certificate.read(folder)
     if not certificate.run_key:
         raise InputError(f"{folder} was written by thrifty export; repeat the run of the result that it was exported from")
     words = dict(certificate.request)
     if words.get("calibration") == "given tensors":
         raise InputError(f"{folder} was calibrated on tensors given by a program, which no file remembers; run that program again")
-    place = Path(out) if out is not None else folder.absolute().with_name(folder.absolute().name + ".repeat")
+    place = as_path(out) if out is not None else folder.absolute().with_name(folder.absolute().name + ".repeat")
     if place.absolute() == folder.absolute():
         raise InputError(f"{folder} is the result itself; choose another --out for its repetition")
     try:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from thrifty.base import events
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 from thrifty.data import default_model
 from thrifty.inspect.spectra import by_block, spectrum
 from thrifty.models import open_model
@@ -36,10 +37,11 @@ def spectra(
     for name, value, least in (("side", side, 2), ("positions", positions, 1)):
         if value < least:
             raise InputError(f"{name} must be at least {least}; got {value}")
+    out = None if out is None else as_path(out)
     if out is not None:
         from thrifty.report.spectra import check_picture, write_spectra  # matplotlib takes a second to load
 
-        check_picture(Path(out))
+        check_picture(out)
     source = open_model(model or default_model(), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     found = []
     with events.task("matrices", len(source.anatomy.linears)) as advance:
@@ -49,6 +51,6 @@ def spectra(
                     found.append(spectrum(weight, name, linear.role, position, rule, side, positions))
                 advance(len(found), linear.path)
     if out is not None:
-        write_spectra(found, source.anatomy.architecture, Path(out))
+        write_spectra(found, source.anatomy.architecture, out)
     layers, blocks = [asdict(one) for one in found], [asdict(one) for one in by_block(found)]
     return {"architecture": source.anatomy.architecture, "rule": rule, "layers": layers, "blocks": blocks, "picture": out and str(out)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.errors import InputError
-from thrifty.base.store import as_path
+from thrifty.base.store import as_path, exists
 from thrifty.data import Rows, default_model, load_rows
 from thrifty.data.load import SAMPLES
 from thrifty.measure.evaluate import LANGUAGE
@@ -78,6 +78,14 @@ class Request:
     def given_rows(self) -> bool:
         """Whether calibration rows came as tensors, which no file remembers."""
         return isinstance(self.calibration, Mapping | Rows)
+
+    def files(self, job: Job) -> list[Path]:
+        """Files and folders that its job reads."""
+        recipe = parse_recipe(job.recipe)
+        named = [word for part in (recipe.calibration, recipe.evaluation) for word in (*part.text, part.images)]
+        named += [word for rows in (self.calibration, self.evaluation) if not isinstance(rows, Mapping | Rows) for word in _words(rows)]
+        named += [word for word in (self.recipe, self.pairs) if isinstance(word, str | Path)]
+        return [job.source.folder, *(path for path in (as_path(word) for word in named if word) if exists(path))]
 
     def to_json(self) -> dict[str, Any]:
         """What `thrifty repeat` needs besides the recipe."""
@@ -301,14 +309,14 @@ def _remembered(value: Any) -> list[str] | str | None:
 def _whole(word: str) -> str:
     """A file or folder by its whole path; any other word as it is."""
     path = as_path(word)
-    return str(path.resolve()) if path.exists() else word
+    return str(path.resolve()) if exists(path) else word
 
 
 def _sources(words: tuple[str, ...], wanted: Calibration | Evaluation, source: Source, option: str) -> tuple[tuple[str, ...], str | None]:
     """(texts, folder of images): the request's words before the recipe's; one folder, for a model that sees, is one of images."""
     if not all(word.strip() for word in words):
         raise InputError(f"{option} is empty; name a file, or leave it out to use the text inside the package")
-    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and Path(words[0]).is_dir():
+    if source.anatomy.kind not in ("causal_lm", "masked_lm") and len(words) == 1 and as_path(words[0]).is_dir():
         return wanted.text, words[0]
     return words or wanted.text, wanted.images
 
@@ -332,7 +340,7 @@ def _calibration(request: Request, recipe: Recipe, source: Source) -> Rows:
         samples=request.samples or wanted.samples,
         tokens=request.tokens or wanted.tokens,
         seed=request.seed,
-        share=FOR_CALIBRATION if images and judged and Path(images).resolve() == Path(judged).resolve() else 1.0,
+        share=FOR_CALIBRATION if images and judged and as_path(images).resolve() == as_path(judged).resolve() else 1.0,
         trust_remote_code=request.trust_remote_code,
     )
 

@@ -17,7 +17,7 @@ from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError
 from thrifty.base.memory import return_free_memory
-from thrifty.base.store import file_digest
+from thrifty.base.store import as_path, file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.container import METHOD
@@ -78,7 +78,7 @@ def evaluate(
     if tasks:
         if any(given is not None for given in (text, images, tokens, stride)):
             raise InputError("tasks bring their own text; give either tasks, or a text or images to measure on")
-        named = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        named = [str(as_path(word)) if word.startswith("~") else word for word in ((tasks,) if isinstance(tasks, str) else tasks)]
         return {**_names(model, against), **_on_tasks(folder, original, named, samples, seed, allowed)}
     kind = kind_of(folder, **allowed)
     words = () if text is None else (text,) if isinstance(text, str) else tuple(text)
@@ -97,6 +97,7 @@ def evaluate(
         tokens=tokens,
         stride=stride,
         seed=seed,
+        trust_remote_code=trust_remote_code,
     )
     beside = None if original is None else load(original, dtype=torch.float32, **allowed)
     if beside is not None:
@@ -150,7 +151,7 @@ def _checked_tokenizer(folder: Path, allowed: dict[str, bool]) -> Any:
     kind = kind_of(folder, **allowed)
     if kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text ({kind}), so it cannot answer tasks")
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, allowed["trust_remote_code"])
 
 
 def kind_of(folder: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Kind:
@@ -166,11 +167,12 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Com
 
     Raises InputError for a folder without a certificate, and when `out` exists or cannot be a file.
     """
-    if out is not None and Path(out).exists():
+    out = None if out is None else as_path(out)
+    if out is not None and out.exists():
         raise InputError(f"{out} exists; choose another --out")
-    if out is not None and not Path(out).absolute().parent.is_dir():
-        raise InputError(f"{Path(out).absolute().parent} is not a folder; choose another --out")
-    found = side_by_side([Path(folder) for folder in folders])
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"{out.absolute().parent} is not a folder; choose another --out")
+    found = side_by_side([as_path(folder) for folder in folders])
     if out is not None:
         write_comparison(found, out)
     return found
@@ -182,11 +184,12 @@ def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[s
     A folder gets a certificate of its own: the quality is that of the result, size and speed are not. Raises InputError for a format or an
     architecture that cannot be written, RunError when it reads back otherwise.
     """
-    written = export_result(Path(folder), to, None if out is None else Path(out))
+    folder = as_path(folder)
+    written = export_result(folder, to, None if out is None else as_path(out))
     place = Path(written["out"])
-    if place.is_dir() and (Path(folder) / CERTIFICATE).exists():
-        certificate = _of_export(Certificate.read(folder), Path(folder), place, written)
-        write_pages(place.name, Path(folder), place, certificate)
+    if place.is_dir() and (folder / CERTIFICATE).exists():
+        certificate = _of_export(Certificate.read(folder), folder, place, written)
+        write_pages(place.name, folder, place, certificate)
         certificate.write(place)
     return written
 
@@ -224,13 +227,13 @@ def try_out(
     the clock, so that loading is not counted. memory: what the process may hold with either, as in `thrifty.load`; each then says what was
     left on disk. Raises InputError for a result whose original is gone, that is no language model, or where one of the two does not fit.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     certificate = Certificate.read(folder)
     if certificate.model.kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text; `thrifty evaluate` measures it")
     named = certificate.request.get("model")
     original = default_model() if named is None else find_folder(named)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
     text = prompt if prompt is not None else _default_prompt(tokenizer)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])
     if inputs.numel() == 0:

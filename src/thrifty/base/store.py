@@ -36,6 +36,22 @@ def as_path(word: str | Path) -> Path:
         return Path(word)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder that may be looked at; text that can be no path is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder that may be looked at."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file; empty where there is none."""
     try:

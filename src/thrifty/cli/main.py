@@ -5,10 +5,12 @@ Nothing heavy is imported before a command runs, so that `thrifty --help` answer
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -20,6 +22,9 @@ from thrifty.cli import commands
 # Libraries leave progress and advice to this program. Threads that wait spin so briefly that another busy program costs a share of the
 # time, not thirty times as much (GNU OpenMP spins for 300,000 rounds otherwise). All can be set otherwise from outside.
 DEFAULTS = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "GOMP_SPINCOUNT": "3000"}
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EISDIR, errno.ENOTDIR)
+"""What the system says of files that are no business of ours."""
+
 INTERRUPTED = 130  # what a shell expects of a program that was stopped with Ctrl-C
 
 app = typer.Typer(
@@ -57,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=_debug_first(given) or ["--help"], prog_name="thrifty", standalone_mode=False)
         code = code if isinstance(code, int) else 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go()
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit as stop:
@@ -74,6 +83,10 @@ def _foreseen(error: Exception) -> ThriftyError:
     """The error as one of ours: those of the option parser are known by having a message for the user, any other is a defect of ours."""
     if isinstance(error, ThriftyError):
         return error
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        place = "" if error.filename is None else f"{error.filename}: "
+        said = f"{place}{error.strerror}; mend that, then run the same command again"
+        return RunError(said).with_traceback(error.__traceback__)
     message = getattr(error, "format_message", None)
     if message is None:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -82,6 +95,12 @@ def _foreseen(error: Exception) -> ThriftyError:
     context = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
     return InputError(str(message()).rstrip(".?") + hint).with_traceback(error.__traceback__)
+
+
+def _let_go() -> None:
+    """Write nothing more to a standard output that nobody reads, as behind `head`, or that takes no more, not even when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _debug_first(arguments: list[str]) -> list[str]:
@@ -103,11 +122,15 @@ def _report(error: ThriftyError, as_json: bool) -> int:
     if os.environ.get("THRIFTY_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
     result = error.result if isinstance(error, GateError) else None
-    if as_json:
-        print(json.dumps({**(result or {}), "error": str(error), "exit_code": error.exit_code}, ensure_ascii=False))
-    elif result is not None:
-        from thrifty.cli import render
+    try:
+        if as_json:
+            print(json.dumps({**(result or {}), "error": str(error), "exit_code": error.exit_code}, ensure_ascii=False))
+        elif result is not None:
+            from thrifty.cli import render
 
-        render.show("compress", result)
+            render.show("compress", result)
+        sys.stdout.flush()
+    except OSError:  # then standard error alone tells
+        _let_go()
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code

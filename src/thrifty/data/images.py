@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from thrifty.base import events
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 from thrifty.data.embedded import Purpose
 from thrifty.data.rows import Rows
 
@@ -33,7 +34,7 @@ def choose_images(
     exclude: paths of images that are never chosen, resolved. share: of all images, the part that may be chosen at most.
     Raises InputError where there is no folder, or no image in it that may be chosen.
     """
-    top = Path(folder)
+    top = as_path(folder)
     if not top.is_dir():
         raise InputError(f"there is no folder {folder}; give a folder with .png or .jpg images.")
     paths = [path for path in sorted(top.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]

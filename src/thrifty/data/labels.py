@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def class_labels(folder: str, ids: Sequence[str], config: Any) -> Int64[Tensor, 
     """
     if any(len(PurePosixPath(identity).parts) < 2 for identity in ids):
         return None
-    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(path.name for path in as_path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
     classes = _classes(config)
     by_name = {name: classes[_plain(name)] for name in names if _plain(name) in classes}
     count = len(getattr(config, "id2label", None) or ())

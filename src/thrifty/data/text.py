@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from jinja2 import TemplateError
 
 from thrifty.base import events
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 from thrifty.data.embedded import EMBEDDED, END_OF_FILE, Purpose, embedded_text
 
 LIMIT = 16_000_000
@@ -35,36 +35,50 @@ def read_documents(name: str, purpose: Purpose, tokenizer: Any) -> list[str]:
     tokenizer: renders messages with its chat template.
     Raises InputError, naming file and line, for whatever is missing, empty or not readable.
     """
-    try:
-        os.stat(name)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise InputError(f"{name} is too long for the name of a file; check the path.") from None
+    path = as_path(name)
+    _check_path(name, path)
     if name == EMBEDDED:
         documents: Iterable[str] = embedded_text(purpose).split(END_OF_FILE)
-    elif Path(name).is_dir():
+    elif path.is_dir():
         raise InputError(f"{name} is a folder; give a text file (.txt or .jsonl).")
-    elif Path(name).is_file():
-        path = Path(name)
+    elif path.is_file():
         documents = _in_file(path, tokenizer)
-    elif name in _ALIASES or (_HUB_NAME.fullmatch(name) and Path(name).suffix not in (".txt", ".jsonl", ".json", ".md", ".py", ".csv")):
+    elif name in _ALIASES or (_HUB_NAME.fullmatch(name) and path.suffix not in (".txt", ".jsonl", ".json", ".md", ".py", ".csv")):
         documents = _hub(name, purpose, tokenizer)
     else:
         raise InputError(f"there is no file {name}; check the path, or leave it out to use the text inside the package.")
-    kept = [document for document in _limited(documents, name) if document.strip()]
+    try:
+        kept = [document for document in _limited(documents, name) if document.strip()]
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror or error}); check the file and its permissions.") from None
     if not kept:
         raise InputError(f"{name} is empty; give a file with text in it.")
     return kept
 
 
-def _in_file(path: Path, tokenizer: Any) -> Iterable[str]:
+def _check_path(name: str, path: Path) -> None:
+    """Raise InputError for a path of which the system does not even say whether there is such a file."""
+    try:
+        path.stat()
+    except ValueError:
+        raise InputError(f"{name!r} is no possible name of a file; check the path.") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{name} is too long for the name of a file; check the path.") from None
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"{name} cannot be read ({error.strerror}); check the path and its permissions.") from None
+
+
+def _in_file(path: Path, tokenizer: Any) -> Iterator[str]:
     if path.suffix in (".jsonl", ".ndjson"):
-        return _json_lines(path, tokenizer)
+        yield from _json_lines(path, tokenizer)
+        return
     text = _plain(path)
     records = _records(text) if path.suffix == ".json" else None
     if records is None:
-        return [text]
-    return [_document(record, f"{path}, entry {number}", tokenizer) for number, record in enumerate(records, start=1)]
+        yield text
+    else:
+        yield from (_document(record, f"{path}, entry {number}", tokenizer) for number, record in enumerate(records, start=1))
 
 
 def _records(text: str) -> list[Any] | None:

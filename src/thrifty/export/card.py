@@ -15,7 +15,7 @@ _CARD = """---
 
 # {title}
 
-Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures compare it with the original on the same tokens;
+Made from {base} with thrifty. The figures compare it with the original on the same tokens;
 `certificate.json` and `report.html` in this folder hold all of them, layer by layer, with what is needed to repeat the run.
 
 {table}

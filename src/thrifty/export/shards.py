@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import _TYPES as NAMES
 from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.store import write_atomic, write_json
+from thrifty.core.stored_types import STORED_TYPES
 
 BUFFER = 1 << 24
 INDEX = "model.safetensors.index.json"
@@ -98,7 +98,7 @@ def pieces_of(path: Path) -> list[Piece]:
 
 def _entry(entry: dict[str, Any]) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     """(type, shape, first byte, byte after the last one)."""
-    dtype, shape = NAMES[entry["dtype"]], tuple(entry["shape"])
+    dtype, shape = STORED_TYPES[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if start < 0 or stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError
@@ -111,6 +111,8 @@ def stored_in(folder: Path) -> dict[str, Piece]:
         return {piece.key: piece for path in sorted(folder.glob("*.safetensors")) for piece in pieces_of(path)}
     except ValueError as error:
         raise InputError(f"{error}; copy or download it again.") from None
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from None
 
 
 def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = LARGEST) -> dict[str, str]:
@@ -198,4 +200,4 @@ def _hasher(piece: Piece | Made) -> hashlib._Hash:
 
 
 def _name_of(dtype: torch.dtype) -> str:
-    return next(name for name, other in NAMES.items() if other == dtype)
+    return next(name for name, other in STORED_TYPES.items() if other == dtype)

@@ -17,22 +17,7 @@ import torch
 from torch import Tensor
 
 from thrifty.base.errors import InputError
-
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
+from thrifty.core.stored_types import STORED_TYPES
 
 _LONGEST_HEADER = 100_000_000
 
@@ -90,9 +75,9 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _entry(file: Path, key: str, entry: dict[str, Any], begin: int) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in STORED_TYPES:
         raise ValueError(f"tensor {key} has the data type {entry['dtype']}, which is not read")
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    dtype, shape = STORED_TYPES[entry["dtype"]], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if start < 0 or stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"tensor {key} of shape {list(shape)} lies in {stop - start} bytes")

@@ -62,6 +62,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     Raises InputError for an adapter, a quantized model, code of its own that is not trusted, or an unknown architecture.
     """
     file = folder / "config.json"
+    _check_readable(folder, file)
     if (folder / "adapter_config.json").exists() and not file.exists():
         raise InputError(
             f"{folder} holds an adapter, not a model; merge it into its base model (peft's merge_and_unload) and give that folder."
@@ -88,6 +89,16 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:
         # Config classes check their fields with errors of their own; whatever they say, it is the file that is wrong.
         raise InputError(f"{file} is not a valid {raw['model_type']} config: {' '.join(str(error).split())}; download it again.") from None
+
+
+def _check_readable(folder: Path, file: Path) -> None:
+    """Raise InputError where the system lets nobody look into the folder, or read its config."""
+    try:
+        any(folder.iterdir())
+        if file.exists():
+            file.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); check its permissions.") from None
 
 
 def _registered(model_type: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,11 @@ class RunFolder:
         """Raise InputError unless `out` is absent, empty, or of thrifty's making: known before any work starts."""
         try:
             present = self.out.exists()
-            parent = next(path for path in self.out.absolute().parents if path.exists())
+            parent = next((path for path in self.out.absolute().parents if path.exists()), self.out)
         except OSError as error:
             raise InputError(f"{self.out} is no possible folder ({error.strerror}); choose another --out") from None
+        if self.out.is_symlink() and not present:
+            raise InputError(f"{self.out} is a link to {self.out.readlink()}, which is not there; make that folder or choose another --out")
         if present and not self.out.is_dir():
             raise InputError(f"{self.out} is a file; give --out a folder that does not exist yet")
         if not parent.is_dir():
@@ -78,6 +80,13 @@ class RunFolder:
             if force:
                 advice = f"it was not made by thrifty, so --force does not remove it either; {advice}"
             raise InputError(f"{self.out} exists and is not a run of thrifty; {advice}")
+
+    def spare(self, read: Iterable[Path], *, gated: bool) -> None:
+        """Raise InputError when a file or folder that a run reads lies where its result may go: replacing that would remove it."""
+        for place in (self.out, self.rejected) if gated else (self.out,):
+            for path in read:
+                if path.resolve().is_relative_to(place.resolve()):
+                    raise InputError(f"{path} would be replaced by the result in {place}; choose another --out")
 
     def free_rejected(self, key: str, force: bool) -> None:
         """Raise InputError when a rejected result would have to replace something else: what thrifty did not make, or another request's
@@ -188,7 +197,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove an earlier result, its certificate first, so that what is left of it at any moment does not pass for one."""
         for path in sorted(self.out.iterdir(), key=lambda path: path.name != CERTIFICATE):
-            if path.is_dir() and path != self.path:
+            if path.is_dir() and path != self.path and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != self.path:
                 path.unlink()

@@ -44,5 +44,7 @@ def calibration_dtype(stored: torch.dtype, device: str) -> torch.dtype:
     """The type of the calibration pass: the checkpoint's own where the hardware multiplies it natively, else float32."""
     if device != "cpu":
         return stored
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # torch has no public word for this; a version without these says nothing, and float32 is right everywhere
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    fast = any(ask is not None and ask() for ask in asked)
     return torch.bfloat16 if stored == torch.bfloat16 and fast else torch.float32

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
-from thrifty.base.store import as_path
+from thrifty.base.store import as_path, is_folder
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.language import RESERVED, Calibration, Evaluation, Recipe, Step
 from thrifty.recipe.reader import read
@@ -88,7 +88,7 @@ def _find(source: str | Path) -> tuple[str, str]:
         if source in load_methods():
             return f"{source}: {{}}", "recipe"
     path = as_path(source)
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path} is a folder; name a recipe file in it, as in {path / 'recipe.yaml'}")
     if not _is_file(path):
         if path.suffix or "/" in str(source):
@@ -101,7 +101,7 @@ def _find(source: str | Path) -> tuple[str, str]:
 def _beside(word: str, folder: Path) -> str:
     """A text that is not found from here but beside the recipe's file, by its path from here."""
     try:
-        return str(folder / word) if not Path(word).exists() and (folder / word).exists() else word
+        return str(folder / word) if not as_path(word).exists() and (folder / word).exists() else word
     except OSError:
         return word
 

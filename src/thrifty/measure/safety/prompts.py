@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from thrifty.base.errors import InputError
+from thrifty.base.store import as_path
 
 FEWEST = 8
 """Pairs that a check needs: half of them tell how this model refuses, the others are judged by it."""
@@ -38,7 +39,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Raises InputError, naming the line, for a file that cannot be read or holds something else or too little.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = as_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a file with one JSON object a line") from None
     pairs = [_pair(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
