@@ -15,6 +15,7 @@ from thrifty.measure.certificate import Certificate
 from thrifty.models import open_model
 from thrifty.pipeline import stored, tuning
 from thrifty.train import loop
+from thrifty.tune.temp_balance import TempBalance
 
 LENGTH = 24
 STEP = {"solve": {"by": "obs", "into": {"zero_free": {"group_size": 32}}}}
@@ -87,6 +88,65 @@ def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path
     run("llama", folder, tmp_path / "out", steps)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert not (tmp_path / "out" / ".run").exists()
+
+
+RATES = {"farms_rates": {"every": 2, "side": 16, "positions": 3}}
+
+
+@pytest.mark.parametrize("step", [STEP, {"wanda": {"sparsity": 0.5}}], ids=["codes", "zeros"])
+def test_a_run_with_rates_that_stops_between_two_looks_ends_with_the_same_bytes(
+    step: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = [step, {"distill": {**TUNE["distill"], "rates": RATES}}]
+    run("llama", folder, tmp_path / "whole", steps)
+    run("llama", folder, tmp_path / "plain", [step, TUNE])
+    assert bytes_of(tmp_path / "whole") != bytes_of(tmp_path / "plain")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "SAVED", -1.0)
+        whole, calls = tuning.Network.loss, []
+
+        def stops(*arguments):
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return whole(*arguments)
+
+        patched.setattr(tuning.Network, "loss", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run("llama", folder, tmp_path / "out", steps)
+    run("llama", folder, tmp_path / "out", steps)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_rates_that_do_not_differ_are_the_plain_schedule(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    for name, more in (("plain", {}), ("even", {"rates": {"temp_balance": {"every": 1, "least": 1.0, "most": 1.0}}})):
+        run("llama", folder, tmp_path / name, [STEP, {"distill": {**TUNE["distill"], **more}}])
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "even")
+
+
+def test_matrices_that_lie_in_one_are_looked_at_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2 holds queries, keys and values in one: three squares for it, and a rate for what it holds from their mean."""
+    folder, seen, chosen = tiny("gpt2", tmp_path / "model"), [], []
+    whole = TempBalance.factors
+    monkeypatch.setattr(TempBalance, "alpha", lambda self, weight: float(seen.append(tuple(weight.shape)) or len(seen)))
+    monkeypatch.setattr(TempBalance, "factors", lambda self, alphas: chosen.append(dict(alphas)) or whole(self, alphas))
+    tune = {"distill": {"steps": 1, "batch": 2, "rates": "temp_balance"}, "only": ["*.c_attn", "*.c_fc"]}
+    run("gpt2", folder, tmp_path / "out", [{"rtn": {"bits": 4}}, tune])
+    assert seen == [(64, 64)] * 3 + [(256, 64)] + [(64, 64)] * 3 + [(256, 64)]
+    assert list(chosen[0].values()) == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_looking_at_spectra_is_in_the_price(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    rows = {"calibration": inputs("llama", 6, LENGTH), "evaluation": inputs("llama", 2, LENGTH, seed=1)}
+    rates = {"farms_rates": {"every": 1, "side": 8, "positions": 100}}
+    plain, rated = (
+        thrifty.plan(folder, {"steps": [STEP, {"distill": {"steps": 10_000, "batch": 1, **more}}]}, **rows).cost
+        for more in ({}, {"rates": rates})
+    )
+    assert rated.seconds > plain.seconds and rated.memory >= plain.memory
 
 
 def test_a_rewritten_model_is_trained_as_it_was_rewritten(tmp_path: Path) -> None:

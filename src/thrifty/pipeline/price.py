@@ -239,7 +239,15 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
     between = len(blocks) * rows * load.tokens * source.anatomy.hidden_size * size
     inside = KEPT * max((inside_block(source, block, load, rows, setting.dtype) for block in blocks), default=0)
     logits = LOGITS_HELD * rows * load.tokens * load.vocabulary * 4
-    return source.shell_parameters() * 4 + modules + matrices + between + inside + logits
+    return source.shell_parameters() * 4 + modules + matrices + max(between + inside + logits, _rating(source, work))
+
+
+def _rating(source: Source, work: Work) -> int:
+    """Bytes that are held while one matrix is looked at for its rate: its values and their piece in double precision, and what that takes."""
+    if work.tuner is None or work.tuner.rates is None:
+        return 0
+    shapes = [(linear.out_features, linear.in_features) for linear in source.anatomy.linears if linear.path in work.tuned]
+    return max((16 * out * width + work.tuner.rates.cost(out, width)[1] for out, width in shapes), default=0)
 
 
 def _trained(linear: Linear, work: Work) -> int:

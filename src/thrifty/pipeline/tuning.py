@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
 from thrifty.pipeline.block import BlockRun, round_inputs
 from thrifty.pipeline.folder import BlockRecord, seconds_of
+from thrifty.pipeline.sharing import pieces
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
@@ -224,6 +226,7 @@ class Network:
     way: Way
     original: Way | None
     targets: Int[Tensor, "rows tokens"]
+    blocks: Sequence[Block]
     linears: list[dict[str, nn.Module]]
     matrices: dict[str, Trained]
 
@@ -242,7 +245,7 @@ class Network:
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
         }
         original = Way.of(walk, walk.original or source) if tuner.reference else None
-        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), linears, matrices)
+        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), _blocks(source), linears, matrices)
 
     def parameters(self) -> dict[str, Tensor]:
         """Those of every matrix."""
@@ -252,6 +255,18 @@ class Network:
         """Bring every matrix back to where it may be."""
         for matrix in self.matrices.values():
             matrix.settle()
+
+    def factors(self) -> dict[str, float]:
+        """Of the rate of each parameter: that of its matrix, of which those that lie in one count in the mean."""
+        rates, alphas = self.tuner.rates, {}
+        assert rates is not None
+        for block in self.blocks:
+            for linear in block.linears:
+                if linear.path in self.matrices:
+                    found = pieces(block, linear, self.matrices[linear.path].values())
+                    alphas[linear.path] = fmean(rates.alpha(piece) for piece in found.values())
+        chosen = rates.factors(alphas)
+        return {f"{name}.{path}": chosen[path] for path, matrix in self.matrices.items() for name in matrix.parameters}
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The mean over the tokens of these rows."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thrifty.base.method import Method
 from thrifty.train import Schedule
+from thrifty.tune.rates import LayerRates
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Tuner(Method, ABC):
     A matrix on a grid stays on it, what was pruned stays zero. steps, batch: of the optimizer, and calibration windows in each. rate: how
     far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
     as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
-    matrix that is on no grid; 0 is any change. reference: whether the original model is needed.
+    matrix that is on no grid; 0 is any change. rates: what gives every matrix a rate of its own; none, all move alike. reference: whether
+    the original model is needed.
     """
 
     family: ClassVar[str] = "tune"
@@ -33,11 +35,13 @@ class Tuner(Method, ABC):
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
     rank: Annotated[int, Field(ge=0)] = 0
+    rates: LayerRates | None = None
 
     @property
     def schedule(self) -> Schedule:
         """When it moves how far."""
-        return Schedule(self.steps, self.batch, self.rate, self.warm_up, self.final)
+        every = 0 if self.rates is None else self.rates.every
+        return Schedule(self.steps, self.batch, self.rate, self.warm_up, self.final, every=every)
 
     @abstractmethod
     def loss(

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.base.method import Paper
-from thrifty.core.spectra import NUMBERS, Rule, farms, windows
+from thrifty.core.spectra import Rule, farms, windows_cost
 from thrifty.weights.layerwise import ByRank, Look
 
 
@@ -45,9 +45,7 @@ class Farms(ByRank):
         return sum(alphas) / len(alphas)
 
     def operations(self, out_features: int, in_features: int) -> float:
-        (rows, columns), starts = windows(out_features, in_features, self.side, self.ratio, self.positions)
-        return float(len(starts) * min(rows, columns) ** 2 * (rows + columns))
+        return windows_cost(out_features, in_features, self.side, self.ratio, self.positions)[0]
 
     def working_bytes(self, out_features: int, in_features: int) -> int:
-        (rows, columns), starts = windows(out_features, in_features, self.side, self.ratio, self.positions)
-        return 40 * min(len(starts) * rows * columns, NUMBERS + rows * columns)
+        return windows_cost(out_features, in_features, self.side, self.ratio, self.positions)[1]
