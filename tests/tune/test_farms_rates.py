@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.tune.test_temp_balance import heavy
 from tests.weights.problems import draw
+from thrifty.base.errors import InputError
 from thrifty.core.spectra import farms, farms_kernel, windows_cost
+from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.tune.farms_rates import FarmsRates
 from thrifty.tune.temp_balance import TempBalance
 
@@ -33,3 +37,13 @@ def test_noise_of_any_shape_moves_alike_beside_what_was_learnt():
         apart[rates.name] = abs(found["long noise"] - found["noise"])
     assert apart["farms_rates"] < 0.2 * apart["temp_balance"]
     assert apart["temp_balance"] > 0.4
+
+
+def test_a_recipe_names_rates_inside_a_step_that_trains():
+    whole = complete(parse_recipe("distill: {rates: {farms_rates: {every: 7}}}"))
+    assert whole.steps[0].settings["rates"] == {"farms_rates": FarmsRates(every=7).settings()}
+    assert complete(parse_recipe("distill: {}")).steps[0].settings["rates"] is None
+    with pytest.raises(InputError, match=r"part of a step \(tune.rates\), not a step; write distill: {rates: farms_rates}"):
+        parse_recipe("farms_rates: {}")
+    with pytest.raises(InputError, match="rates"):
+        parse_recipe("distill: {rates: gptq}")

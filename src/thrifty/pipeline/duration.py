@@ -80,6 +80,7 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rat
     blocks = source.anatomy.blocks
     row = sum(_row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates) for block in blocks)
     logits = 2.0 * load.tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
+    logits = logits if work.tuner.reads_logits else 0.0
     passes = (5 if work.tuner.reference else 4) * row + (4 if work.tuner.reference else 3) * logits
     trained = [(linear.out_features, linear.in_features) for linear in source.anatomy.linears if linear.path in work.tuned]
     matrices = sum(out * width for out, width in trained)

@@ -5,7 +5,7 @@
 
 Windows are squares (`ratio` 1) of the smaller side of a matrix, `side` at most, on a grid of `positions` by `positions`. With windows the
 shape of a matrix no longer decides its alpha, as it does for `alpha_pruning`. Weights alone are looked at. What a share above 0.998 leaves
-over is given to the other blocks.
+over is given to the other blocks. `farms_rates` gives rates of training by the same windows.
 Source: Hu, Goel, Killiakov and Yang (2025), arXiv 2506.06280.
 """
 
@@ -32,7 +32,6 @@ class Farms(ByRank):
         2025,
         "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
         "2506.06280",
-        part="sparsity by block, not learning rates",
     )
 
     rule: Rule = "peak"
