@@ -139,17 +139,19 @@ def on_digits() -> dict[str, dict[str, str]]:
 def of_structure() -> dict[str, dict[str, str]]:
     """The entries of the methods that were measured by bench/structure_methods.py."""
     found = _read("structure_methods.json")
-    digits, states = found["digits"]["75% of the neurons"], found["states"]["half of the decays, unit_decay"]
+    digits, states = found["distilled"]["75% of the neurons"], found["states"]["half of the decays, unit_decay"]
     language = found["language"]["33% of the parameters"]
-    norms, chosen = digits["results"]["norms, refitted"], digits["results"]["dgmr, refitted"]
-    neurons = (norms, chosen, digits["differences"]["dgmr, refitted minus norms, refitted"])
+    neurons = (digits["results"]["norms"], digits["results"]["dgmr"], digits["differences"]["dgmr minus norms"])
     cut = language["results"]["olica as published"]
     decays = states["results"]["weighted"]
+    training = found["distilled"]["training"]["distill_features"]
     what = (
-        "three quarters of the neurons, both refitted, relative error of the logits of the digits' vision transformer, norms instead of it"
+        f"three quarters of the neurons, then {training['steps']} steps of distill_features, relative error of the logits of the digits' "
+        "vision transformer, norms instead of it"
     )
     return {
         "dgmr": {"figure": told_beside(what, *neurons, "relative_error"), "test": "tests/structure/test_dgmr.py"},
+        "distill_features": {"figure": told_beside(what, *neurons, "relative_error"), "test": "tests/tune/test_distill_features.py"},
         "olica": {
             "figure": told("a third of all parameters removed", cut["perplexity_before"], cut["perplexity"], cut["kl"]),
             "test": "tests/structure/test_olica.py",

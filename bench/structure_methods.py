@@ -1,14 +1,15 @@
 """Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica and SVD-LLM.
 
-Usage: python bench/structure_methods.py [digits] [states] [language]     (all, if none is named)
+Usage: python bench/structure_methods.py [digits] [distilled] [states] [language]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
+    distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it; means over some seeds
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
-that holds 0 means that neither is. Nothing is trained after cutting.
+that holds 0 means that neither is. Nothing is trained after cutting but for `distilled`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
 IMAGES, WINDOWS, TOKENS = 256, 24, 128
 RATIOS = (0.5, 0.75)
+SEEDS, STEPS, BATCH = (0, 1), 200, 32
 RESULT = RESULTS / "structure_methods.json"
 
 
@@ -86,7 +88,7 @@ class DrawnDecays(SparseSSM):
 
 
 def main() -> None:
-    parts = {"digits": digits, "states": states, "language": language}
+    parts = {"digits": digits, "distilled": distilled, "states": states, "language": language}
     for name in sys.argv[1:] or parts:
         for part in parts[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -95,11 +97,11 @@ def main() -> None:
             RESULT.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
 
 
-def made(model: Path, step: Mapping[str, Any], rows: dict[str, torch.Tensor], name: str = "result") -> tuple[Path, dict]:
-    """(the folder of one step, its certificate)."""
-    out = HOME / name
+def made(model: Path, step: Mapping[str, Any], rows: dict[str, torch.Tensor], name: str = "result", **more: Any) -> tuple[Path, dict]:
+    """(the folder of one step, its certificate). more: `then`, what comes after it in one chain; `seed`."""
+    out, then = HOME / name, more.pop("then", [])
     shutil.rmtree(out, ignore_errors=True)
-    return out, thrifty.compress(model, {"steps": [dict(step)]}, rows, out=out, speed=False)
+    return out, thrifty.compress(model, {"steps": [dict(step), *then]}, rows, out=out, speed=False, **more)
 
 
 def compared(scores: Mapping[str, Any], ours: Mapping[str, tuple[str, ...]], described: Any, minus: Any) -> dict:
@@ -142,6 +144,45 @@ def digits() -> Iterator[dict]:
             scores[name] = score_classes(expected, _classes(folder, held_out), labels)
         found[f"{ratio:.0%} of the neurons"] = compared(scores, pairs, _of_images, _between_images)
         yield found
+
+
+def distilled() -> Iterator[dict]:
+    """What was found so far, after every ratio. All images of the training split are used, none of their labels."""
+    sys.path.insert(0, str(HERE.parent / "training" / "digits"))
+    from train import load as pixels_of
+
+    (images, _), (held_out, labels) = pixels_of("train"), pixels_of("held-out")
+    expected = _classes(DIGITS, held_out)
+    steps = {
+        "norms": {"magnitude_units": {}},
+        "draw": {"random_units": {}},
+        "dgmr": {"dgmr": {"refit": False}},
+        "norms, refitted": {"norms_refitted": {}},
+        "draw, refitted": {"draw_refitted": {}},
+        "dgmr, refitted": {"dgmr": {}},
+    }
+    pairs = {name: tuple(name.replace("dgmr", other) for other in ("norms", "draw")) for name in ("dgmr", "dgmr, refitted")}
+    pairs["dgmr, refitted"] += ("dgmr",)
+    training = {"distill_features": {"steps": STEPS, "batch": BATCH}}
+    found: dict[str, Any] = {
+        "images": {"calibration": len(images), "held out": len(labels)},
+        "seeds": len(SEEDS),
+        "training": training,
+    }
+    for ratio in RATIOS:
+        scores = {}
+        for name, step in steps.items():
+            ((method, settings),) = step.items()
+            cut = {method: {"cut": ["neurons"], "ratio": ratio, **settings}}
+            runs = (made(DIGITS, cut, {"pixel_values": images}, then=[training], seed=seed)[0] for seed in SEEDS)
+            scores[name] = _mean([score_classes(expected, _classes(folder, held_out), labels) for folder in runs])
+        found[f"{ratio:.0%} of the neurons"] = compared(scores, pairs, _of_images, _between_images)
+        yield found
+
+
+def _mean(runs: list[RowScores]) -> RowScores:
+    """Of each image, what it is in the mean over runs."""
+    return RowScores(*(torch.stack([getattr(run, field.name) for run in runs]).mean(0) for field in fields(RowScores)))
 
 
 @torch.inference_mode()

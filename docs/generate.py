@@ -34,6 +34,7 @@ PLACES = {
     "weights.activation": "Activations: what inputs are rounded to",
     "structure": "Structure: fewer neurons, heads, experts, channels, states and blocks",
     "tune": "Training: all matrices together, after the steps that solve",
+    "tune.rates": "Rates: which matrices move faster while they are trained",
 }
 
 

@@ -100,6 +100,11 @@ def chosen_digits() -> str:
     return _compared(read("structure_methods.json")["digits"], "relative_error", "accuracy")
 
 
+def distilled_digits() -> str:
+    """The same after distillation."""
+    return _compared(read("structure_methods.json")["distilled"], "relative_error", "accuracy")
+
+
 def chosen_states() -> str:
     """Decays, places of the state and projections of a small Mamba."""
     return _compared(read("structure_methods.json")["states"], "kl", "perplexity")
@@ -134,6 +139,7 @@ TABLES = {
     "chain": chain,
     "torch-pruning": torch_pruning,
     "chosen digits": chosen_digits,
+    "distilled digits": distilled_digits,
     "chosen states": chosen_states,
     "chosen language": chosen_language,
 }

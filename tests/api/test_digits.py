@@ -80,3 +80,11 @@ def test_recalibrated_weights_lose_less_than_weights_that_are_only_rounded(bits:
     plain, found = (run(folder, tmp_path / name, [{"solve": {"by": name, "into": into}}], held_out=200) for name in ("round", "q_sam2"))
     assert found["relative_error"]["value"] < plain["relative_error"]["value"]
     assert sum("ridge" in layer["details"] for layer in found["layers"]) > len(found["layers"]) / 2
+
+
+def test_features_heal_a_cut(folder: Path, tmp_path: Path) -> None:
+    """Three of four neurons gone; forty steps on images without their classes."""
+    cut = {"dgmr": {"ratio": 0.75, "refit": False}}
+    found = run(folder, tmp_path / "out", [cut, {"distill_features": {"steps": 40, "batch": 16}}], samples=128)
+    before, after = (link["relative_error"]["value"] for link in found["links"])
+    assert after < 0.5 * before

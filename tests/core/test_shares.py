@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.shares import scaled_to_mean, shifted_to_mean, stretched
+from thrifty.core.shares import scaled_to_mean, shifted_to_mean, spread, stretched
 
 PARTS = st.lists(st.tuples(st.floats(0.1, 2), st.integers(1, 100)), min_size=1, max_size=8)
 
@@ -45,3 +45,16 @@ def test_scores_that_do_not_differ_share_evenly():
     assert stretched([2.0, 2.0]) == [0.5, 0.5] and stretched([1.0, 3.0, 2.0]) == [0.0, 1.0, 0.5]
     assert stretched([1.0, math.nan, 3.0]) == [0.0, 0.5, 1.0] and stretched([math.nan, math.inf]) == [0.5, 0.5]
     assert scaled_to_mean([0.0, 0.0], [1, 2], 0.3, 0.9) == [0.3, 0.3]
+
+
+@given(st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=1, max_size=9), st.floats(0.01, 1), st.floats(1, 9))
+def test_a_spread_is_a_straight_line_from_least_to_most(scores, least, most):
+    low, high = min(scores), max(scores)
+    line = [least + (score - low) / (high - low) * (most - least) if high > low else 1.0 for score in scores]
+    assert spread(scores, least, most) == pytest.approx(line)
+
+
+def test_what_is_no_number_stays_apart_from_a_spread():
+    assert spread([2.0, math.nan, 4.0, math.inf, 3.0], 0.5, 2.5) == pytest.approx([0.5, 1.0, 2.5, 1.0, 1.5])
+    assert spread([math.nan, math.inf], 0.5, 1.5) == [1.0, 1.0] == spread([3.0, 3.0], 0.5, 1.7)
+    assert spread([], 0.5, 1.5) == []

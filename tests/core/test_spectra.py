@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.weights.problems import draw
-from thrifty.core.spectra import CANDIDATES, SMALLEST, effective_rank, eigenvalues, farms, hill, stable_rank, windows
+from thrifty.core.spectra import (
+    CANDIDATES,
+    SMALLEST,
+    effective_rank,
+    eigenvalues,
+    farms,
+    farms_kernel,
+    hill,
+    slices,
+    stable_rank,
+    windows,
+)
 
 SHAPES = ((256, 256), (256, 512), (256, 1024), (512, 256), (1024, 256))
 
@@ -103,6 +114,30 @@ def test_one_window_is_the_whole_matrix_and_transposing_changes_nothing():
     assert farms(square, 100, rule="median") == hill(eigenvalues(square))
     long = draw(4, 20, 70)
     assert farms(long, 10, 1.0, 4, "median") == pytest.approx(farms(long.T, 10, 1.0, 4, "median"), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 3, 3), (5, 12, 3, 3), (7, 7, 2, 1), (11, 4, 5)])
+def test_the_places_of_a_kernel_are_counted_together_block_by_block(shape):
+    """By loops: squares along the longer side of every place, what is left over left out."""
+    kernel = draw(7, *shape)
+    short = min(shape[:2])
+    blocks = []
+    for number in range(max(shape[:2]) // short):
+        part = slice(number * short, (number + 1) * short)
+        found = [place[part] if shape[0] > shape[1] else place[:, part] for place in kernel.flatten(2).unbind(2)]
+        blocks.append(hill(torch.cat([torch.linalg.svdvals(place).square() for place in found])))
+    assert farms_kernel(kernel) == pytest.approx(sum(blocks) / len(blocks), rel=1e-9)
+    assert farms_kernel(0.5**0.5 * kernel) == pytest.approx(farms_kernel(kernel), rel=1e-9)
+    assert farms_kernel(kernel.transpose(0, 1)) == pytest.approx(farms_kernel(kernel), rel=1e-9)
+
+
+def test_a_kernel_of_one_place_is_its_matrix():
+    square, long = draw(8, 20, 20), draw(9, 20, 90)
+    assert farms_kernel(square[..., None, None]) == pytest.approx(hill(eigenvalues(square)), rel=1e-9)
+    assert torch.equal(slices(long)[0], long) and torch.equal(slices(long[..., None, None])[0], long)
+    # random ones: the longer, the larger alpha, but not where it is cut
+    plain = hill(eigenvalues(long)) / hill(eigenvalues(square))
+    assert plain > 1.5 and farms_kernel(long[..., None]) / farms_kernel(square[..., None]) < 1.2
 
 
 def test_odd_matrices():

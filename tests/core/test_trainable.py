@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.core.trainable import Codes, FreeWeight, GridWeight, LowRankWeight
+from thrifty.core.trainable import LEAST, Codes, FreeVector, FreeWeight, GridWeight, LowRankWeight
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.ternary import Ternary
 from thrifty.weights.target.zero_free import ZeroFree
@@ -128,3 +128,15 @@ def test_one_rate_moves_free_values_as_far_whatever_their_rank() -> None:
         moves[rank] = float(((trained.values() - start) / spread).detach().square().mean().sqrt())
     assert moves[0] == pytest.approx(0.01, rel=1e-4)
     assert moves[4] == pytest.approx(0.01, rel=0.2) and moves[16] == pytest.approx(0.01, rel=0.2)
+
+
+@pytest.mark.parametrize("start", [torch.tensor([3.0, -4.0]), torch.zeros(2)])
+def test_a_vector_moves_in_parts_of_what_it_is_large_as(start: torch.Tensor) -> None:
+    trained = FreeVector(start)
+    assert torch.equal(trained.values(), start)
+    with torch.no_grad():
+        trained.offset += torch.tensor([0.5, -1.0])
+    size = 12.5**0.5 if bool(start.any()) else LEAST
+    torch.testing.assert_close(trained.values(), start + size * torch.tensor([0.5, -1.0]))
+    (slope,) = torch.autograd.grad(trained.values().sum(), trained.offset)
+    torch.testing.assert_close(slope, torch.full((2,), size))

@@ -58,3 +58,18 @@ def test_inputs_that_miss_a_chain_are_named(source_of):
     shell = source_of("llava").shell(torch.float32)
     with pytest.raises(ValueError, match="vision"):
         shell.enter({"input_ids": torch.tensor([[3, 4, 5]])}, "vision", {})
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bert", "vit", "mamba"])
+def test_the_norm_behind_the_blocks_is_the_model_s_own(name, folder_of, source_of):
+    """What leaves the last block of the whole model, normed here, is what transformers calls its last hidden state."""
+    from thrifty.runtime.load import load
+
+    model, source = load(folder_of(name), dtype=torch.float32), source_of(name)
+    left = []
+    last = model.get_submodule(source.anatomy.blocks[-1].path)
+    last.register_forward_hook(lambda _, __, out: left.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        expected = model.base_model(**inputs(name, rows=2, length=9))[0]
+        found = source.shell(torch.float32).normed(left[0])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from thrifty.measure.certificate import Certificate
 from thrifty.models import open_model
 from thrifty.pipeline import stored, tuning
 from thrifty.train import loop
+from thrifty.tune.temp_balance import TempBalance
 
 LENGTH = 24
 STEP = {"solve": {"by": "obs", "into": {"zero_free": {"group_size": 32}}}}
@@ -60,18 +64,11 @@ STOPS = {"first walk": (tuning.Start, "save", 2), "training": (tuning.Network, "
 """What breaks, and at which call: the second block, the third step, the second block of the result."""
 
 
-def bytes_of(out: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.safetensors"))}
-
-
-@pytest.mark.parametrize("place", STOPS)
-def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny("llama", tmp_path / "model")
-    steps = [{"awq": {}}, STEP, TUNE]
-    run("llama", folder, tmp_path / "whole", steps)
+@contextmanager
+def stopping(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, last: int) -> Iterator[None]:
+    """What runs in here breaks at the last of so many calls; until then every step of training is saved."""
     with monkeypatch.context() as patched:
         patched.setattr(loop, "SAVED", -1.0)
-        owner, name, last = STOPS[place]
         whole, calls = getattr(owner, name), []
 
         def stops(*arguments, **words):
@@ -82,11 +79,72 @@ def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path
 
         patched.setattr(owner, name, stops)
         with pytest.raises(KeyboardInterrupt):
-            run("llama", folder, tmp_path / "out", steps)
+            yield
+
+
+def bytes_of(out: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("place", STOPS)
+def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = [{"awq": {}}, STEP, TUNE]
+    run("llama", folder, tmp_path / "whole", steps)
+    with stopping(monkeypatch, *STOPS[place]):
+        run("llama", folder, tmp_path / "out", steps)
     assert (tmp_path / "out" / ".run").exists()
     run("llama", folder, tmp_path / "out", steps)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert not (tmp_path / "out" / ".run").exists()
+
+
+RATES = {"farms_rates": {"every": 2, "side": 16, "positions": 3}}
+
+
+@pytest.mark.parametrize("step", [STEP, {"wanda": {"sparsity": 0.5}}], ids=["codes", "zeros"])
+def test_a_run_with_rates_that_stops_between_two_looks_ends_with_the_same_bytes(
+    step: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = [step, {"distill": {**TUNE["distill"], "rates": RATES}}]
+    run("llama", folder, tmp_path / "whole", steps)
+    run("llama", folder, tmp_path / "plain", [step, TUNE])
+    assert bytes_of(tmp_path / "whole") != bytes_of(tmp_path / "plain")
+    with stopping(monkeypatch, tuning.Network, "loss", 4):
+        run("llama", folder, tmp_path / "out", steps)
+    run("llama", folder, tmp_path / "out", steps)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_rates_that_do_not_differ_are_the_plain_schedule(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    for name, more in (("plain", {}), ("even", {"rates": {"temp_balance": {"every": 1, "least": 1.0, "most": 1.0}}})):
+        run("llama", folder, tmp_path / name, [STEP, {"distill": {**TUNE["distill"], **more}}])
+    assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "even")
+
+
+def test_matrices_that_lie_in_one_are_looked_at_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2 holds queries, keys and values in one: three squares for it, and a rate for what it holds from their mean."""
+    folder, seen, chosen = tiny("gpt2", tmp_path / "model"), [], []
+    whole = TempBalance.factors
+    monkeypatch.setattr(TempBalance, "alpha", lambda self, weight: float(seen.append(tuple(weight.shape)) or len(seen)))
+    monkeypatch.setattr(TempBalance, "factors", lambda self, alphas: chosen.append(dict(alphas)) or whole(self, alphas))
+    tune = {"distill": {"steps": 1, "batch": 2, "rates": "temp_balance"}, "only": ["*.c_attn", "*.c_fc"]}
+    run("gpt2", folder, tmp_path / "out", [{"rtn": {"bits": 4}}, tune])
+    assert seen == [(64, 64)] * 3 + [(256, 64)] + [(64, 64)] * 3 + [(256, 64)]
+    assert list(chosen[0].values()) == [2.0, 4.0, 6.0, 8.0]
+
+
+def test_looking_at_spectra_is_in_the_price(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    rows = {"calibration": inputs("llama", 6, LENGTH), "evaluation": inputs("llama", 2, LENGTH, seed=1)}
+    rates = {"farms_rates": {"every": 1, "side": 8, "positions": 100}}
+    plain, rated = (
+        thrifty.plan(folder, {"steps": [STEP, {"distill": {"steps": 10_000, "batch": 1, **more}}]}, **rows).cost
+        for more in ({}, {"rates": rates})
+    )
+    assert rated.seconds > plain.seconds and rated.memory >= plain.memory
 
 
 def test_a_rewritten_model_is_trained_as_it_was_rewritten(tmp_path: Path) -> None:
@@ -166,3 +224,70 @@ def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Pa
     # at equal steps the original teaches more than the text does
     assert distilled["kl"]["value"] < on_the_text["kl"]["value"]
     assert distilled["top1_agreement"] > on_the_text["top1_agreement"]
+
+
+FEATURES = {"distill_features": {"steps": 4, "batch": 2}}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "olmoe", "mamba", "bert", "vit", "clip"])
+def test_features_of_every_model_with_one_chain_are_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
+    folder = tiny(architecture, tmp_path / "model")
+    anatomy = open_model(folder).anatomy
+    steps = [{"wanda": {"sparsity": 0.5}}, FEATURES]
+    if anatomy.kind not in ("causal_lm", "masked_lm", "vision"):
+        with pytest.raises(InputError, match=f"distill_features needs a language model or an image encoder.+{anatomy.architecture} is"):
+            run(architecture, folder, tmp_path / "out", steps)
+        return
+    run(architecture, folder, tmp_path / "out", steps, verify="full")
+    before, after = open_model(folder), open_model(tmp_path / "out")
+    for block in before.anatomy.blocks:
+        inside = [key for key in before.block_keys(block) if len(before.tensors[key].shape) == 1]
+        assert inside and any(not torch.equal(before.read(key), after.read(key)) for key in inside)
+    assert all(torch.equal(before.read(key), after.read(key)) for key in before.shell_keys())
+
+
+def test_the_loss_of_features_is_that_of_both_models_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step, of a vision transformer after a cut: the first token apart from the sixteen patches."""
+    folder, rows = tiny("vit", tmp_path / "model"), inputs("vit", 6, LENGTH)
+    cut = {"dgmr": {}}
+    run("vit", folder, tmp_path / "cut", [cut])
+    found: list[float] = []
+    whole = tuning.Network.loss
+
+    def noted(network: tuning.Network, chosen: torch.Tensor) -> torch.Tensor:
+        found.append(float(whole(network, torch.arange(6)).detach()))
+        return whole(network, chosen)
+
+    monkeypatch.setattr(tuning.Network, "loss", noted)
+    run("vit", folder, tmp_path / "out", [cut, FEATURES])
+    with torch.no_grad():
+        expected, before = (thrifty.load(place).vit(**rows).last_hidden_state for place in (folder, tmp_path / "cut"))
+        after = thrifty.load(tmp_path / "out").vit(**rows).last_hidden_state
+    first, last = (
+        float((states - expected)[:, 0].square().mean() + (states - expected)[:, 1:].square().mean()) for states in (before, after)
+    )
+    assert found[0] == pytest.approx(first, rel=1e-4)
+    assert last < first
+
+
+def test_biases_and_norms_stay_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    folder = tiny("vit", tmp_path / "model")
+    before = open_model(folder)
+    vectors = [key for key, info in before.tensors.items() if len(info.shape) == 1]
+    for name, step in (
+        ("off", {"distill_features": {"steps": 2, "batch": 2, "vectors": False}}),
+        ("part", {**FEATURES, "only": ["*.fc1"]}),
+    ):
+        run("vit", folder, tmp_path / name, [{"wanda": {"sparsity": 0.5}}, step])
+        after = open_model(tmp_path / name)
+        assert all(torch.equal(before.read(key), after.read(key)) for key in vectors)
+
+
+def test_a_chain_that_trains_biases_and_norms_and_stops_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny("vit", tmp_path / "model")
+    steps = [{"dgmr": {}}, FEATURES, {"rtn": {"bits": 8}}]
+    run("vit", folder, tmp_path / "whole", steps)
+    with stopping(monkeypatch, tuning.Network, "loss", 3):
+        run("vit", folder, tmp_path / "out", steps)
+    run("vit", folder, tmp_path / "out", steps)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")

@@ -100,3 +100,54 @@ def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:
     task.outputs[:] = torch.inf
     with pytest.raises(RunError, match="the loss of step 1 of training is inf; a smaller rate may help"):
         train(task, ROWS, Schedule(5, 4, 0.1), tmp_path / "state", seed=0)
+
+
+class Rated(Regression):
+    """Two columns with rates of their own, which follow from where they are. asked: the values at every question."""
+
+    def __init__(self, stop: int | None = None, chosen: dict[str, float] | None = None) -> None:
+        super().__init__(stop)
+        self.first, self.second = (self.weight.detach()[:, part].clone().requires_grad_() for part in (slice(0, 1), slice(1, 3)))
+        self.chosen, self.asked = chosen, []
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return {"first": self.first, "second": self.second}
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        self.weight = torch.cat([self.first, self.second], 1)
+        return super().loss(rows)
+
+    def factors(self) -> dict[str, float]:
+        self.asked.append(float(self.first.abs().sum()))
+        return {"second": 0.3 + self.asked[-1]} if self.chosen is None else self.chosen
+
+
+def test_a_factor_is_a_rate_of_its_own(tmp_path: Path) -> None:
+    """Adam's first steps move every value by its rate, whatever the gradient."""
+    task = Rated(chosen={"second": 0.25})
+    train(task, ROWS, Schedule(1, ROWS, 0.1, every=1), tmp_path / "state", seed=0)
+    torch.testing.assert_close(task.first.detach().abs(), torch.full((5, 1), 0.1))
+    torch.testing.assert_close(task.second.detach().abs(), torch.full((5, 2), 0.025))
+
+
+def test_factors_of_one_are_the_plain_schedule(tmp_path: Path) -> None:
+    plain, rated = Rated(), Rated(chosen={"first": 1.0})
+    expected = train(plain, ROWS, Schedule(9, 6, 0.1), tmp_path / "plain", seed=2)
+    assert train(rated, ROWS, Schedule(9, 6, 0.1, every=2), tmp_path / "rated", seed=2) == expected
+    assert torch.equal(rated.weight, plain.weight)
+    assert len(plain.asked) == 0 and len(rated.asked) == 5
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6, 11])
+def test_a_run_with_factors_that_was_stopped_ends_with_the_same_bytes(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two questions the factors are those of the last, not of where the stop was."""
+    monkeypatch.setattr("thrifty.train.loop.SAVED", -1.0)
+    schedule, whole = Schedule(12, 6, 0.1, every=5), Rated()
+    expected = train(whole, ROWS, schedule, tmp_path / "whole", seed=3)
+    assert len(whole.asked) == 3
+    with pytest.raises(KeyboardInterrupt):
+        train(Rated(stop), ROWS, schedule, tmp_path / "state", seed=3)
+    again = Rated()
+    assert train(again, ROWS, schedule, tmp_path / "state", seed=3) == expected
+    assert again.asked == whole.asked[-(-(stop - 1) // 5) :]
+    assert (tmp_path / "state").read_bytes() == (tmp_path / "whole").read_bytes()

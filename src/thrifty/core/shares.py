@@ -44,6 +44,19 @@ def _to_mean(
     return made(most).clamp(low, high).tolist()
 
 
+def spread(scores: Sequence[float], least: float, most: float) -> list[float]:
+    """From `least` at the lowest score to `most` at the highest, evenly in between. 1 where the scores do not differ, and for what is no
+    finite number."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    fine = values.isfinite()
+    if not bool(fine.any()):
+        return [1.0] * len(values)
+    low, span = values[fine].min(), values[fine].max() - values[fine].min()
+    if span == 0:
+        return [1.0] * len(values)
+    return torch.where(fine, least + (values - low) / span * (most - least), 1.0).tolist()
+
+
 def stretched(scores: Sequence[float]) -> list[float]:
     """Scores stretched so that the least is 0 and the largest 1; all 0.5 where they do not differ. What is no finite number counts as the
     mean of the others."""

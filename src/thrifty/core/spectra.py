@@ -118,6 +118,37 @@ def farms(matrix: Float[Tensor, "out in"], side: int = 2000, ratio: float = 1.0,
     return hill(torch.cat(found), rule)
 
 
+def windows_cost(out: int, width: int, side: int, ratio: float, positions: int) -> tuple[float, int]:
+    """(multiplications, bytes held beside the matrix) of `farms` for a matrix [out, width], about."""
+    (rows, columns), starts = windows(out, width, side, ratio, positions)
+    operations = float(len(starts) * min(rows, columns) ** 2 * (rows + columns))
+    return operations, 40 * min(len(starts) * rows * columns, NUMBERS + rows * columns)
+
+
+def whole_cost(out: int, width: int) -> tuple[float, int]:
+    """The same of `eigenvalues` of the whole matrix."""
+    short = min(out, width)
+    return float(short**2 * (out + width)), 8 * out * width + 32 * short**2
+
+
+def slices(weight: Float[Tensor, "out in *kernel"]) -> Float[Tensor, "places out in"]:
+    """A matrix as the only one of its kind; of a convolution's kernel the matrix of every place."""
+    return weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight[None]
+
+
+def farms_kernel(kernel: Float[Tensor, "out in *kernel"], ratio: float = 1.0, rule: Rule = "median") -> float:
+    """alpha of a convolution: that of each block, with the eigenvalues of all places together, in the mean over blocks.
+
+    The matrices of all places are cut alike, along their longer side, into blocks that do not overlap; ratio: of the shorter side to what a
+    block has of the longer one. What is left over at the end counts nowhere.
+    """
+    tall = slices(kernel)
+    tall = tall if tall.shape[1] >= tall.shape[2] else tall.mT
+    size = max(1, min(tall.shape[1], int(tall.shape[2] / ratio)))
+    alphas = [hill(eigenvalues(tall[:, first : first + size]).flatten(), rule) for first in range(0, tall.shape[1] - size + 1, size)]
+    return sum(alphas) / len(alphas)
+
+
 def stable_rank(values: Float[Tensor, "n"]) -> float:
     """||W||_F^2 / ||W||_2^2 from the eigenvalues of W^T W; 0 for a matrix of zeros."""
     largest = float(values.amax())

@@ -54,6 +54,10 @@ NARROWEST, WIDEST = 0.25, 4.0
 """What a scale may become, in parts of what it was."""
 
 
+LEAST = 0.01
+"""What the root mean square of a vector counts as, at least, so that one of zeros can move."""
+
+
 class Trained(ABC):
     """One matrix on its way."""
 
@@ -162,3 +166,16 @@ class LowRankWeight(FreeWeight):
 
     def _change(self) -> Float[Tensor, "out in"]:
         return self.up @ self.down
+
+
+class FreeVector:
+    """A bias, or the weights of a norm: v = start + r offset, r the root mean square of `start`, LEAST at least."""
+
+    def __init__(self, start: Float[Tensor, "width"]) -> None:
+        self.start = start
+        self.spread = start.square().mean().sqrt().clamp_min(LEAST)
+        self.offset = torch.zeros_like(start).requires_grad_()
+
+    def values(self) -> Float[Tensor, "width"]:
+        """The vector, differentiable in its offset."""
+        return self.start + self.spread * self.offset

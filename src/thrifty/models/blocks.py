@@ -61,13 +61,18 @@ def run_block(module: nn.Module, hidden: Float[Tensor, "rows *length width"], ca
 
 
 def run_with_weights(
-    module: nn.Module, hidden: Float[Tensor, "rows *length width"], call: Call, weights: Mapping[nn.Module, Float[Tensor, "out in"]]
+    module: nn.Module,
+    hidden: Float[Tensor, "rows *length width"],
+    call: Call,
+    weights: Mapping[nn.Module, Float[Tensor, "out in"]],
+    vectors: Mapping[str, Float[Tensor, "width"]] | None = None,
 ) -> Float[Tensor, "rows *length width"]:
-    """`run_block` with other matrices in some of its linears, differentiable in them."""
+    """`run_block` with other matrices in some of its linears, and other biases or norms by name inside it, differentiable in all these."""
     names = {inner: name for name, inner in module.named_modules()}
     stored = {
         f"{names[inner]}.weight": (weight.T if isinstance(inner, Conv1D) else weight).to(hidden.dtype) for inner, weight in weights.items()
     }
+    stored |= {name: vector.to(hidden.dtype) for name, vector in (vectors or {}).items()}
     return _run(module, hidden, call, stored)
 
 

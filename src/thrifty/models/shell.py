@@ -103,6 +103,12 @@ class Shell:
         with self._passing(done, None):
             return main_output(self._forward(inputs))
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states that leave the last block, as the model's own norm behind it makes them; as they are where there is none."""
+        for norm in self.anatomy.final_norms[-1:]:
+            hidden = self.model.get_submodule(norm.path)(hidden.to(self.device))
+        return hidden
+
     def _forward(self, inputs: dict[str, Tensor]) -> Any:
         return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
 

@@ -80,11 +80,16 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rat
     blocks = source.anatomy.blocks
     row = sum(_row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates) for block in blocks)
     logits = 2.0 * load.tokens * load.vocabulary * source.anatomy.hidden_size / rates.multiply[torch.float32]
+    logits = logits if work.tuner.reads_logits else 0.0
     passes = (5 if work.tuner.reference else 4) * row + (4 if work.tuner.reference else 3) * logits
-    matrices = sum(linear.out_features * linear.in_features for linear in source.anatomy.linears if linear.path in work.tuned)
+    trained = [(linear.out_features, linear.in_features) for linear in source.anatomy.linears if linear.path in work.tuned]
+    matrices = sum(out * width for out, width in trained)
     moving = matrices * MOVED / rates.read
     taking = load.rows * row + sum(_gram(block, stage, load, rates) for block in blocks for stage in block.stages)
-    return taking + work.tuner.steps * (work.tuner.batch * passes + moving)
+    factors, rating = work.tuner.rates, 0.0
+    if factors is not None:
+        rating = -(-work.tuner.steps // factors.every) * sum(rates.scores[factors] * factors.cost(out, width)[0] for out, width in trained)
+    return taking + rating + work.tuner.steps * (work.tuner.batch * passes + moving)
 
 
 def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:

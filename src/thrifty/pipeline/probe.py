@@ -28,6 +28,7 @@ from thrifty.pipeline.footprint import Kind, kinds
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.sample import sample_problem, sample_widths
 from thrifty.pipeline.steps import Work
+from thrifty.tune.rates import LayerRates
 from thrifty.weights.base import Target, Transform, Treatment, solve
 from thrifty.weights.layerwise import Layerwise, Look
 
@@ -67,7 +68,7 @@ class Rates:
     multiply: floating-point operations a second, by type. read: bytes a second of a matrix that meets a single row. call: seconds that one
     linear takes whatever its size. disk: bytes a second. gram: seconds of GRAM_TOKENS tokens by width, up to GRAM_WIDTH. calibration,
     evaluation: seconds a row by block path, where that was short enough to measure. treatments, transforms: by what they are and act for.
-    scores: seconds an operation of what shares sparsity out.
+    scores: seconds an operation of what shares sparsity, or the rates of training, out.
     """
 
     multiply: Mapping[torch.dtype, float]
@@ -79,7 +80,7 @@ class Rates:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     treatments: Mapping[Treatment, Growth] = field(default_factory=dict)
     transforms: Mapping[tuple[Transform, Treatment | None], Growth] = field(default_factory=dict)
-    scores: Mapping[Layerwise, float] = field(default_factory=dict)
+    scores: Mapping[Layerwise | LayerRates, float] = field(default_factory=dict)
 
 
 def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None, evaluation: Rows | None, folder: Path) -> Rates:
@@ -104,7 +105,7 @@ def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None
             pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), pair[1] and pair[1].target, width, device)
             for pair, width in _transforms(source, work).items()
         },
-        {allocator: _scoring(allocator) for allocator in dict.fromkeys(treatment.allocator for treatment in work.shares)},
+        {allocator: _scoring(allocator) for allocator in dict.fromkeys(treatment.allocator for treatment in work.shares)} | _rating(work),
     )
 
 
@@ -113,6 +114,14 @@ def _scoring(allocator: Layerwise) -> float:
     problem = sample_problem(LOOKED, rows=LOOKED)
     look = Look({"": problem.weight}, {"": problem.gram.diagonal()}, 0.5)
     return best(lambda: allocator.score(look), "cpu") / allocator.operations(LOOKED, LOOKED)
+
+
+def _rating(work: Work) -> dict[LayerRates, float]:
+    """The same of what gives matrices rates of their own, where there is one."""
+    if work.tuner is None or work.tuner.rates is None:
+        return {}
+    rates, weight = work.tuner.rates, sample_problem(LOOKED, rows=LOOKED).weight
+    return {rates: best(lambda: rates.alpha(weight), "cpu") / rates.cost(LOOKED, LOOKED)[0]}
 
 
 def best(call: Callable[[], object], device: str, seconds: float = BRIEF) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,18 +31,22 @@ from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
 from thrifty.core.activations import Rounding
 from thrifty.core.linalg import row_forms
-from thrifty.core.trainable import FreeWeight, GridWeight, LowRankWeight, Trained
+from thrifty.core.trainable import FreeVector, FreeWeight, GridWeight, LowRankWeight, Trained
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
 from thrifty.pipeline.block import BlockRun, round_inputs
 from thrifty.pipeline.folder import BlockRecord, seconds_of
+from thrifty.pipeline.sharing import pieces
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
 from thrifty.pipeline.walk import Walk
 from thrifty.train import train
-from thrifty.tune.base import Tuner
+from thrifty.tune.base import FeatureTuner, TokenTuner, Tuner
+
+VECTOR = "vector"
+"""What the names of trained biases and norms begin with, in the file of what was trained."""
 
 
 def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
@@ -49,9 +54,9 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
     if work.tuner is None:
         return
     anatomy, name = source.anatomy, work.tuner.name
-    if anatomy.kind != "causal_lm" or len(anatomy.chains) != 1:
-        raise InputError(f"{name} needs a causal language model, whose next tokens it trains by; {anatomy.architecture} is {anatomy.kind}")
-    if rows is None or "input_ids" not in rows.inputs:
+    if anatomy.kind not in work.tuner.kinds or len(anatomy.chains) != 1:
+        raise InputError(f"{name} needs {work.tuner.wants}; {anatomy.architecture} is {anatomy.kind}")
+    if work.tuner.reads_logits and (rows is None or "input_ids" not in rows.inputs):
         raise InputError(f"{name} trains on text, and the calibration rows hold no input_ids")
 
 
@@ -168,6 +173,9 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
         for path, matrix in network.matrices.items():
             encoded = matrix.encoded()
             tensors |= {f"{part}|{path}": tensor.cpu().contiguous() for part, tensor in encoded.tensors.items()}
+        for path, vectors in network.vectors.items():
+            for name, vector in vectors.items():
+                tensors[f"{VECTOR}|{walk.source.disk_name(f'{path}.{name}')}"] = vector.values().cpu()
     write_atomic(place, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     return_free_memory()
@@ -182,7 +190,8 @@ def _found_anew(walk: Walk) -> dict[str, Rounding]:
 
 @dataclass(frozen=True)
 class Way:
-    """A model's way from rows to logits: its blocks with what each is called with, and all else. hidden: the rows that reach the first."""
+    """A model's way from rows to what it is judged by: its blocks with what each is called with, and all else. hidden: the rows that reach
+    the first."""
 
     shell: Shell
     chain: str
@@ -203,12 +212,19 @@ class Way:
         modules = [source.block(block, setting.dtype, device, values) for block, values in zip(blocks, replaced, strict=True)]
         return cls(shell, chain, inputs, hidden, modules, [noted[block.path].to(device, setting.dtype) for block in blocks])
 
-    def logits(self, rows: Int[Tensor, "batch"], hidden: Tensor | None = None) -> Float[Tensor, "tokens vocabulary"]:
-        """Of some rows; hidden: what leaves the last block, where it is there already."""
-        if hidden is None:
-            hidden = self.hidden[rows]
-            for module, call in zip(self.blocks, self.calls, strict=True):
-                hidden = run_block(module, hidden, call)
+    def last(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, "batch *length width"]:
+        """Some rows as they leave the last block."""
+        hidden = self.hidden[rows]
+        for module, call in zip(self.blocks, self.calls, strict=True):
+            hidden = run_block(module, hidden, call)
+        return hidden
+
+    def features(self, hidden: Tensor) -> Float[Tensor, "batch tokens width"]:
+        """What leaves the last block, normalized."""
+        return self.shell.normed(hidden.to(torch.float32)).flatten(1, -2)
+
+    def logits(self, rows: Int[Tensor, "batch"], hidden: Tensor) -> Float[Tensor, "tokens vocabulary"]:
+        """Of some rows that leave the last block as `hidden`."""
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
         return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
 
@@ -217,15 +233,19 @@ class Way:
 class Network:
     """The whole model, block after block: as the steps left it with every tuned matrix where it may be, and as it was.
 
-    A block's inner values are not kept for the gradients but computed again.
+    targets: the next tokens, where it is judged by them. leading: tokens of an image before its patches. vectors: biases and norms that are
+    trained, by path of the block and their names inside it. A block's inner values are not kept for the gradients but computed again.
     """
 
     tuner: Tuner
     way: Way
     original: Way | None
-    targets: Int[Tensor, "rows tokens"]
+    targets: Int[Tensor, "rows tokens"] | None
+    leading: int
+    blocks: Sequence[Block]
     linears: list[dict[str, nn.Module]]
     matrices: dict[str, Trained]
+    vectors: dict[str, dict[str, FreeVector]]
 
     @classmethod
     def of(cls, walk: Walk, starts: Sequence[Start], tuner: Tuner) -> Network:
@@ -242,37 +262,83 @@ class Network:
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
         }
         original = Way.of(walk, walk.original or source) if tuner.reference else None
-        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), linears, matrices)
+        targets = causal_targets(rows.inputs["input_ids"]) if tuner.reads_logits else None
+        vectors = {
+            block.path: _vectors(source, block, module) if all(linear.path in matrices for linear in block.linears) else {}
+            for block, module in zip(_blocks(source), way.blocks if tuner.vectors else (), strict=False)
+        }
+        return cls(tuner, way, original, targets, _leading(way, source), _blocks(source), linears, matrices, vectors)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Those of every matrix."""
-        return {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
+        """Those of every matrix and vector."""
+        found = {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
+        return found | {f"{path}.{name}": vector.offset for path, here in self.vectors.items() for name, vector in here.items()}
 
     def settle(self) -> None:
         """Bring every matrix back to where it may be."""
         for matrix in self.matrices.values():
             matrix.settle()
 
+    def factors(self) -> dict[str, float]:
+        """Of the rate of each parameter: that of its matrix, of which those that lie in one count in the mean."""
+        rates, alphas = self.tuner.rates, {}
+        assert rates is not None
+        for block in self.blocks:
+            for linear in block.linears:
+                if linear.path in self.matrices:
+                    found = pieces(block, linear, self.matrices[linear.path].values())
+                    alphas[linear.path] = fmean(rates.alpha(piece) for piece in found.values())
+        chosen = rates.factors(alphas)
+        return {f"{name}.{path}": chosen[path] for path, matrix in self.matrices.items() for name in matrix.parameters}
+
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
-        """The mean over the tokens of these rows."""
+        """The mean over these rows, or over their tokens."""
+        hidden, expected = self._through(self.way.hidden[rows]), None
+        if self.original is not None:
+            expected = self.original.last(rows)
+        if isinstance(self.tuner, FeatureTuner):
+            assert self.original is not None and expected is not None
+            with torch.no_grad():
+                features = self.original.features(expected)
+            return self.tuner.loss(self.way.features(hidden), features, self.leading).mean()
+        return self._by_tokens(rows, hidden, expected)
+
+    def _by_tokens(self, rows: Int[Tensor, "batch"], hidden: Tensor, expected: Tensor | None) -> Float[Tensor, ""]:
+        assert isinstance(self.tuner, TokenTuner) and self.targets is not None
         targets = self.targets[rows].flatten()
         counted = targets != IGNORED
-        found = self.way.logits(rows, self._through(self.way.hidden[rows]))[counted]
-        expected = None
-        if self.original is not None:
+        found = self.way.logits(rows, hidden)[counted]
+        if self.original is not None and expected is not None:
             with torch.no_grad():
-                expected = self.original.logits(rows)[counted]
+                expected = self.original.logits(rows, expected)[counted]
         return self.tuner.loss(found, expected, targets[counted].to(found.device)).mean()
 
     def _through(self, hidden: Tensor) -> Tensor:
-        for module, linears, call in zip(self.way.blocks, self.linears, self.way.calls, strict=True):
+        for block, module, linears, call in zip(self.blocks, self.way.blocks, self.linears, self.way.calls, strict=True):
 
-            def run(hidden: Tensor, module: nn.Module = module, linears: dict[str, nn.Module] = linears, call: Call = call) -> Tensor:
+            def run(
+                hidden: Tensor, block: Block = block, module: nn.Module = module, linears: dict[str, nn.Module] = linears, call: Call = call
+            ) -> Tensor:
                 weights = {inner: self.matrices[path].values() for path, inner in linears.items()}
-                return run_with_weights(module, hidden, call, weights)
+                vectors = {name: vector.values() for name, vector in self.vectors.get(block.path, {}).items()}
+                return run_with_weights(module, hidden, call, weights, vectors)
 
             hidden = checkpoint(run, hidden, use_reentrant=False)
         return hidden
+
+
+def _vectors(source: Source, block: Block, module: nn.Module) -> dict[str, FreeVector]:
+    """Biases and norms of a block that lie on disk as they are in memory, by their names inside it."""
+    own = {name: source.disk_name(f"{block.path}.{name}") for name, parameter in module.named_parameters() if parameter.ndim == 1}
+    return {name: FreeVector(module.get_parameter(name).detach().to(torch.float32)) for name, key in own.items() if key is not None}
+
+
+def _leading(way: Way, source: Source) -> int:
+    """Tokens that stand before the patches of an image; 0 where that is not told by the sizes of both."""
+    pixels, side = way.inputs.get("pixel_values"), getattr(source.config, "patch_size", None)
+    if pixels is None or not isinstance(side, int):
+        return 0
+    return max(0, way.hidden[0, ..., 0].numel() - (pixels.shape[-2] // side) * (pixels.shape[-1] // side))
 
 
 def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
@@ -299,7 +365,7 @@ class BlockPlaced(BlockRun):
 
     def __post_init__(self) -> None:
         self.start = Start.read(self.starts[self.view.block.path])
-        self.view.resume(self.start.changed, set(self.start.found))
+        self.view.resume({**self.start.changed, **self._vectors()}, set(self.start.found))
         super().__post_init__()
 
     def _solve_alike(self, wanted: list[Linear], gram: Tensor, tokens: int) -> None:
@@ -320,3 +386,14 @@ class BlockPlaced(BlockRun):
             return before
         with safe_open(self.trained, "pt") as file:
             return replace(before, tensors={part: file.get_tensor(f"{part}|{path}") for part in before.tensors})
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """What training made of biases and norms, by disk key, as it will be stored."""
+        source = self.view.source
+        with safe_open(self.trained, "pt") as file:
+            own = {key.partition("|")[2]: key for key in file.keys() if key.startswith(f"{VECTOR}|")}  # noqa: SIM118 (no mapping)
+            return {
+                key: file.get_tensor(own[key]).to(source.tensors[key].dtype).to(torch.float32)
+                for key in source.block_keys(self.view.block)
+                if key in own
+            }

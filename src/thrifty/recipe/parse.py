@@ -20,7 +20,7 @@ from thrifty.recipe.settings import build_method, merge
 
 TOP = ("calibration", "evaluation", "steps")
 # Methods of these families are parts of a step, not steps.
-PARTS = ("weights.solve", "weights.target", "weights.allocate", "weights.heal", "weights.activation")
+PARTS = ("weights.solve", "weights.target", "weights.allocate", "weights.heal", "weights.activation", "tune.rates")
 
 
 def shipped() -> dict[str, str]:
@@ -224,6 +224,8 @@ class _Parser:
                 example = f"solve: {{by: obs, into: {{int: {{group_size: 0, symmetric: false}}}}, share: {name}}}"
             elif known[name].family == "weights.activation":
                 example = f"gptq: {{bits: 8, group_size: 0, activation: {name}}}"
+            elif known[name].family == "tune.rates":
+                example = f"distill: {{rates: {name}}}"
             message = f"{at}: {name} is a part of a step ({known[name].family}), not a step; write {example}"
             raise self.fail((*path, name), message)
         return name

@@ -10,7 +10,8 @@ the next neuron is the one with which the fit gains most. `refit` gives the read
 
     min over W', b of  E || W h - W' h_kept - b ||^2
 
-(b only where there is a bias already), which stands in for the distillation of the whole model that the paper recovers with.
+(b only where there is a bias already), for where nothing is trained. What the paper recovers with is `distill_features`, after it in one
+chain.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ class DGMR(Pruner):
         2025,
         "Diversity-Guided MLP Reduction for Efficient Large Vision Transformers",
         arxiv="2506.08591",
-        part="the choice of neurons, with a refit in place of distillation",
     )
     scores: ClassVar[tuple[UnitKind, ...]] = ("neurons",)
     needs: ClassVar[frozenset[Need]] = frozenset({"gram"})

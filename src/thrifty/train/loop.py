@@ -2,8 +2,9 @@
 
     theta <- theta - r_t m_t / (sqrt(v_t) + eps),   r_t from 0 to `rate` over the first part, then along a cosine to final * rate
 
-Rows are drawn anew for each step from the seed and the number of the step, so the order depends on nothing else. Parameters, moments and
-losses are written at intervals, whole or not at all; a run that was stopped goes on from the last of these and ends with the same bytes.
+An objective may give each parameter a rate of its own, `rate` times a factor that is found anew at intervals. Rows are drawn anew for each
+step from the seed and the number of the step, so the order depends on nothing else. Parameters, moments, factors and losses are written at
+intervals, whole or not at all; a run that was stopped goes on from the last of these and ends with the same bytes.
 Source: Kingma and Ba (2014), arXiv 1412.6980; the schedule is that of Loshchilov and Hutter (2016), arXiv 1608.03983.
 """
 
@@ -51,11 +52,17 @@ class Objective(Protocol):
         """Called after every step: bring parameters back to where they may be."""
         ...
 
+    def factors(self) -> Mapping[str, float]:
+        """By how much the rate of each parameter is multiplied, by its name; 1 where none is given. Asked only where `Schedule.every` is
+        above zero."""
+        ...
+
 
 @dataclass(frozen=True)
 class Schedule:
     """steps: of the optimizer, `batch` rows each. rate: the largest. warm_up: share of the steps in which it rises. final: what it ends at,
-    as a share. clip: largest norm of all gradients together."""
+    as a share. clip: largest norm of all gradients together. every: steps between two questions for the factors of the rates, from the
+    first step on; 0 asks never."""
 
     steps: int
     batch: int
@@ -63,6 +70,7 @@ class Schedule:
     warm_up: float = 0.05
     final: float = 0.1
     clip: float = 1.0
+    every: int = 0
 
     def at(self, step: int) -> float:
         """The rate of step number `step`, counted from 0."""
@@ -91,12 +99,16 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
     Raises RunError when the loss is no finite number.
     """
     parameters = dict(objective.parameters())
-    optimizer = torch.optim.Adam(parameters.values(), lr=schedule.rate, betas=BETAS)
-    losses = _resume(place, parameters, optimizer)
+    groups = [[tensor] for tensor in parameters.values()] if schedule.every else [[*parameters.values()]]
+    optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=schedule.rate, betas=BETAS)
+    losses, factors = _resume(place, parameters, optimizer)
     batch, saved = min(schedule.batch, rows), time.monotonic()
     with events.task(title, schedule.steps) as advance:
         for step in range(len(losses), schedule.steps):
             advance(step, "")
+            if schedule.every and step % schedule.every == 0:
+                with torch.no_grad():
+                    factors = dict(objective.factors())
             with torch.enable_grad():
                 loss = objective.loss(drawn(rows, batch, step, seed))
                 found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -106,35 +118,39 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
             for tensor, gradient in zip(parameters.values(), found, strict=True):
                 tensor.grad = torch.zeros_like(tensor) if gradient is None else gradient
             torch.nn.utils.clip_grad_norm_(parameters.values(), schedule.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.at(step)
+            for name, group in zip(parameters, optimizer.param_groups, strict=False):  # one group stands for all where none has a factor
+                group["lr"] = schedule.at(step) * factors.get(name, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
                 objective.settle()
             losses.append(now)
             if step + 1 == schedule.steps or time.monotonic() - saved > SAVED:
-                _save(place, parameters, optimizer, losses)
+                _save(place, parameters, optimizer, losses, factors)
                 saved = time.monotonic()
         advance(schedule.steps, "")
     return losses
 
 
-def _save(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+def _save(
+    place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, losses: list[float], factors: Mapping[str, float]
+) -> None:
     tensors = {}
     for name, tensor in parameters.items():
         state = optimizer.state[tensor]
         tensors |= {f"parameter.{name}": tensor.detach(), f"mean.{name}": state["exp_avg"], f"square.{name}": state["exp_avg_sq"]}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(place, lambda path: save_file(tensors, path, metadata={"losses": json.dumps(losses)}))
+    told = json.dumps({"losses": losses, "factors": factors})
+    write_atomic(place, lambda path: save_file(tensors, path, metadata={"told": told}))
 
 
-def _resume(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[float]:
-    """Bring everything to where a stopped run left it; returns the losses so far."""
+def _resume(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[list[float], dict[str, float]]:
+    """Bring everything to where a stopped run left it; returns (the losses so far, the factors of the rates)."""
     if not place.exists():
-        return []
+        return [], {}
     with safe_open(place, "pt") as file:
-        losses = [float(loss) for loss in json.loads(file.metadata()["losses"])]
+        told = json.loads(file.metadata()["told"])
+        losses = [float(loss) for loss in told["losses"]]
         for name, tensor in parameters.items():
             with torch.no_grad():
                 tensor.copy_(file.get_tensor(f"parameter.{name}"))
@@ -144,4 +160,4 @@ def _resume(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.opti
                 "exp_avg_sq": file.get_tensor(f"square.{name}").to(tensor.device),
             }
     events.note(f"{len(losses)} steps were already done")
-    return losses
+    return losses, told["factors"]

@@ -1,4 +1,4 @@
-"""The verb of tuning: what one token costs, given what the tuned model says of it and what the original says."""
+"""The verbs of tuning: what a token costs by the logits of the tuned model and of the original, or a row by their last hidden states."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from thrifty.base.anatomy import Kind
 from thrifty.base.method import Method
 from thrifty.train import Schedule
+from thrifty.tune.rates import LayerRates
 
 
 @dataclass(frozen=True)
 class Tuner(Method, ABC):
-    """A step that trains all matrices that the steps before it solved, together, by the outputs of the whole model.
+    """A step that trains all matrices that the steps before it solved, together, by what the whole model puts out.
 
-    A matrix on a grid stays on it, what was pruned stays zero. steps, batch: of the optimizer, and calibration windows in each. rate: how
+    A matrix on a grid stays on it, what was pruned stays zero. steps, batch: of the optimizer, and calibration rows in each. rate: how
     far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
     as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
-    matrix that is on no grid; 0 is any change. reference: whether the original model is needed.
+    matrix that is on no grid; 0 is any change. rates: what gives every matrix a rate of its own; none, all move alike. vectors: whether
+    biases and the weights of norms are trained, too, in blocks all of whose matrices are.
+
+    reference: whether the original model is needed. kinds: of models that it can train; wants: the same in words. reads_logits: whether it
+    judges by these.
     """
 
     family: ClassVar[str] = "tune"
     reference: ClassVar[bool] = True
+    kinds: ClassVar[tuple[Kind, ...]]
+    wants: ClassVar[str]
+    reads_logits: ClassVar[bool]
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     batch: Annotated[int, Field(ge=1)] = 4
@@ -33,11 +42,23 @@ class Tuner(Method, ABC):
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
     rank: Annotated[int, Field(ge=0)] = 0
+    rates: LayerRates | None = None
+    vectors: bool = False
 
     @property
     def schedule(self) -> Schedule:
         """When it moves how far."""
-        return Schedule(self.steps, self.batch, self.rate, self.warm_up, self.final)
+        every = 0 if self.rates is None else self.rates.every
+        return Schedule(self.steps, self.batch, self.rate, self.warm_up, self.final, every=every)
+
+
+@dataclass(frozen=True)
+class TokenTuner(Tuner):
+    """One that judges by logits, token by token."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal_lm",)
+    wants: ClassVar[str] = "a causal language model, whose next tokens it trains by"
+    reads_logits: ClassVar[bool] = True
 
     @abstractmethod
     def loss(
@@ -47,3 +68,18 @@ class Tuner(Method, ABC):
         targets: Int[Tensor, "tokens"],
     ) -> Float[Tensor, "tokens"]:
         """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens."""
+
+
+@dataclass(frozen=True)
+class FeatureTuner(Tuner):
+    """One that judges by what leaves the last block, normalized as the model does it, beside the same of the original."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal_lm", "masked_lm", "vision")
+    wants: ClassVar[str] = "a language model or an image encoder with one chain of blocks, whose last hidden states it trains by"
+    reads_logits: ClassVar[bool] = False
+
+    @abstractmethod
+    def loss(
+        self, found: Float[Tensor, "rows tokens width"], expected: Float[Tensor, "rows tokens width"], leading: int
+    ) -> Float[Tensor, "rows"]:
+        """What each row costs. leading: tokens of an image that stand before its patches: the first for the image as a whole."""

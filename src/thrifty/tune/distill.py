@@ -19,11 +19,11 @@ from torch import Tensor
 
 from thrifty.base.method import Paper
 from thrifty.core.divergence import jensen_shannon
-from thrifty.tune.base import Tuner
+from thrifty.tune.base import TokenTuner
 
 
 @dataclass(frozen=True)
-class Distill(Tuner):
+class Distill(TokenTuner):
     """beta: which divergence."""
 
     name: ClassVar[str] = "distill"

@@ -18,11 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from thrifty.tune.base import Tuner
+from thrifty.tune.base import TokenTuner
 
 
 @dataclass(frozen=True)
-class NextToken(Tuner):
+class NextToken(TokenTuner):
     """See `distill` for the settings."""
 
     name: ClassVar[str] = "next_token"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thrifty.base.method import Paper
-from thrifty.core.spectra import Rule, eigenvalues, hill
+from thrifty.core.spectra import Rule, eigenvalues, hill, whole_cost
 from thrifty.weights.layerwise import ByRank, Look
 
 
@@ -36,7 +36,7 @@ class AlphaPruning(ByRank):
         return sum(alphas) / len(alphas)
 
     def operations(self, out_features: int, in_features: int) -> float:
-        return float(min(out_features, in_features) ** 2 * (out_features + in_features))
+        return whole_cost(out_features, in_features)[0]
 
     def working_bytes(self, out_features: int, in_features: int) -> int:
-        return 8 * out_features * in_features + 32 * min(out_features, in_features) ** 2
+        return whole_cost(out_features, in_features)[1]

@@ -5,7 +5,7 @@
 
 Windows are squares (`ratio` 1) of the smaller side of a matrix, `side` at most, on a grid of `positions` by `positions`. With windows the
 shape of a matrix no longer decides its alpha, as it does for `alpha_pruning`. Weights alone are looked at. What a share above 0.998 leaves
-over is given to the other blocks.
+over is given to the other blocks. `farms_rates` gives rates of training by the same windows.
 Source: Hu, Goel, Killiakov and Yang (2025), arXiv 2506.06280.
 """
 
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.base.method import Paper
-from thrifty.core.spectra import NUMBERS, Rule, farms, windows
+from thrifty.core.spectra import Rule, farms, windows_cost
 from thrifty.weights.layerwise import ByRank, Look
 
 
@@ -32,7 +32,6 @@ class Farms(ByRank):
         2025,
         "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
         "2506.06280",
-        part="sparsity by block, not learning rates",
     )
 
     rule: Rule = "peak"
@@ -45,9 +44,7 @@ class Farms(ByRank):
         return sum(alphas) / len(alphas)
 
     def operations(self, out_features: int, in_features: int) -> float:
-        (rows, columns), starts = windows(out_features, in_features, self.side, self.ratio, self.positions)
-        return float(len(starts) * min(rows, columns) ** 2 * (rows + columns))
+        return windows_cost(out_features, in_features, self.side, self.ratio, self.positions)[0]
 
     def working_bytes(self, out_features: int, in_features: int) -> int:
-        (rows, columns), starts = windows(out_features, in_features, self.side, self.ratio, self.positions)
-        return 40 * min(len(starts) * rows * columns, NUMBERS + rows * columns)
+        return windows_cost(out_features, in_features, self.side, self.ratio, self.positions)[1]
