@@ -1,11 +1,12 @@
 """Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica and SVD-LLM.
 
-Usage: python bench/structure_methods.py [digits] [distilled] [states] [language]     (all, if none is named)
+Usage: python bench/structure_methods.py [digits] [distilled] [states] [mixers] [language]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
     distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it; means over some seeds
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
+    mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
@@ -24,6 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 from judge import BUILD, HERE, RESULTS, Judge, beside, figures, logits_of
+from safetensors.torch import load_file
 
 import thrifty
 from thrifty.measure.hidden import RowScores, score_classes
@@ -34,6 +36,7 @@ from thrifty.structure.dgmr import refitted
 from thrifty.structure.magnitude_units import MagnitudeUnits
 from thrifty.structure.random_units import RandomUnits
 from thrifty.structure.sparse_ssm import SparseSSM
+from thrifty.weights.allocate.sparse_ssm_share import SparseSSMShare
 
 HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
@@ -87,8 +90,18 @@ class DrawnDecays(SparseSSM):
         return torch.rand(a_log.shape, generator=torch.Generator().manual_seed(0))
 
 
+@dataclass(frozen=True)
+class OtherWayRound(SparseSSMShare):
+    """Projections that read more give up more."""
+
+    name: ClassVar[str] = "other_way_round"
+
+    def score(self, look):
+        return -super().score(look)
+
+
 def main() -> None:
-    parts = {"digits": digits, "distilled": distilled, "states": states, "language": language}
+    parts = {"digits": digits, "distilled": distilled, "states": states, "mixers": mixers, "language": language}
     for name in sys.argv[1:] or parts:
         for part in parts[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -215,17 +228,27 @@ class Language:
     def __init__(self, model: Path | None) -> None:
         self.judge = Judge(model, windows=WINDOWS, tokens=TOKENS)
         self.rows = {"input_ids": self.judge.rows["calibration"].inputs["input_ids"]}
+        self.made: dict[str, tuple[Path, dict]] = {}
 
     def scored(self, *steps: Mapping[str, Any]) -> tuple[WindowScores, int]:
         """(scores of the held-out windows, parameters that are left) of steps, each in a run of its own."""
         model: Path = Path(self.judge.model)
         parameters = self.judge.source.anatomy.parameters
         for number, step in enumerate(steps):
-            model, result = made(model, step, self.rows, f"{Path(self.judge.model).name}-{number}")
+            so_far = json.dumps(steps[: number + 1])
+            if so_far not in self.made:
+                self.made[so_far] = made(model, step, self.rows, f"{Path(self.judge.model).name}-{len(self.made)}")
+            model, result = self.made[so_far]
             parameters = result.get("structure", {}).get("parameters", {}).get("after", parameters)
         after = logits_of(load(model, dtype=torch.float32), self.judge.held_out)
         parts = zip(self.judge.expected, after, self.judge.held_out.split(8), strict=True)
         return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts]), parameters
+
+    def zeros(self, *steps: Mapping[str, Any]) -> float:
+        """The share of zeros in all linears of a result that `scored` made: a share may ask for no whole number of them."""
+        tensors = load_file(self.made[json.dumps(steps)][0] / "model.safetensors")
+        matrices = [tensors[linear.source] for linear in self.judge.source.anatomy.linears]
+        return sum(int((matrix == 0).sum()) for matrix in matrices) / sum(matrix.numel() for matrix in matrices)
 
 
 def states() -> Iterator[dict]:
@@ -255,6 +278,46 @@ def states() -> Iterator[dict]:
     projections = {name: language.scored({name: {}})[0] for name in ("wanda", "sparsegpt")}
     found["half of the projections' weights"] = compared(projections, {"sparsegpt": ("wanda",)}, figures, beside)
     yield found
+
+
+def mixers() -> Iterator[dict]:
+    """What was found so far, after every comparison."""
+    language = Language(MAMBA)
+    found: dict[str, Any] = language.judge.describe()
+    for sparsity in (0.5, 0.7):
+        amount = {"sparsity": sparsity}
+        decays, inner = {"sparse_ssm": amount}, {"sparse_ssm_inner": amount}
+        plain = ({"sparse_ssm": {**amount, "by": "magnitude"}}, {"sparse_ssm_inner": {**amount, "by": "magnitude"}})
+        shared = {"sparsegpt": {**amount, "share": "sparse_ssm_share"}}
+        whole = {
+            "SparseSSM": (decays, inner, shared),
+            "SparseSSM, decays by error": ({"sparse_ssm": {**amount, "by": "error"}}, inner, shared),
+            "SparseSSM, projections alike": (decays, inner, {"sparsegpt": amount}),
+            "magnitude, and SparseGPT": (*plain, {"sparsegpt": amount}),
+            "magnitude, and Wanda": (*plain, {"wanda": amount}),
+        }
+        scores = {name: language.scored(*steps)[0] for name, steps in whole.items()}
+        others = tuple(whole)[2:]
+        pairs = {"SparseSSM": others, "SparseSSM, decays by error": ("SparseSSM", *others)}
+        zeros = {"zeros": {name: language.zeros(*steps) for name, steps in whole.items()}}
+        found[f"{sparsity:.0%} of the mixers"] = {**compared(scores, pairs, figures, beside), **zeros}
+        yield found
+        ways: dict[str, Any] = {"": "uniform", ", shared": "sparse_ssm_share"}
+        alone = {f"{by}{words}": {by: {**amount, "share": share}} for by in ("wanda", "sparsegpt") for words, share in ways.items()}
+        ways = {"shared the other way round": "other_way_round", "shared, alpha 0.1": {"sparse_ssm_share": {"alpha": 0.1}}}
+        alone |= {f"sparsegpt, {words}": {"sparsegpt": {**amount, "share": share}} for words, share in ways.items()}
+        alone |= {"inner": inner, "inner by magnitude": plain[1]}
+        scores = {name: language.scored(step)[0] for name, step in alone.items()}
+        pairs = {
+            "wanda, shared": ("wanda",),
+            "sparsegpt": ("wanda",),
+            "sparsegpt, shared": ("wanda", "sparsegpt", "sparsegpt, shared the other way round"),
+            "sparsegpt, shared, alpha 0.1": ("sparsegpt",),
+            "inner": ("inner by magnitude",),
+        }
+        zeros = {"zeros": {name: language.zeros(step) for name, step in alone.items()}}
+        found[f"{sparsity:.0%} of the parts"] = {**compared(scores, pairs, figures, beside), **zeros}
+        yield found
 
 
 # -- a language model --------------------------------------------------------------------------------------------------

@@ -110,6 +110,11 @@ def chosen_states() -> str:
     return _compared(read("structure_methods.json")["states"], "kl", "perplexity")
 
 
+def chosen_mixers() -> str:
+    """Everything in the mixers of a small Mamba pruned, as a whole and part by part."""
+    return _compared(read("structure_methods.json")["mixers"], "kl", "perplexity")
+
+
 def chosen_language() -> str:
     """Ways to the same number of parameters of the model inside the package."""
     return _compared(read("structure_methods.json")["language"], "kl", "perplexity")
@@ -141,5 +146,6 @@ TABLES = {
     "chosen digits": chosen_digits,
     "distilled digits": distilled_digits,
     "chosen states": chosen_states,
+    "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
 }
