@@ -40,11 +40,11 @@ def odd(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_causal_model_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
+def test_every_causal_model_and_classifier_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
     folder = tiny(architecture, tmp_path / "model")
     anatomy = open_model(folder).anatomy
     steps = [{**STEP, **odd(folder)}, TUNE]
-    if anatomy.kind != "causal_lm":
+    if anatomy.kind != "causal_lm" and architecture != "vit":
         with pytest.raises(InputError, match=f"distill needs a causal language model.+{anatomy.architecture} is {anatomy.kind}"):
             run(architecture, folder, tmp_path / "out", steps)
         return
@@ -60,14 +60,31 @@ STOPS = {"first walk": (tuning.Start, "save", 2), "training": (tuning.Network, "
 """What breaks, and at which call: the second block, the third step, the second block of the result."""
 
 
+TRAINED = {
+    "grids": [{"awq": {}}, STEP, TUNE],
+    "ends of grids": [
+        {"solve": {"by": "q_sam2", "into": {"int": {"bits": 3, "symmetric": False}}}},
+        {"distill": {**TUNE["distill"], "ends": "statistics"}},
+    ],
+    "codebooks and codes": [
+        {"solve": {"by": {"aqlm": {"rounds": 1}}, "into": {"additive": {"bits": 4, "beam": 2}}}},
+        {"distill": {**TUNE["distill"], "moves": 0.05}},
+    ],
+}
+
+
 def bytes_of(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize("place", STOPS)
-def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "trained"), [*((place, "grids") for place in STOPS), ("training", "ends of grids"), ("training", "codebooks and codes")]
+)
+def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(
+    place: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny("llama", tmp_path / "model")
-    steps = [{"awq": {}}, STEP, TUNE]
+    steps = TRAINED[trained]
     run("llama", folder, tmp_path / "whole", steps)
     with monkeypatch.context() as patched:
         patched.setattr(loop, "SAVED", -1.0)
@@ -114,7 +131,9 @@ def test_what_is_not_selected_stays(tmp_path: Path) -> None:
         ([TUNE, STEP], "must be the last one"),
         ([TUNE], "they solve none of its linears"),
         ([{"rtn": {}, "only": ["*.q_proj"]}, {**TUNE, "only": ["*.down_proj"]}], "they solve none of its linears"),
-        ([{"solve": {"by": "round", "into": {"float": {}}}}, TUNE], "trains plain values and evenly spaced grids"),
+        ([{"solve": {"by": "round", "into": {"float": {}}}}, TUNE], "trains plain values, evenly spaced grids.+and additive codebooks"),
+        ([STEP, {"distill": {"moves": 0.1}}], "moves is for additive codebooks"),
+        ([{"wanda": {}}, {"distill": {"ends": "range"}}], "ends is for even grids"),
         ([{"magnitude": {}}, {"rtn": {}}, TUNE], "what an earlier step pruned"),
         ([{"solve": {"by": "obs", "into": {"int": {"group_size": 0, "symmetric": False}}, "share": "baq"}}, TUNE], "different widths"),
         ([STEP, {**TUNE, "override": {"*.down_proj": {"steps": 9}}}], "override cannot change"),
@@ -166,3 +185,41 @@ def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Pa
     # at equal steps the original teaches more than the text does
     assert distilled["kl"]["value"] < on_the_text["kl"]["value"]
     assert distilled["top1_agreement"] > on_the_text["top1_agreement"]
+
+
+@pytest.mark.parametrize("ends", ["statistics", "range"])
+def test_an_image_classifier_begins_as_calibrated_and_comes_nearer(ends: str, tmp_path: Path) -> None:
+    folder = tiny("vit", tmp_path / "model")
+    step = {"solve": {"by": "q_sam2", "into": {"int": {"bits": 2, "group_size": 0, "symmetric": ends == "range"}}}}
+    before = run("vit", folder, tmp_path / "before", [step])
+    run("vit", folder, tmp_path / "still", [step, {"distill": {"steps": 1, "rate": 1e-9, "ends": ends}}], verify="full")
+    assert bytes_of(tmp_path / "before") == bytes_of(tmp_path / "still")
+    after = run("vit", folder, tmp_path / "after", [step, {"distill": {"steps": 30, "batch": 6, "ends": ends, "rate": 0.01}}])
+    assert after["kl"]["value"] < before["kl"]["value"]
+    with pytest.raises(InputError, match="next_token needs a causal language model, whose next tokens"):
+        run("vit", folder, tmp_path / "out", [step, {"next_token": {}}])
+
+
+ADDITIVE = {"solve": {"by": {"aqlm": {"rounds": 1}}, "into": {"additive": {"codebooks": 4, "bits": 4, "beam": 2}}}}
+
+
+@pytest.mark.parametrize("moves", [0.0, 0.05])
+def test_codebooks_are_trained_and_go_into_the_container(moves: float, tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    before = run("llama", folder, tmp_path / "before", [ADDITIVE], format="thrifty")
+    tune = {"distill": {"steps": 1, "rate": 1e-9, "moves": moves}}
+    run("llama", folder, tmp_path / "still", [ADDITIVE, tune], format="thrifty", verify="full")
+    assert bytes_of(tmp_path / "before") == bytes_of(tmp_path / "still")
+    tune = {"distill": {"steps": 30, "batch": 6, "rate": 0.03, "moves": moves}}
+    after = run("llama", folder, tmp_path / "after", [ADDITIVE, tune], format="thrifty", verify="full")
+    assert after["kl"]["value"] < before["kl"]["value"]
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors")) for name in ("before", "after")]
+    assert sizes[0] == sizes[1]
+    held, dense = run("llama", folder, tmp_path / "dense", [ADDITIVE, tune]), open_model(tmp_path / "dense")
+    assert held["kl"] == after["kl"]
+    packed = thrifty.load(tmp_path / "after", dtype=torch.float32)
+    plain = thrifty.load(tmp_path / "dense", dtype=torch.float32)
+    ids = inputs("llama", 2, LENGTH, seed=2)["input_ids"]
+    with torch.inference_mode():
+        assert torch.equal(packed(input_ids=ids).logits, plain(input_ids=ids).logits)
+    assert dense.anatomy.linears

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
 from thrifty.core.activations import Rounding
+from thrifty.core.clipped import ClippedWeight
 from thrifty.core.linalg import row_forms
 from thrifty.core.trainable import FreeWeight, GridWeight, LowRankWeight, Trained
+from thrifty.core.trained_sums import SumsWeight
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
@@ -49,9 +51,11 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
     if work.tuner is None:
         return
     anatomy, name = source.anatomy, work.tuner.name
-    if anatomy.kind != "causal_lm" or len(anatomy.chains) != 1:
-        raise InputError(f"{name} needs a causal language model, whose next tokens it trains by; {anatomy.architecture} is {anatomy.kind}")
-    if rows is None or "input_ids" not in rows.inputs:
+    classifies = anatomy.kind == "vision" and anatomy.head is not None
+    if len(anatomy.chains) != 1 or not (anatomy.kind == "causal_lm" or (classifies and work.tuner.reference)):
+        wanted = "a causal language model" + (" or an image classifier" if work.tuner.reference else ", whose next tokens it trains by")
+        raise InputError(f"{name} needs {wanted}; {anatomy.architecture} is {anatomy.kind}")
+    if not classifies and (rows is None or "input_ids" not in rows.inputs):
         raise InputError(f"{name} trains on text, and the calibration rows hold no input_ids")
 
 
@@ -223,7 +227,7 @@ class Network:
     tuner: Tuner
     way: Way
     original: Way | None
-    targets: Int[Tensor, "rows tokens"]
+    targets: Int[Tensor, "rows tokens"] | None
     linears: list[dict[str, nn.Module]]
     matrices: dict[str, Trained]
 
@@ -242,27 +246,34 @@ class Network:
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
         }
         original = Way.of(walk, walk.original or source) if tuner.reference else None
-        return cls(tuner, way, original, causal_targets(rows.inputs["input_ids"]), linears, matrices)
+        targets = causal_targets(rows.inputs["input_ids"]) if "input_ids" in rows.inputs else None
+        return cls(tuner, way, original, targets, linears, matrices)
 
     def parameters(self) -> dict[str, Tensor]:
         """Those of every matrix."""
         return {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
 
-    def settle(self) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What changes with every matrix besides."""
+        return {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.state.items()}
+
+    def settle(self) -> dict[str, Bool[Tensor, "*shape"]]:
         """Bring every matrix back to where it may be."""
-        for matrix in self.matrices.values():
-            matrix.settle()
+        return {f"{name}.{path}": moved for path, matrix in self.matrices.items() for name, moved in matrix.settle().items()}
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
-        """The mean over the tokens of these rows."""
-        targets = self.targets[rows].flatten()
-        counted = targets != IGNORED
-        found = self.way.logits(rows, self._through(self.way.hidden[rows]))[counted]
+        """The mean over the tokens, or the images, of these rows."""
+        found = self.way.logits(rows, self._through(self.way.hidden[rows]))
         expected = None
         if self.original is not None:
             with torch.no_grad():
-                expected = self.original.logits(rows)[counted]
-        return self.tuner.loss(found, expected, targets[counted].to(found.device)).mean()
+                expected = self.original.logits(rows)
+        if self.targets is None:
+            return self.tuner.loss(found, expected, torch.full((len(found),), IGNORED, device=found.device)).mean()
+        targets = self.targets[rows].flatten()
+        counted = targets != IGNORED
+        expected = None if expected is None else expected[counted]
+        return self.tuner.loss(found[counted], expected, targets[counted].to(found.device)).mean()
 
     def _through(self, hidden: Tensor) -> Tensor:
         for module, linears, call in zip(self.way.blocks, self.linears, self.way.calls, strict=True):
@@ -276,13 +287,18 @@ class Network:
 
 
 def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
-    """A matrix as it is trained: on the grid that it was solved into, else its values, along few directions where the step says so."""
+    """A matrix as it is trained: on the grid or with the codebooks that it was solved into, else its values, along few directions where the
+    step says so."""
     (weight, start), tuner = found, walk.work.tuner
+    assert tuner is not None
+    start = replace(start, tensors={part: tensor.to(device) for part, tensor in start.tensors.items()})
     codes = walk.work.treatments[path][-1].target.codes
     if codes is not None:
-        return GridWeight(weight.to(device), start, codes)
-    values = start.decode().to(device)
-    assert tuner is not None
+        weight = weight.to(device)
+        return GridWeight(weight, start, codes) if tuner.ends == "learned" else ClippedWeight(weight, start, codes, tuner.ends)
+    if start.layout == "additive":
+        return SumsWeight(start, tuner.moves)
+    values = start.decode()
     return LowRankWeight(values, tuner.rank, walk.setting.seed) if tuner.rank else FreeWeight(values)
 
 

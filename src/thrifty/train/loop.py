@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,8 +47,13 @@ class Objective(Protocol):
         """The mean loss of these rows, differentiable in the parameters."""
         ...
 
-    def settle(self) -> None:
-        """Called after every step: bring parameters back to where they may be."""
+    def state(self) -> Mapping[str, Tensor]:
+        """What `settle` changes, in place, besides the parameters, by name."""
+        ...
+
+    def settle(self) -> Mapping[str, Bool[Tensor, "*shape"]]:
+        """Called after every step: bring parameters back to where they may be. Returns, by name of the parameter, the entries whose moments
+        start again from zero, since they now stand at another point."""
         ...
 
 
@@ -92,7 +97,8 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
     """
     parameters = dict(objective.parameters())
     optimizer = torch.optim.Adam(parameters.values(), lr=schedule.rate, betas=BETAS)
-    losses = _resume(place, parameters, optimizer)
+    state = objective.state()
+    losses = _resume(place, parameters, state, optimizer)
     batch, saved = min(schedule.batch, rows), time.monotonic()
     with events.task(title, schedule.steps) as advance:
         for step in range(len(losses), schedule.steps):
@@ -111,30 +117,41 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                objective.settle()
+                for name, moved in objective.settle().items():
+                    _forget(optimizer, parameters[name], moved)
             losses.append(now)
             if step + 1 == schedule.steps or time.monotonic() - saved > SAVED:
-                _save(place, parameters, optimizer, losses)
+                _save(place, parameters, state, optimizer, losses)
                 saved = time.monotonic()
         advance(schedule.steps, "")
     return losses
 
 
-def _save(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
-    tensors = {}
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor, moved: Bool[Tensor, "*shape"]) -> None:
+    """Both moments of these entries from zero; those of the others as they are."""
+    for moment in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[parameter][moment].masked_fill_(moved, 0)
+
+
+def _save(
+    place: Path, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
+    tensors = {f"state.{name}": tensor for name, tensor in state.items()}
     for name, tensor in parameters.items():
-        state = optimizer.state[tensor]
-        tensors |= {f"parameter.{name}": tensor.detach(), f"mean.{name}": state["exp_avg"], f"square.{name}": state["exp_avg_sq"]}
+        moments = optimizer.state[tensor]
+        tensors |= {f"parameter.{name}": tensor.detach(), f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(place, lambda path: save_file(tensors, path, metadata={"losses": json.dumps(losses)}))
 
 
-def _resume(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[float]:
+def _resume(place: Path, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> list[float]:
     """Bring everything to where a stopped run left it; returns the losses so far."""
     if not place.exists():
         return []
     with safe_open(place, "pt") as file:
         losses = [float(loss) for loss in json.loads(file.metadata()["losses"])]
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(f"state.{name}"))
         for name, tensor in parameters.items():
             with torch.no_grad():
                 tensor.copy_(file.get_tensor(f"parameter.{name}"))

@@ -1,10 +1,10 @@
-"""The verb of tuning: what one token costs, given what the tuned model says of it and what the original says."""
+"""The verb of tuning: what one token, or one image, costs, given what the tuned model says of it and what the original says."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -21,7 +21,10 @@ class Tuner(Method, ABC):
     A matrix on a grid stays on it, what was pruned stays zero. steps, batch: of the optimizer, and calibration windows in each. rate: how
     far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
     as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
-    matrix that is on no grid; 0 is any change. reference: whether the original model is needed.
+    matrix that is on no grid; 0 is any change. ends: of grids: `learned`, by a factor of each scale (LSQ), `statistics`, by factors of
+    running statistics of its weights, and the zero point with it (Q-SAM2), or `range`, where the weights reach. moves: share of the groups
+    of additive codebooks whose codes may change after a step; 0 trains codebooks and scales alone. reference: whether the original model is
+    needed.
     """
 
     family: ClassVar[str] = "tune"
@@ -33,6 +36,8 @@ class Tuner(Method, ABC):
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.05
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
     rank: Annotated[int, Field(ge=0)] = 0
+    ends: Literal["learned", "statistics", "range"] = "learned"
+    moves: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def schedule(self) -> Schedule:
@@ -46,4 +51,5 @@ class Tuner(Method, ABC):
         expected: Float[Tensor, "tokens vocabulary"] | None,
         targets: Int[Tensor, "tokens"],
     ) -> Float[Tensor, "tokens"]:
-        """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens."""
+        """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens. Of
+        an image classifier each image counts as a token, and its targets are IGNORED."""
