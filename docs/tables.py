@@ -465,6 +465,7 @@ TABLES = {
     "one grid": tables_vision.one_grid,
     "attention probabilities": tables_vision.attention_probabilities,
     "recalibrated": tables_vision.recalibrated,
+    "trained digits": tables_vision.trained_digits,
     "centred": tables_vision.centred,
     "allocation": allocation,
     "relevance": relevance,

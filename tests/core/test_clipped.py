@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thrifty.core.clipped import MOMENTUM, ClippedWeight
+from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.clipped import INPUT_MOMENTUM, MOMENTUM, ClippedInputs, ClippedWeight
 from thrifty.core.grids import snap_scale
+from thrifty.weights.activation.static import Static
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.ternary import Ternary
 from thrifty.weights.target.zero_free import ZeroFree
@@ -195,3 +197,70 @@ def test_a_row_of_zeros_stays_tame(ends: str, symmetric: bool) -> None:
         grid.offset += 0.001 * draw(0, *grid.offset.shape)
         grid.settle()
     assert float(grid.values().detach().abs().max()) <= 10
+
+
+def of_inputs(symmetric: bool, bits: int = 3, rule: str = "mse") -> tuple[Tensor, Rounding, ClippedInputs]:
+    """Inputs, the grid that a histogram of them gives, and that grid on its way."""
+    inputs = 0.3 + draw(0, 40, 16)
+    seen = Histogram.of(inputs)
+    rounding = Static(bits, rule, symmetric=symmetric).fit(seen)
+    return inputs, rounding, ClippedInputs(rounding, *seen.moments(), torch.device("cpu"))
+
+
+def test_moments_of_a_histogram_are_those_of_its_values() -> None:
+    inputs = (0.3 + draw(0, 40, 16)).bfloat16().float()
+    found = Histogram.of(inputs).moments()
+    torch.testing.assert_close(torch.tensor(found), torch.stack([inputs.mean(), inputs.std(correction=0)]))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inputs_start_on_the_grid_that_calibration_found(symmetric: bool) -> None:
+    inputs, rounding, grid = of_inputs(symmetric)
+    assert torch.equal(grid(inputs), rounding(inputs))
+    now = grid.settled()
+    assert torch.equal(now.scale, rounding.scale) and torch.equal(now.zero_point, rounding.zero_point)
+    # away from there, too, training sees what the settled grid gives
+    with torch.no_grad():
+        grid.high *= 0.7
+        grid.low *= 1.2
+        grid(inputs + 0.5)
+        grid.settle()
+    assert not torch.equal(grid.settled().scale, rounding.scale)
+    torch.testing.assert_close(grid(inputs).detach(), grid.settled()(inputs))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inputs_get_a_gradient_inside_and_ends_where_they_cut(symmetric: bool) -> None:
+    inputs, rounding, grid = of_inputs(symmetric)
+    inputs, slopes = (3 * inputs).requires_grad_(), draw(1, 40, 16)
+    (grid(inputs) * slopes).sum().backward()
+    exact = inputs.detach() / rounding.scale
+    multiple = exact.round()
+    low, high = -4 - rounding.zero_point, 3 - rounding.zero_point
+    below, above = multiple < low, multiple > high
+    assert bool(below.any()) and bool(above.any())
+    torch.testing.assert_close(inputs.grad, torch.where(below | above, 0.0, slopes))
+    if symmetric:
+        moves = torch.where(below | above, multiple.clamp(-4, 3), multiple - exact) * grid.spread * grid.reach[1] / 3
+        torch.testing.assert_close(grid.high.grad, (slopes * moves).sum().view(1), rtol=1e-4, atol=1e-4)
+        return
+    place = -4 - (grid.centre + grid.spread * grid.reach[0]) / rounding.scale
+    rounded = rounding.zero_point - place
+    high_moves = torch.where(below, -rounded, torch.where(above, 7 - rounded, multiple - exact)) * grid.spread * grid.reach[1] / 7
+    low_moves = torch.where(below, 7 + rounded, torch.where(above, rounded, exact - multiple)) * grid.spread * grid.reach[0] / 7
+    torch.testing.assert_close(grid.high.grad, (slopes * high_moves).sum().view(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grid.low.grad, (slopes * low_moves).sum().view(1), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_inputs_move_once_a_step_and_not_while_reading() -> None:
+    inputs, _, grid = of_inputs(symmetric=False)
+    first = grid.centre.clone(), grid.spread.clone()
+    for _ in range(2):  # a block is passed again for its gradients
+        grid(2 * inputs)
+    assert torch.equal(grid.centre, first[0]) and torch.equal(grid.spread, first[1])
+    with torch.no_grad():
+        grid.settle()
+        grid.settle()
+    wanted = (2 * inputs).mean(), (2 * inputs).std(correction=0)
+    for found, before, seen in zip((grid.centre, grid.spread), first, wanted, strict=True):
+        torch.testing.assert_close(found, before.lerp(seen.view(1), INPUT_MOMENTUM))

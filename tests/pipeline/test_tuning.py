@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import thrifty
 from tests.tiny import ARCHITECTURES, inputs, tiny
@@ -63,7 +64,13 @@ STOPS = {"first walk": (tuning.Start, "save", 2), "training": (tuning.Network, "
 TRAINED = {
     "grids": [{"awq": {}}, STEP, TUNE],
     "ends of grids": [
-        {"solve": {"by": "q_sam2", "into": {"int": {"bits": 3, "symmetric": False}}}},
+        {
+            "solve": {
+                "by": "q_sam2",
+                "into": {"int": {"bits": 8, "group_size": 0}},
+                "activation": "static",
+            }
+        },
         {"distill": {**TUNE["distill"], "ends": "statistics"}},
     ],
     "codebooks and codes": [
@@ -223,3 +230,18 @@ def test_codebooks_are_trained_and_go_into_the_container(moves: float, tmp_path:
     with torch.inference_mode():
         assert torch.equal(packed(input_ids=ids).logits, plain(input_ids=ids).logits)
     assert dense.anatomy.linears
+
+
+def test_fixed_grids_of_inputs_are_trained_where_ends_follow_statistics(tmp_path: Path) -> None:
+    """They begin as calibration found them, move, and are what the file says."""
+    folder = tiny("llama", tmp_path / "model")
+    step = TRAINED["ends of grids"][0]
+    run("llama", folder, tmp_path / "before", [step])
+    run("llama", folder, tmp_path / "still", [step, {"distill": {"steps": 1, "rate": 1e-9, "ends": "statistics"}}], verify="full")
+    run("llama", folder, tmp_path / "after", [step, {"distill": {"steps": 4, "rate": 0.05, "ends": "statistics"}}], verify="full")
+    before, still, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "still", "after"))
+    names = [name for name in before if name.endswith("input_scale")]
+    assert names and all(torch.equal(before[name], still[name]) for name in names)
+    assert all(not torch.equal(before[name], after[name]) for name in names)
+    # the matrices of a stage read the same inputs
+    assert torch.equal(*(after[f"model.layers.0.self_attn.{name}_proj.input_scale"] for name in ("q", "k")))

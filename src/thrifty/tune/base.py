@@ -22,7 +22,8 @@ class Tuner(Method, ABC):
     far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
     as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
     matrix that is on no grid; 0 is any change. ends: of grids: `learned`, by a factor of each scale (LSQ), `statistics`, by factors of
-    running statistics of its weights, and the zero point with it (Q-SAM2), or `range`, where the weights reach. moves: share of the groups
+    running statistics of its weights, and the zero point with it, fixed grids of inputs likewise (Q-SAM2), or `range`, where the weights
+    reach. moves: share of the groups
     of additive codebooks whose codes may change after a step; 0 trains codebooks and scales alone. reference: whether the original model is
     needed.
     """
