@@ -1,10 +1,10 @@
 """Additive codebooks of about 2.5 bits, solved by `aqlm` and then trained, beside 2-bit grids in groups of 32, on the model in the package.
 
-Usage: python bench/additive_trained.py [--steps 512] [NAME ...]       (writes bench/results/additive_trained.json)
+Usage: python bench/additive_trained.py [--steps 512] [--only NAME ...]       (writes bench/results/additive_trained.json)
 
-The text, the held-out windows and the pairing are those of bench/quantization_aware.py. `bits of a matrix` counts codes, scales, zero points
-and codebooks of all matrices in a result's files. Finished results are kept in bench/build/additive_trained and scored again, not made
-again; one that was stopped goes on where it was. With names only these are made; the file keeps what else it holds of the same steps.
+The text, the held-out windows and the pairing are those of bench/quantization_aware.py. `bits_of_a_matrix` counts codes, scales, zero
+points and codebooks of all matrices in a result's files. Finished results are kept in bench/build/additive_trained and scored again, not
+made again; one that was stopped goes on where it was. With --only the file keeps what else it holds of the same steps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PAIRS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *SOLVED, *TRAINED])
+    parser.add_argument("--only", nargs="+", choices=[*SOLVED, *TRAINED])
     parser.add_argument("--steps", type=int, default=512)
     arguments = parser.parse_args()
     steps, judge = arguments.steps, Judge()
@@ -57,7 +57,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in kept.get("rows", ())}
     differences, scores = dict(kept.get("differences", {})), {}
     for name, recipe in recipes.items():
-        if arguments.names and name not in arguments.names:
+        if arguments.only and name not in arguments.only:
             continue
         out = HOME / f"{steps if name in TRAINED else 0} {name}"
         found = thrifty.compress(recipe=f"{{{DATA}, steps: [{recipe}]}}", out=out, format="thrifty", speed=False)
