@@ -87,6 +87,18 @@ def test_codes_move_towards_the_dense_copy_and_not_far(seed: int) -> None:
     assert float(steps.sum() - steps[changed].max()) <= TRUST**2 * float(before.square().sum()) + 1e-5
 
 
+def test_every_group_is_looked_at_before_any_comes_again() -> None:
+    """Where nothing grows, those that have no nearer codes do not stand in the way of the others."""
+    trained = SumsWeight(start(8, 20, 40), 0.25)
+    with torch.no_grad():
+        trained.offset += 0.5 * draw(9, *trained.offset.shape)
+        wanted = (trained.dense + trained.offset * trained.row).view(20, 10, 4)
+        for _ in range(400):  # a few groups each, within the bound of a step
+            trained.settle()
+        left = (wanted - trained.values().view(20, 10, 4)).norm(dim=2)
+    torch.testing.assert_close(trained.looked, left, rtol=1e-4, atol=1e-5)
+
+
 def test_codes_that_are_nearest_already_stay() -> None:
     trained = SumsWeight(start(4), 1.0)
     codes = trained.codes.clone()

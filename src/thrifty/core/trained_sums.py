@@ -4,9 +4,10 @@
 
 c and a are what is trained, in parts of what there was, so that one rate does for every matrix; C and s are those that 16 bits hold, and
 gradients pass through that rounding as if it were not there. Where codes are to move, a dense copy W of the start is trained, too, by
-dL/dV: the gradient passes straight through the codes. After each step the share `moves` of the groups with the largest |W_j - V_j| is
-looked at, and a group takes the codes nearest to its part of W, the farthest first, until |V' - V| is TRUST |V| or more. Of a group that
-moved, Adam's moments start again, for they belong to another point.
+dL/dV: the gradient passes straight through the codes. After each step the share `moves` of the groups is looked at whose |W_j - V_j| has
+grown most since they were last, and a group takes the codes nearest to its part of W, the farthest first, until |V' - V| is TRUST |V| or
+more. Of a group that moved, Adam's moments start again, for they belong to another point. (Published is to take those with the largest
+|W_j - V_j|; the same ones, with no nearer codes to go to, would come up again and again.)
 Sources: Malinovskii et al. (2024), PV-Tuning, arXiv 2405.14852; of forgetting the moments, AQUATIC-Diff (2025), arXiv 2506.05960.
 """
 
@@ -46,6 +47,8 @@ class SumsWeight(Trained):
         first = start.decode()
         self.dense, self.row = first, first.square().mean(1, keepdim=True).sqrt()
         self.offset = torch.zeros_like(first).requires_grad_()
+        # how far from the dense copy each group was when it was last looked at
+        self.looked = torch.zeros_like(self.codes[..., 0], dtype=first.dtype)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -53,7 +56,7 @@ class SumsWeight(Trained):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {"codes": self.codes} if self.moves else {}
+        return {"codes": self.codes, "looked": self.looked} if self.moves else {}
 
     def values(self) -> Float[Tensor, "out in"]:
         codebooks, scale = self._held()
@@ -75,16 +78,19 @@ class SumsWeight(Trained):
         codebooks, scale = self._held()
         size = codebooks.shape[2]
         wanted = (self.dense + self.offset * self.row).view(-1, size)
-        codes, scales = self.codes.view(-1, codebooks.shape[0]), scale.expand(-1, self.codes.shape[1]).reshape(-1, 1)
+        codes, looked = self.codes.view(-1, codebooks.shape[0]), self.looked.view(-1)
+        scales = scale.expand(-1, self.codes.shape[1]).reshape(-1, 1)
         values = sum_codewords(codebooks, codes) * scales
-        count = max(1, round(self.moves * len(codes)))
-        groups = (wanted - values).square().sum(1).topk(count).indices
+        groups = ((wanted - values).norm(dim=1) - looked).topk(max(1, round(self.moves * len(codes)))).indices
         found = beam_search(wanted[groups] / scales[groups], codebooks, BEAM, codes[groups])
-        step = (sum_codewords(codebooks, found) * scales[groups] - values[groups]).square().sum(1)
-        trusted = (found != codes[groups]).any(1) & (step.cumsum(0) - step < TRUST**2 * values.square().sum())
+        after = sum_codewords(codebooks, found) * scales[groups]
+        step = (after - values[groups]).square().sum(1)
+        trusted = step.cumsum(0) - step < TRUST**2 * values.square().sum()
+        groups, found, after = groups[trusted], found[trusted], after[trusted]
         moved = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
-        moved[groups[trusted]] = True
-        codes[groups[trusted]] = found[trusted]
+        moved[groups] = (found != codes[groups]).any(1)
+        codes[groups] = found
+        looked[groups] = (wanted[groups] - after).norm(dim=1)
         return moved[:, None].expand(-1, size).reshape(self.dense.shape)
 
     def encoded(self) -> Encoded:
