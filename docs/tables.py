@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tables_sparse
 import tables_structure
+import tables_trained
 import tables_vision
 from result_files import interval, read, table
 
@@ -460,6 +461,7 @@ TABLES = {
     "rotations": rotations,
     "hadamard": hadamard,
     "quantization aware": quantization_aware,
+    "additive trained": tables_trained.additive_trained,
     "on cuda": on_cuda,
     "solvers": solvers,
     "one grid": tables_vision.one_grid,
