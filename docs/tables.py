@@ -59,32 +59,6 @@ def _paired(file: str, peer: str) -> str:
     return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
 
 
-def quantization_aware() -> str:
-    """What training after solving gives back."""
-    found = read("quantization_aware.json")
-    rows = [
-        [
-            row["name"],
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['perplexity']['value']:.3f}",
-            f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
-            f"{row['seconds']:.0f} s",
-        ]
-        for row in found["rows"]
-    ]
-    pairs = [
-        [name, interval(pair["perplexity_difference"], 3), interval(pair["kl_difference"], 4)]
-        for name, pair in found["differences"].items()
-    ]
-    before = found["rows"][0]["perplexity_before"]["value"]
-    said = f"The original has perplexity {before:.3f}. {found['steps']} steps, {found['calibration']} tokens of text; load of the machine"
-    said += (
-        f" {found['load'][0]:.1f} on {found['hardware']['cores']} cores, {found['threads']} threads: read seconds beside each other only."
-    )
-    head = ["", "bits a weight in the file", "perplexity", "KL divergence", "whole run"]
-    return "\n\n".join([table(head, rows), said, table(["paired", "perplexity", "KL divergence"], pairs)])
-
-
 def activations() -> str:
     """What rounding inputs costs, by kind of grid."""
     rows = [
@@ -460,7 +434,7 @@ TABLES = {
     "activations": activations,
     "rotations": rotations,
     "hadamard": hadamard,
-    "quantization aware": quantization_aware,
+    "quantization aware": tables_trained.quantization_aware,
     "additive trained": tables_trained.additive_trained,
     "on cuda": on_cuda,
     "solvers": solvers,
