@@ -1,8 +1,9 @@
-"""Rounded inputs after `coqmoe`, and recalibrated weights of `q_sam2`, on a model that nothing was tuned on and on the one in the package.
+"""Rounded inputs after `coqmoe`, and recalibrated weights of `q_sam2`, trained or not, on a model that nothing was tuned on and on the one
+in the package.
 
 Usage: python bench/vision.py [PART ...]        (writes bench/results/vision.json; what is in bench/build/vision is scored again, not made)
 
-Parts: digits_inputs, digits_weights, embedded_weights, embedded_inputs; all of them without a name.
+Parts: digits_inputs, digits_weights, digits_trained, embedded_weights, embedded_inputs; all of them without a name.
 
 The first is the vision transformer of training/digits, calibrated on images that it was trained on and judged on the 599 that were held
 out: how many it recognises, the relative error of its logits, and the KL divergence of its classes. Every method gets the same images or
@@ -50,6 +51,28 @@ SOLVERS: dict[str, tuple[Any, str | None]] = {
     "q_sam2 and obs": ({"q_sam2": {"by": "obs"}}, "obs"),
 }
 """The solver, and what it is beside."""
+TRAINED: dict[str, tuple[Any, dict[str, Any] | None]] = {
+    "round": ("round", None),
+    "q_sam2": ("q_sam2", None),
+    "round, then range": ("round", {"ends": "range"}),
+    "round, then learned": ("round", {"ends": "learned"}),
+    "round, then statistics": ("round", {"ends": "statistics"}),
+    "q_sam2, then range": ("q_sam2", {"ends": "range"}),
+    "q_sam2, then learned": ("q_sam2", {"ends": "learned"}),
+    "q_sam2, then statistics": ("q_sam2", {"ends": "statistics"}),
+}
+"""The solver, and how `distill` sets the ends of grids after it."""
+BESIDE = (
+    ("round, then statistics", "round, then range"),
+    ("round, then statistics", "round, then learned"),
+    ("q_sam2, then range", "round, then range"),
+    ("q_sam2, then statistics", "round, then range"),
+    ("q_sam2, then statistics", "round, then statistics"),
+    ("q_sam2, then statistics", "q_sam2, then range"),
+    ("q_sam2, then statistics", "q_sam2, then learned"),
+    ("q_sam2, then statistics", "q_sam2"),
+)
+STEPS, BATCH = 384, 32
 
 
 class Images:
@@ -215,6 +238,27 @@ def digits_weights() -> dict:
     return {"images": int(images.rows["evaluation"].rows), "rows": rows}
 
 
+def digits_trained() -> dict:
+    """Training by distillation, on the images that the weights were solved with, from each start and with each kind of ends."""
+    images, samples, rows = Images(), 384, []
+    for bits, symmetric in ((2, True), (2, False), (3, True), (3, False)):
+        into = {"int": {"bits": bits, "group_size": 0, "range": "minmax", "symmetric": symmetric}}
+        found = {}
+        for name, (by, ends) in TRAINED.items():
+            tune = [] if ends is None else [{"distill": {"steps": STEPS, "batch": BATCH, **ends}}]
+            kind = f"trained {bits} {'symmetric' if symmetric else 'asymmetric'} {name}"
+            found[name] = images.scores(made(images, kind, [{"solve": {"by": by, "into": into}}, *tune], samples))
+        rows.append(
+            {
+                "bits": bits,
+                "symmetric": symmetric,
+                "results": {name: images.figures(scores) for name, scores in found.items()},
+                "differences": {f"{one} minus {other}": images.beside(found[one], found[other]) for one, other in BESIDE},
+            }
+        )
+    return {"images": int(images.rows["evaluation"].rows), "calibration": samples, "steps": STEPS, "batch": BATCH, "rows": rows}
+
+
 def embedded_weights() -> dict:
     windows = Windows(windows=32, tokens=256)
     return {**windows.describe(), "rows": weights(windows, 32, 32, (2, 3), ("round", "q_sam2 and round"))}
@@ -226,7 +270,7 @@ def embedded_inputs() -> dict:
     return {**windows.describe(), "rows": rows}
 
 
-PARTS = {part.__name__: part for part in (digits_inputs, digits_weights, embedded_weights, embedded_inputs)}
+PARTS = {part.__name__: part for part in (digits_inputs, digits_weights, digits_trained, embedded_weights, embedded_inputs)}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tables_sparse
 import tables_structure
+import tables_trained
 import tables_training
 import tables_vision
 from result_files import interval, read, table
@@ -57,32 +58,6 @@ def _paired(file: str, peer: str) -> str:
     before = found["rows"][0]["thrifty"]["perplexity_before"]["value"]
     windows = found["evaluation"]
     return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
-
-
-def quantization_aware() -> str:
-    """What training after solving gives back."""
-    found = read("quantization_aware.json")
-    rows = [
-        [
-            row["name"],
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['perplexity']['value']:.3f}",
-            f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
-            f"{row['seconds']:.0f} s",
-        ]
-        for row in found["rows"]
-    ]
-    pairs = [
-        [name, interval(pair["perplexity_difference"], 3), interval(pair["kl_difference"], 4)]
-        for name, pair in found["differences"].items()
-    ]
-    before = found["rows"][0]["perplexity_before"]["value"]
-    said = f"The original has perplexity {before:.3f}. {found['steps']} steps, {found['calibration']} tokens of text; load of the machine"
-    said += (
-        f" {found['load'][0]:.1f} on {found['hardware']['cores']} cores, {found['threads']} threads: read seconds beside each other only."
-    )
-    head = ["", "bits a weight in the file", "perplexity", "KL divergence", "whole run"]
-    return "\n\n".join([table(head, rows), said, table(["paired", "perplexity", "KL divergence"], pairs)])
 
 
 def activations() -> str:
@@ -460,12 +435,14 @@ TABLES = {
     "activations": activations,
     "rotations": rotations,
     "hadamard": hadamard,
-    "quantization aware": quantization_aware,
+    "quantization aware": tables_trained.quantization_aware,
+    "additive trained": tables_trained.additive_trained,
     "on cuda": on_cuda,
     "solvers": solvers,
     "one grid": tables_vision.one_grid,
     "attention probabilities": tables_vision.attention_probabilities,
     "recalibrated": tables_vision.recalibrated,
+    "trained digits": tables_vision.trained_digits,
     "centred": tables_vision.centred,
     "allocation": allocation,
     "relevance": relevance,

@@ -88,6 +88,22 @@ def recalibrated() -> str:
     return "\n\n".join(parts)
 
 
+def trained_digits() -> str:
+    """What training gives back, by where it starts and by what sets the ends of grids."""
+    found = read("vision.json")["digits_trained"]
+    rows, pairs = [], []
+    for row in found["rows"]:
+        kind = f"{row['bits']} bits, {'symmetric' if row['symmetric'] else 'zero points'}"
+        for name, scores in row["results"].items():
+            error = f"{scores['relative_error']['value']:.3%}"
+            rows.append([kind, name, f"{scores['accuracy']['value']:.2%}", error, f"{scores['kl']['value']:.4f}"])
+        for name, pair in row["differences"].items():
+            pairs.append([kind, name, interval(pair["relative_error_difference"], 5), interval(pair["accuracy_difference"], 4)])
+    said = f"{found['steps']} steps of {found['batch']} images out of {found['calibration']}."
+    first = table(["digits: a scale a row", "start, then ends of grids", "recognised", "relative error", "KL divergence"], rows)
+    return "\n\n".join([first, said, table(["digits: a scale a row", "paired", "relative error", "recognised"], pairs)])
+
+
 def _quality(scores: dict[str, Any]) -> list[str]:
     """Perplexity and divergence in two cells."""
     return [f"{scores['perplexity']['value']:.3f}", f"{scores['kl']['value']:.4f}"]

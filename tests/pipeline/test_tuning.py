@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import thrifty
 from tests.tiny import ARCHITECTURES, inputs, tiny
@@ -44,11 +45,11 @@ def odd(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_causal_model_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
+def test_every_causal_model_and_classifier_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
     folder = tiny(architecture, tmp_path / "model")
     anatomy = open_model(folder).anatomy
     steps = [{**STEP, **odd(folder)}, TUNE]
-    if anatomy.kind != "causal_lm":
+    if anatomy.kind != "causal_lm" and architecture != "vit":
         with pytest.raises(InputError, match=f"distill needs a causal language model.+{anatomy.architecture} is {anatomy.kind}"):
             run(architecture, folder, tmp_path / "out", steps)
         return
@@ -62,6 +63,25 @@ def test_every_causal_model_is_trained_and_read_back(architecture: str, tmp_path
 
 STOPS = {"first walk": (tuning.Start, "save", 2), "training": (tuning.Network, "loss", 3), "second walk": (stored, "save_file", 2)}
 """What breaks, and at which call: the second block, the third step, the second block of the result."""
+
+
+TRAINED = {
+    "grids": [{"awq": {}}, STEP, TUNE],
+    "ends of grids": [
+        {
+            "solve": {
+                "by": "q_sam2",
+                "into": {"int": {"bits": 8, "group_size": 0}},
+                "activation": "static",
+            }
+        },
+        {"distill": {**TUNE["distill"], "ends": "statistics"}},
+    ],
+    "codebooks and codes": [
+        {"solve": {"by": {"aqlm": {"rounds": 1}}, "into": {"additive": {"bits": 4, "beam": 2}}}},
+        {"distill": {**TUNE["distill"], "moves": 0.05}},
+    ],
+}
 
 
 @contextmanager
@@ -86,10 +106,14 @@ def bytes_of(out: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize("place", STOPS)
-def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("place", "trained"), [*((place, "grids") for place in STOPS), ("training", "ends of grids"), ("training", "codebooks and codes")]
+)
+def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(
+    place: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny("llama", tmp_path / "model")
-    steps = [{"awq": {}}, STEP, TUNE]
+    steps = TRAINED[trained]
     run("llama", folder, tmp_path / "whole", steps)
     with stopping(monkeypatch, *STOPS[place]):
         run("llama", folder, tmp_path / "out", steps)
@@ -172,7 +196,9 @@ def test_what_is_not_selected_stays(tmp_path: Path) -> None:
         ([TUNE, STEP], "must be the last one"),
         ([TUNE], "they solve none of its linears"),
         ([{"rtn": {}, "only": ["*.q_proj"]}, {**TUNE, "only": ["*.down_proj"]}], "they solve none of its linears"),
-        ([{"solve": {"by": "round", "into": {"float": {}}}}, TUNE], "trains plain values and evenly spaced grids"),
+        ([{"solve": {"by": "round", "into": {"float": {}}}}, TUNE], "trains plain values, evenly spaced grids.+and additive codebooks"),
+        ([STEP, {"distill": {"moves": 0.1}}], "moves is for additive codebooks"),
+        ([{"wanda": {}}, {"distill": {"ends": "range"}}], "ends is for even grids"),
         ([{"magnitude": {}}, {"rtn": {}}, TUNE], "what an earlier step pruned"),
         ([{"solve": {"by": "obs", "into": {"int": {"group_size": 0, "symmetric": False}}, "share": "baq"}}, TUNE], "different widths"),
         ([STEP, {**TUNE, "override": {"*.down_proj": {"steps": 9}}}], "override cannot change"),
@@ -291,3 +317,58 @@ def test_a_chain_that_trains_biases_and_norms_and_stops_ends_with_the_same_bytes
         run("vit", folder, tmp_path / "out", steps)
     run("vit", folder, tmp_path / "out", steps)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ends", ["statistics", "range"])
+def test_an_image_classifier_begins_as_calibrated_and_comes_nearer(ends: str, tmp_path: Path) -> None:
+    folder = tiny("vit", tmp_path / "model")
+    step = {"solve": {"by": "q_sam2", "into": {"int": {"bits": 2, "group_size": 0, "symmetric": ends == "range"}}}}
+    before = run("vit", folder, tmp_path / "before", [step])
+    run("vit", folder, tmp_path / "still", [step, {"distill": {"steps": 1, "rate": 1e-9, "ends": ends}}], verify="full")
+    assert bytes_of(tmp_path / "before") == bytes_of(tmp_path / "still")
+    after = run("vit", folder, tmp_path / "after", [step, {"distill": {"steps": 30, "batch": 6, "ends": ends, "rate": 0.01}}])
+    assert after["kl"]["value"] < before["kl"]["value"]
+    with pytest.raises(InputError, match="next_token needs a causal language model, whose next tokens"):
+        run("vit", folder, tmp_path / "out", [step, {"next_token": {}}])
+
+
+ADDITIVE = {"solve": {"by": {"aqlm": {"rounds": 1}}, "into": {"additive": {"codebooks": 4, "bits": 4, "beam": 2}}}}
+
+
+@pytest.mark.parametrize("moves", [0.0, 0.05])
+def test_codebooks_are_trained_and_go_into_the_container(moves: float, tmp_path: Path) -> None:
+    """They begin as they were found, come nearer on the rows that they are trained on, take as many bytes, and are read back as trained."""
+    folder = tiny("llama", tmp_path / "model")
+    rows = inputs("llama", 6, LENGTH)
+    words = {"evaluation": rows, "speed": False, "verify": "full"}
+
+    def made(name: str, *steps: dict, format: str = "thrifty") -> dict:
+        return thrifty.compress(folder, {"steps": [ADDITIVE, *steps]}, rows, out=tmp_path / name, format=format, **words)
+
+    before = made("before")
+    made("still", {"distill": {"steps": 1, "rate": 1e-9, "moves": moves}})
+    assert bytes_of(tmp_path / "before") == bytes_of(tmp_path / "still")
+    tune = {"distill": {"steps": 30, "batch": 6, "rate": 0.01, "moves": moves}}
+    after, dense = made("after", tune), made("dense", tune, format="compressed-tensors")
+    assert after["kl"]["value"] < 0.8 * before["kl"]["value"]
+    assert dense["kl"] == after["kl"]
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors")) for name in ("before", "after")]
+    assert sizes[0] == sizes[1] and bytes_of(tmp_path / "before") != bytes_of(tmp_path / "after")
+    packed, plain = (thrifty.load(tmp_path / name, dtype=torch.float32) for name in ("after", "dense"))
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(**rows).logits, plain(**rows).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_grids_of_inputs_are_trained_where_ends_follow_statistics(tmp_path: Path) -> None:
+    """They begin as calibration found them, move, and are what the file says."""
+    folder = tiny("llama", tmp_path / "model")
+    step = TRAINED["ends of grids"][0]
+    run("llama", folder, tmp_path / "before", [step])
+    run("llama", folder, tmp_path / "still", [step, {"distill": {"steps": 1, "rate": 1e-9, "ends": "statistics"}}], verify="full")
+    run("llama", folder, tmp_path / "after", [step, {"distill": {"steps": 4, "rate": 0.05, "ends": "statistics"}}], verify="full")
+    before, still, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "still", "after"))
+    names = [name for name in before if name.endswith("input_scale")]
+    assert names and all(torch.equal(before[name], still[name]) for name in names)
+    assert all(not torch.equal(before[name], after[name]) for name in names)
+    # the matrices of a stage read the same inputs
+    assert torch.equal(*(after[f"model.layers.0.self_attn.{name}_proj.input_scale"] for name in ("q", "k")))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from thrifty.base import events
 from thrifty.base.errors import RunError
@@ -34,9 +35,13 @@ class Regression:
             raise KeyboardInterrupt
         return (self.inputs[rows] @ self.weight - self.outputs[rows]).square().mean()
 
-    def settle(self) -> None:
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def settle(self) -> dict[str, torch.Tensor]:
         if self.bound is not None:
             self.weight.clamp_(-self.bound, self.bound)
+        return {}
 
 
 def test_least_squares_ends_at_the_closed_form(tmp_path: Path) -> None:
@@ -151,3 +156,54 @@ def test_a_run_with_factors_that_was_stopped_ends_with_the_same_bytes(stop: int,
     assert train(again, ROWS, schedule, tmp_path / "state", seed=3) == expected
     assert again.asked == whole.asked[-(-(stop - 1) // 5) :]
     assert (tmp_path / "state").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+class Following(Regression):
+    """What is trained is seen through a moving average of itself, and now and then an entry starts again at another point."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        super().__init__(stop)
+        self.average = torch.zeros(5, 3)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"average": self.average}
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        return super().loss(rows) + (self.weight - self.average).square().mean()
+
+    def settle(self) -> dict[str, torch.Tensor]:
+        self.average.lerp_(self.weight, 0.1)
+        moved = self.weight > 0.2
+        self.weight[moved] -= 0.15
+        return {"weight": moved}
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+def test_what_changes_besides_is_resumed_too(stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.train.loop.SAVED", -1.0)
+    schedule, whole = Schedule(12, 6, 0.1), Following()
+    expected = train(whole, ROWS, schedule, tmp_path / "whole", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(Following(stop), ROWS, schedule, tmp_path / "state", seed=3)
+    again = Following()
+    assert train(again, ROWS, schedule, tmp_path / "state", seed=3) == expected
+    assert torch.equal(again.weight, whole.weight) and torch.equal(again.average, whole.average)
+    assert float(whole.average.abs().max()) > 0
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "state").read_bytes()
+
+
+def test_moments_of_moved_entries_start_again_and_others_stay(tmp_path: Path) -> None:
+    """After one step the moments are known: (1 - beta) g and (1 - beta) g^2; zero where `settle` says so."""
+
+    class Moving(Regression):
+        def settle(self) -> dict[str, torch.Tensor]:
+            self.moved = torch.arange(15).view(5, 3) % 2 == 0
+            return {"weight": self.moved}
+
+    task, plain = Moving(), Regression()
+    for name, one in (("moved", task), ("plain", plain)):
+        train(one, ROWS, Schedule(1, 6, 0.1), tmp_path / name, seed=3)
+    found, expected = (load_file(tmp_path / name) for name in ("moved", "plain"))
+    for moment in ("mean.weight", "square.weight"):
+        assert torch.equal(found[moment], expected[moment].masked_fill(task.moved, 0))
+        assert bool((expected[moment] != 0).all())

@@ -113,6 +113,13 @@ class Histogram:
         order = values[seen].argsort()
         return values[seen][order], self.counts[seen][order].to(torch.float64)
 
+    def moments(self) -> tuple[float, float]:
+        """(mean, deviation) of all values."""
+        values, counts = self.sorted()
+        weights, values = counts / counts.sum(), values.to(torch.float64)
+        mean = float((weights * values).sum())
+        return mean, float((weights * (values - mean).square()).sum().sqrt())
+
     def quantile(self, share: float) -> float:
         """The smallest value that at least this share of all values does not exceed."""
         values, counts = self.sorted()

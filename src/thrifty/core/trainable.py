@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from thrifty.base.records import Encoded
@@ -70,9 +70,15 @@ class Trained(ABC):
     def values(self) -> Float[Tensor, "out in"]:
         """The matrix, differentiable in the parameters."""
 
-    def settle(self) -> None:
-        """Bring the parameters back to where they may be."""
-        return None
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What `settle` changes, in place, besides the parameters, by name: a stopped run needs it to go on."""
+        return {}
+
+    def settle(self) -> dict[str, Bool[Tensor, "*shape"]]:
+        """Called after every step: bring the parameters back to where they may be. Returns, by name, which entries now stand at another
+        point, so that what is known of their gradients no longer holds."""
+        return {}
 
     @abstractmethod
     def encoded(self) -> Encoded:
@@ -100,23 +106,31 @@ class GridWeight(Trained):
     def parameters(self) -> dict[str, Tensor]:
         return {"offset": self.offset, "stretch": self.stretch}
 
-    def settle(self) -> None:
+    def settle(self) -> dict[str, Bool[Tensor, "*shape"]]:
         """Scales stay positive."""
         self.stretch.clamp_(NARROWEST, WIDEST)
+        return {}
 
     def values(self) -> Float[Tensor, "out in"]:
-        exact = self.scale * self.stretch
-        scale = straight_through(exact, snap_scale(exact.detach(), self.codes.scale_bits))  # one that a container holds
-        return (self._multiple(scale) * scale).reshape(self.shape)
+        scale, zero_point = self._grid()
+        return (self.codes.nearest(self._multiples(scale), zero_point) * scale).reshape(self.shape)
 
-    def _multiple(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:
-        return self.codes.nearest(self.weight / scale + self.offset, self.zero_point)
+    def _grid(self) -> tuple[Float[Tensor, "out groups one"], Float[Tensor, "out groups one"]]:
+        """(scale, zero point), such as a container holds them, differentiable in the parameters."""
+        exact = self.scale * self.stretch
+        return straight_through(exact, snap_scale(exact.detach(), self.codes.scale_bits)), self.zero_point
+
+    def _multiples(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:
+        """What is rounded: the latent weights in steps of the grid."""
+        return self.weight / scale + self.offset
 
     def encoded(self) -> Encoded:
-        scale = snap_scale(self.scale * self.stretch, self.codes.scale_bits)
-        codes = torch.round(self._multiple(scale)) + self.zero_point
+        scale, zero_point = (tensor.detach() for tensor in self._grid())
+        codes = torch.round(self.codes.nearest(self._multiples(scale).detach(), zero_point)) + zero_point
         tensors = {name: tensor.to(scale.device) for name, tensor in self.start.tensors.items()}
         tensors |= {"scale": scale[..., 0], "codes": codes.to(torch.int8).reshape(self.shape)}
+        if "zero_point" in tensors:
+            tensors["zero_point"] = zero_point[..., 0].to(tensors["zero_point"].dtype)
         return replace(self.start, tensors=tensors)
 
 

@@ -24,7 +24,7 @@ from thrifty.base.errors import RunError
 from thrifty.base.events import warn
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Problem, Solution
-from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.activations import Histogram
 from thrifty.core.linalg import row_forms
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, change_inputs, linear_modules, run_block, run_with_weights, set_weight
@@ -417,7 +417,7 @@ def passed(module: nn.Module, rows: Tensor, call: Call | None, batch: int, devic
     return out
 
 
-def round_inputs(linears: Mapping[str, nn.Module], roundings: Mapping[str, Rounding]) -> None:
+def round_inputs(linears: Mapping[str, nn.Module], roundings: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
     """Let linears read rounded inputs; roundings by path are looked up whenever one is called, for more may be added on the way."""
     for path, module in linears.items():
         change_inputs(module, lambda inputs, path=path: roundings[path](inputs) if path in roundings else None)

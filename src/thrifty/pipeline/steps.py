@@ -9,7 +9,7 @@ from thrifty.base.anatomy import Anatomy, Block, Linear, Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
-from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
+from thrifty.weights.base import Activation, Healer, Preset, Target, Transform, Treatment, Turn, check_zero
 from thrifty.weights.layerwise import Layerwise, Part
 from thrifty.weights.preset.mix import Mix
 from thrifty.weights.solve.round import Round
@@ -250,12 +250,14 @@ def _trainable(
     solved = tuple(path for path in chosen if path in treatments)
     if not solved:
         raise InputError(f"{tuner.name} trains what the steps before it solved, and they solve none of its linears; add one, as `gptq`")
+    targets = {path: mixes[path][0].into if path in mixes else (treatments[path][-1].target,) for path in solved}
+    _check_idle(tuner, [target for found in targets.values() for target in found])
     for path in solved:
         *earlier, last = treatments[path]
-        for target in mixes[path][0].into if path in mixes else (last.target,):
-            if target.codes is None and not target.masks:
+        for target in targets[path]:
+            if target.codes is None and not target.masks and not target.sums:
                 raise InputError(
-                    f"{tuner.name} trains plain values and evenly spaced grids (int, zero_free, ternary); "
+                    f"{tuner.name} trains plain values, evenly spaced grids (int, zero_free, ternary) and additive codebooks; "
                     f"{path} is solved into {target.name}"
                 )
             if earlier and target.codes is not None:
@@ -263,6 +265,14 @@ def _trainable(
         if last.allocator is not None and last.allocator.within_matrix:
             raise InputError(f"{tuner.name} trains one grid a matrix; {path} has inputs of different widths")
     return solved
+
+
+def _check_idle(tuner: Tuner, targets: Sequence[Target]) -> None:
+    """Raise InputError where a setting is for a kind of target that no matrix is solved into."""
+    if tuner.ends != "learned" and all(target.codes is None for target in targets):
+        raise InputError(f"{tuner.name}: ends is for even grids (int, zero_free, ternary), and no matrix is solved into one; drop it")
+    if tuner.moves and not any(target.sums for target in targets):
+        raise InputError(f"{tuner.name}: moves is for additive codebooks, and no matrix is solved into any; drop it")
 
 
 def _inside(path: str, block: Block) -> bool:

@@ -17,21 +17,23 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from thrifty.base import events
-from thrifty.base.anatomy import Block, Linear
+from thrifty.base.anatomy import Block, Linear, Stage
 from thrifty.base.errors import InputError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
 from thrifty.core.activations import Rounding
+from thrifty.core.clipped import ClippedInputs, ClippedWeight
 from thrifty.core.linalg import row_forms
 from thrifty.core.trainable import FreeVector, FreeWeight, GridWeight, LowRankWeight, Trained
+from thrifty.core.trained_sums import SumsWeight
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
@@ -44,6 +46,7 @@ from thrifty.pipeline.streams import Streams, enter
 from thrifty.pipeline.walk import Walk
 from thrifty.train import train
 from thrifty.tune.base import FeatureTuner, TokenTuner, Tuner
+from thrifty.weights.base import Activation
 
 VECTOR = "vector"
 """What the names of trained biases and norms begin with, in the file of what was trained."""
@@ -56,7 +59,11 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
     anatomy, name = source.anatomy, work.tuner.name
     if anatomy.kind not in work.tuner.kinds or len(anatomy.chains) != 1:
         raise InputError(f"{name} needs {work.tuner.wants}; {anatomy.architecture} is {anatomy.kind}")
-    if work.tuner.reads_logits and (rows is None or "input_ids" not in rows.inputs):
+    if not work.tuner.reads_logits:
+        return
+    if anatomy.kind == "vision" and anatomy.head is None:
+        raise InputError(f"{name} needs {work.tuner.wants}; {anatomy.architecture} has no head that says what it sees")
+    if anatomy.kind != "vision" and (rows is None or "input_ids" not in rows.inputs):
         raise InputError(f"{name} trains on text, and the calibration rows hold no input_ids")
 
 
@@ -93,15 +100,18 @@ def _unhealed(work: Work) -> dict[str, tuple[Any, ...]]:
 @dataclass(frozen=True)
 class Start:
     """A block as the steps left it. found: the weight and the point that was found for it, by path. changed: all else that differs from the
-    original, by disk key, in disk layout."""
+    original, by disk key, in disk layout. inputs: [4] of matrices whose inputs are on a fixed grid, by path: its scale and zero point, and
+    the mean and deviation of the inputs."""
 
     found: Mapping[str, tuple[Tensor, Encoded]]
     changed: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         # what was pruned is its own encoding, and a file holds no tensor twice
         tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
+        tensors |= {f"inputs|{path}": tensor for path, tensor in self.inputs.items()}
         for name, (weight, encoded) in self.found.items():
             tensors[f"weight|{name}"] = weight
             tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
@@ -113,13 +123,14 @@ class Start:
     def read(cls, path: Path) -> Start:
         """What `save` wrote."""
         tensors, found = load_file(path), {}
+        inputs = {key.partition("|")[2]: tensors.pop(key) for key in [*tensors] if key.startswith("inputs|")}
         with safe_open(path, "pt") as file:
             forms = file.metadata() or {}
         for name, form in forms.items():
             weight = tensors.pop(f"weight|{name}")
             parts = {key.partition("|")[0]: tensors.pop(key) for key in [*tensors] if key.partition("|")[2] == name}
             found[name] = (weight, Encoded(tensors=parts, shape=(weight.shape[0], weight.shape[1]), **json.loads(form)))
-        return cls(found, {key.partition("|")[2]: tensor for key, tensor in tensors.items()})
+        return cls(found, {key.partition("|")[2]: tensor for key, tensor in tensors.items()}, inputs)
 
 
 _FORMS = ("layout", "bits", "group_size", "standard", "simulated")
@@ -130,6 +141,15 @@ class BlockStart(BlockRun):
     """A block that remembers every weight with the point that was found for it."""
 
     found: dict[str, tuple[Tensor, Encoded]] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def _round(self, stage: Stage) -> None:
+        super()._round(stage)
+        for linear in stage.linears:
+            rounding = self.view.roundings.get(linear.path)
+            if rounding is not None and rounding.scale is not None and rounding.zero_point is not None:
+                moments = torch.tensor(self.values[stage.reads.name].moments())
+                self.inputs[linear.path] = torch.cat([rounding.scale, rounding.zero_point, moments])
 
     def _accept(self, linears: list[Linear], weight: Tensor, solution: Solution, gram: Tensor, tokens: int) -> None:
         super()._accept(linears, weight, solution, gram, tokens)
@@ -152,7 +172,7 @@ class StartWalk(Walk):
             run = self._compress(block, calls.get("calibration"), streams, local)
         place = self.folder.tensors_path(key)
         with local.during("write"):
-            Start(run.found, run.view.replacements()).save(place)
+            Start(run.found, run.view.replacements(), run.inputs).save(place)
         return BlockRecord(key, place, (), tuple(run.warnings), local.seconds, {})
 
 
@@ -176,6 +196,9 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
         for path, vectors in network.vectors.items():
             for name, vector in vectors.items():
                 tensors[f"{VECTOR}|{walk.source.disk_name(f'{path}.{name}')}"] = vector.values().cpu()
+        for path, grid in network.inputs.items():
+            rounding = grid.settled()
+            tensors[f"inputs|{path}"] = torch.cat([rounding.scale, rounding.zero_point])
     write_atomic(place, lambda temporary: save_file(tensors, temporary))
     state.unlink(missing_ok=True)
     return_free_memory()
@@ -183,7 +206,7 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
 
 def _found_anew(walk: Walk) -> dict[str, Rounding]:
     """What is done to inputs on grids that each call finds for itself. Fixed grids are found after training, when inputs are what they will
-    be."""
+    be, but for those that are trained."""
     asked = {path: activation.outline for path in walk.work.treatments if (activation := walk.work.activation(path)) is not None}
     return {path: outline for path, outline in asked.items() if walk.packing.rounds(path) and outline.scale is None}
 
@@ -246,6 +269,7 @@ class Network:
     linears: list[dict[str, nn.Module]]
     matrices: dict[str, Trained]
     vectors: dict[str, dict[str, FreeVector]]
+    inputs: dict[str, ClippedInputs]
 
     @classmethod
     def of(cls, walk: Walk, starts: Sequence[Start], tuner: Tuner) -> Network:
@@ -253,31 +277,43 @@ class Network:
         source, rows, device = walk.source, walk.calibration, torch.device(walk.setting.device)
         assert rows is not None
         way = Way.of(walk, source, [start.changed for start in starts])
-        linears = []
-        for module, block in zip(way.blocks, _blocks(source), strict=True):
-            here = linear_modules(module, block)
-            round_inputs(here, _found_anew(walk))
+        linears, inputs = [], {}
+        for module, block, start in zip(way.blocks, _blocks(source), starts, strict=True):
+            here, own = linear_modules(module, block), _clipped(walk, block, start, device)
+            round_inputs(here, {**_found_anew(walk), **own})
+            inputs |= own
             linears.append({path: inner for path, inner in here.items() if path in walk.work.tuned})
         matrices = {
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
         }
         original = Way.of(walk, walk.original or source) if tuner.reference else None
-        targets = causal_targets(rows.inputs["input_ids"]) if tuner.reads_logits else None
+        by_tokens = tuner.reads_logits and "input_ids" in rows.inputs
+        targets = causal_targets(rows.inputs["input_ids"]) if by_tokens else None
         vectors = {
             block.path: _vectors(source, block, module) if all(linear.path in matrices for linear in block.linears) else {}
             for block, module in zip(_blocks(source), way.blocks if tuner.vectors else (), strict=False)
         }
-        return cls(tuner, way, original, targets, _leading(way, source), _blocks(source), linears, matrices, vectors)
+        return cls(tuner, way, original, targets, _leading(way, source), _blocks(source), linears, matrices, vectors, inputs)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Those of every matrix and vector."""
-        found = {f"{name}.{path}": tensor for path, matrix in self.matrices.items() for name, tensor in matrix.parameters.items()}
+        """Those of every matrix, of its inputs, and of every vector."""
+        found = {f"{name}.{path}": tensor for path, part in self._parts() for name, tensor in part.parameters.items()}
         return found | {f"{path}.{name}": vector.offset for path, here in self.vectors.items() for name, vector in here.items()}
 
-    def settle(self) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What changes with every matrix, and its inputs, besides."""
+        return {f"{name}.{path}": tensor for path, part in self._parts() for name, tensor in part.state.items()}
+
+    def _parts(self) -> list[tuple[str, Trained | ClippedInputs]]:
+        """All that is trained, each once: matrices of one stage share the grid of their inputs."""
+        grids = {id(grid): (f"inputs.{path}", grid) for path, grid in self.inputs.items()}
+        return [*self.matrices.items(), *grids.values()]
+
+    def settle(self) -> dict[str, Bool[Tensor, "*shape"]]:
         """Bring every matrix back to where it may be."""
-        for matrix in self.matrices.values():
-            matrix.settle()
+        for grid in self.inputs.values():
+            grid.settle()
+        return {f"{name}.{path}": moved for path, matrix in self.matrices.items() for name, moved in matrix.settle().items()}
 
     def factors(self) -> dict[str, float]:
         """Of the rate of each parameter: that of its matrix, of which those that lie in one count in the mean."""
@@ -301,17 +337,20 @@ class Network:
             with torch.no_grad():
                 features = self.original.features(expected)
             return self.tuner.loss(self.way.features(hidden), features, self.leading).mean()
-        return self._by_tokens(rows, hidden, expected)
+        return self._by_logits(rows, hidden, expected)
 
-    def _by_tokens(self, rows: Int[Tensor, "batch"], hidden: Tensor, expected: Tensor | None) -> Float[Tensor, ""]:
-        assert isinstance(self.tuner, TokenTuner) and self.targets is not None
-        targets = self.targets[rows].flatten()
-        counted = targets != IGNORED
-        found = self.way.logits(rows, hidden)[counted]
+    def _by_logits(self, rows: Int[Tensor, "batch"], hidden: Tensor, expected: Tensor | None) -> Float[Tensor, ""]:
+        assert isinstance(self.tuner, TokenTuner)
+        found = self.way.logits(rows, hidden)
         if self.original is not None and expected is not None:
             with torch.no_grad():
-                expected = self.original.logits(rows, expected)[counted]
-        return self.tuner.loss(found, expected, targets[counted].to(found.device)).mean()
+                expected = self.original.logits(rows, expected)
+        if self.targets is None:
+            return self.tuner.loss(found, expected, torch.full((len(found),), IGNORED, device=found.device)).mean()
+        targets = self.targets[rows].flatten()
+        counted = targets != IGNORED
+        expected = None if expected is None else expected[counted]
+        return self.tuner.loss(found[counted], expected, targets[counted].to(found.device)).mean()
 
     def _through(self, hidden: Tensor) -> Tensor:
         for block, module, linears, call in zip(self.blocks, self.way.blocks, self.linears, self.way.calls, strict=True):
@@ -341,14 +380,36 @@ def _leading(way: Way, source: Source) -> int:
     return max(0, way.hidden[0, ..., 0].numel() - (pixels.shape[-2] // side) * (pixels.shape[-1] // side))
 
 
+def _clipped(walk: Walk, block: Block, start: Start, device: torch.device) -> dict[str, ClippedInputs]:
+    """Where the step trains the ends of grids by statistics, those of inputs on a fixed grid, by path of the matrices that read them."""
+    tuner, found = walk.work.tuner, {}
+    assert tuner is not None
+    for stage in block.stages if tuner.ends == "statistics" else ():
+        alike: dict[Activation, ClippedInputs] = {}
+        for path in (linear.path for linear in stage.linears if linear.path in start.inputs and linear.path in walk.work.tuned):
+            activation = walk.work.activation(path)
+            assert activation is not None, "what was rounded has a rounding"
+            scale, zero_point, mean, deviation = start.inputs[path].split(1)
+            if activation not in alike:
+                rounding = replace(activation.outline, scale=scale, zero_point=zero_point)
+                alike[activation] = ClippedInputs(rounding, float(mean), float(deviation), device)
+            found[path] = alike[activation]
+    return found
+
+
 def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
-    """A matrix as it is trained: on the grid that it was solved into, else its values, along few directions where the step says so."""
+    """A matrix as it is trained: on the grid or with the codebooks that it was solved into, else its values, along few directions where the
+    step says so."""
     (weight, start), tuner = found, walk.work.tuner
+    assert tuner is not None
+    start = replace(start, tensors={part: tensor.to(device) for part, tensor in start.tensors.items()})
     codes = walk.work.treatments[path][-1].target.codes
     if codes is not None:
-        return GridWeight(weight.to(device), start, codes)
-    values = start.decode().to(device)
-    assert tuner is not None
+        weight = weight.to(device)
+        return GridWeight(weight, start, codes) if tuner.ends == "learned" else ClippedWeight(weight, start, codes, tuner.ends)
+    if start.layout == "additive":
+        return SumsWeight(start, tuner.moves)
+    values = start.decode()
     return LowRankWeight(values, tuner.rank, walk.setting.seed) if tuner.rank else FreeWeight(values)
 
 
@@ -379,6 +440,15 @@ class BlockPlaced(BlockRun):
             loss = row_forms(weight - values, gram).clamp_min(0)
             self._accept([linear], weight, Solution(values, encoded, loss, details=details), gram, tokens)
         self._install({linear.path for linear in wanted})
+
+    def _round(self, stage: Stage) -> None:
+        with safe_open(self.trained, "pt") as file:
+            for path in (linear.path for linear in stage.linears if f"inputs|{linear.path}" in file.keys()):  # noqa: SIM118 (no mapping)
+                activation = self._activation(path)
+                assert activation is not None, "what was trained is rounded"
+                scale, zero_point = file.get_tensor(f"inputs|{path}").split(1)
+                self.view.roundings[path] = replace(activation.outline, scale=scale, zero_point=zero_point)
+        super()._round(stage)
 
     def _trained(self, path: str, before: Encoded) -> Encoded:
         """What training made of a matrix; what it was before where it was not trained."""

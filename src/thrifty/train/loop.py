@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,8 +48,13 @@ class Objective(Protocol):
         """The mean loss of these rows, differentiable in the parameters."""
         ...
 
-    def settle(self) -> None:
-        """Called after every step: bring parameters back to where they may be."""
+    def state(self) -> Mapping[str, Tensor]:
+        """What `settle` changes, in place, besides the parameters, by name."""
+        ...
+
+    def settle(self) -> Mapping[str, Bool[Tensor, "*shape"]]:
+        """Called after every step: bring parameters back to where they may be. Returns, by name of the parameter, the entries whose moments
+        start again from zero, since they now stand at another point."""
         ...
 
     def factors(self) -> Mapping[str, float]:
@@ -101,7 +106,8 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
     parameters = dict(objective.parameters())
     groups = [[tensor] for tensor in parameters.values()] if schedule.every else [[*parameters.values()]]
     optimizer = torch.optim.Adam([{"params": group} for group in groups], lr=schedule.rate, betas=BETAS)
-    losses, factors = _resume(place, parameters, optimizer)
+    state = objective.state()
+    losses, factors = _resume(place, parameters, state, optimizer)
     batch, saved = min(schedule.batch, rows), time.monotonic()
     with events.task(title, schedule.steps) as advance:
         for step in range(len(losses), schedule.steps):
@@ -123,34 +129,50 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             with torch.no_grad():
-                objective.settle()
+                for name, moved in objective.settle().items():
+                    _forget(optimizer, parameters[name], moved)
             losses.append(now)
             if step + 1 == schedule.steps or time.monotonic() - saved > SAVED:
-                _save(place, parameters, optimizer, losses, factors)
+                _save(place, parameters, state, optimizer, losses, factors)
                 saved = time.monotonic()
         advance(schedule.steps, "")
     return losses
 
 
+def _forget(optimizer: torch.optim.Optimizer, parameter: Tensor, moved: Bool[Tensor, "*shape"]) -> None:
+    """Both moments of these entries from zero; those of the others as they are."""
+    for moment in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[parameter][moment].masked_fill_(moved, 0)
+
+
 def _save(
-    place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, losses: list[float], factors: Mapping[str, float]
+    place: Path,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+    factors: Mapping[str, float],
 ) -> None:
-    tensors = {}
+    tensors = {f"state.{name}": tensor for name, tensor in state.items()}
     for name, tensor in parameters.items():
-        state = optimizer.state[tensor]
-        tensors |= {f"parameter.{name}": tensor.detach(), f"mean.{name}": state["exp_avg"], f"square.{name}": state["exp_avg_sq"]}
+        moments = optimizer.state[tensor]
+        tensors |= {f"parameter.{name}": tensor.detach(), f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     told = json.dumps({"losses": losses, "factors": factors})
     write_atomic(place, lambda path: save_file(tensors, path, metadata={"told": told}))
 
 
-def _resume(place: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> tuple[list[float], dict[str, float]]:
+def _resume(
+    place: Path, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[list[float], dict[str, float]]:
     """Bring everything to where a stopped run left it; returns (the losses so far, the factors of the rates)."""
     if not place.exists():
         return [], {}
     with safe_open(place, "pt") as file:
         told = json.loads(file.metadata()["told"])
         losses = [float(loss) for loss in told["losses"]]
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(f"state.{name}"))
         for name, tensor in parameters.items():
             with torch.no_grad():
                 tensor.copy_(file.get_tensor(f"parameter.{name}"))

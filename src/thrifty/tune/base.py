@@ -1,10 +1,11 @@
-"""The verbs of tuning: what a token costs by the logits of the tuned model and of the original, or a row by their last hidden states."""
+"""The verbs of tuning: what a token or an image costs by the logits of the tuned model and of the original, or a row by their last hidden
+states."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -24,7 +25,10 @@ class Tuner(Method, ABC):
     far a weight moves in one, about, in steps of its grid, or in parts of the root mean square of its row where it is on none; and a scale
     as a share of itself. warm_up: share of the steps in which the rate rises. final: what it falls to, as a share. rank: of the change of a
     matrix that is on no grid; 0 is any change. rates: what gives every matrix a rate of its own; none, all move alike. vectors: whether
-    biases and the weights of norms are trained, too, in blocks all of whose matrices are.
+    biases and the weights of norms are trained, too, in blocks all of whose matrices are. ends: of grids: `learned`, by a factor of each
+    scale (LSQ), `statistics`, by factors of running statistics of its weights, and the zero point with it, fixed grids of inputs likewise
+    (Q-SAM2), or `range`, where the weights reach. moves: share of the groups of additive codebooks whose codes may change after a step; 0
+    trains codebooks and scales alone.
 
     reference: whether the original model is needed. kinds: of models that it can train; wants: the same in words. reads_logits: whether it
     judges by these.
@@ -44,6 +48,8 @@ class Tuner(Method, ABC):
     rank: Annotated[int, Field(ge=0)] = 0
     rates: LayerRates | None = None
     vectors: bool = False
+    ends: Literal["learned", "statistics", "range"] = "learned"
+    moves: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @property
     def schedule(self) -> Schedule:
@@ -67,7 +73,8 @@ class TokenTuner(Tuner):
         expected: Float[Tensor, "tokens vocabulary"] | None,
         targets: Int[Tensor, "tokens"],
     ) -> Float[Tensor, "tokens"]:
-        """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens."""
+        """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens. Of
+        an image classifier each image counts as a token, and its targets are IGNORED."""
 
 
 @dataclass(frozen=True)

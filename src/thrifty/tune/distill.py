@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from thrifty.base.anatomy import Kind
 from thrifty.base.method import Paper
 from thrifty.core.divergence import jensen_shannon
 from thrifty.tune.base import TokenTuner
@@ -33,6 +34,9 @@ class Distill(TokenTuner):
         "Unifying Block-wise PTQ and Distillation-based QAT for Progressive Quantization toward 2-bit Instruction-Tuned LLMs",
         "2506.09104",
     )
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal_lm", "vision")
+    wants: ClassVar[str] = "a causal language model or an image classifier"
 
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
 

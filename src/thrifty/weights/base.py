@@ -74,7 +74,8 @@ class Target(Method, ABC):
     run: number of consecutive inputs that are decided together, 0 where the order of the inputs does not matter.
     by_entry: whether every entry has a place of its own in the encoding. Where entries share codes, only what was decided last can be
     encoded.
-    masks: whether a matrix belongs to the set by where its zeros are alone, whatever the other entries are.
+    masks: whether a matrix belongs to the set by where its zeros are alone, whatever the other entries are. sums: whether its points are
+    sums of codewords of its own codebooks (layout `additive`).
     """
 
     family: ClassVar[str] = "weights.target"
@@ -82,6 +83,7 @@ class Target(Method, ABC):
     holds_zero: ClassVar[bool] = True
     by_entry: ClassVar[bool] = True
     masks: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
 
     @property
     def run(self) -> int:

@@ -18,10 +18,15 @@ from torch import Tensor
 
 from thrifty.core.codebooks.additive import beam_search_in, sum_codewords
 from thrifty.core.codebooks.kmeans import sums
+from thrifty.core.grids import snap_scale
 from thrifty.core.linalg import upper_factor
+from thrifty.core.scaled import LARGEST, SMALLEST
 
 TOGETHER = 128
 """Inputs whose groups are gone through one by one before their changes reach the rest as one product."""
+
+SCALE_BITS = 8
+"""Significant bits of a scale: bfloat16 holds it."""
 
 RIDGE = 1e-6
 """Share of the mean curvature that is added to each entry's own, so that entries that hardly count have a direction to go, too."""
@@ -38,6 +43,17 @@ class Coded:
     def decode(self) -> Float[Tensor, "out in"]:
         """The matrix."""
         return sum_codewords(self.codebooks, self.codes).flatten(1) * self.scale
+
+
+def held_scale(scale: Float[Tensor, "out one"]) -> Float[Tensor, "out one"]:
+    """The nearest scales that bfloat16 holds."""
+    return snap_scale(scale.to(torch.float32), SCALE_BITS, SMALLEST, LARGEST)
+
+
+def held_codebooks(codebooks: Float[Tensor, "m k d"]) -> Float[Tensor, "m k d"]:
+    """The nearest codebooks that float16 holds, in float32."""
+    most = torch.finfo(torch.float16).max
+    return codebooks.clamp(-most, most).to(torch.float16).to(torch.float32)
 
 
 def sweep_codes(weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"], now: Coded, beam: int) -> Coded | None:

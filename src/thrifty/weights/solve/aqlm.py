@@ -23,10 +23,10 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
-from thrifty.core.codebooks.gram import Coded, fit_codebooks, fit_scales, search_codes, sweep_codes
+from thrifty.core.codebooks.gram import Coded, fit_codebooks, fit_scales, held_codebooks, held_scale, search_codes, sweep_codes
 from thrifty.core.linalg import row_forms
 from thrifty.weights.base import Solver, Target
-from thrifty.weights.target.additive import Additive, held_codebooks, held_scale
+from thrifty.weights.target.additive import Additive
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ W' is the matrix of least norm whose outputs on the calibration inputs stay (r =
 the float model, expected on inputs that were not seen, is within `bound`. The one is taken with the least loss after rounding, what unseen
 inputs are expected to lose more of the float model added; or W itself where none is better. The more of the space the inputs leave out,
 the more is gained; where they fill it, r alone decides.
-Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782, its calibration for post-training quantization;
-the guard is ours.
+The paper's training goes on from there: `distill` with `ends: statistics` learns where grids of weights, and fixed ones of inputs, end.
+Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782; the guard is ours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class QSAM2(Solver):
         2025,
         "Q-SAM2: Accurate Quantization for Segment Anything Model 2",
         "2506.09782",
-        part="the calibration of linear layers, not the learned clipping",
     )
 
     by: Solver = Round()

@@ -27,13 +27,8 @@ from thrifty.base.errors import InputError, RunError
 from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.codebooks.additive import beam_search_in, fit_residual, rate_of_sums, sum_codewords
-from thrifty.core.codebooks.gram import Coded
-from thrifty.core.grids import snap_scale
-from thrifty.core.scaled import LARGEST, SMALLEST
+from thrifty.core.codebooks.gram import Coded, held_codebooks, held_scale
 from thrifty.weights.base import Points, Target
-
-SCALE_BITS = 8
-"""Significant bits of a scale: bfloat16 holds it."""
 
 HARDLY_SEEN = 1e-4
 """Inputs with less than this share of the mean importance count as if they had as much: they must not end up anywhere."""
@@ -53,6 +48,7 @@ class Additive(Target):
     joint_rows: ClassVar[bool] = True
     holds_zero: ClassVar[bool] = False
     by_entry: ClassVar[bool] = False
+    sums: ClassVar[bool] = True
 
     codebooks: Annotated[int, Field(ge=1, le=8)] = 2
     bits: Annotated[int, Field(ge=1, le=12)] = 8
@@ -162,14 +158,3 @@ def at_least(importance: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Importances with those of inputs that were hardly seen raised; all alike where nothing was seen."""
     mean = importance.mean()
     return torch.where(mean > 0, importance.clamp_min(HARDLY_SEEN * mean), torch.ones_like(importance))
-
-
-def held_scale(scale: Float[Tensor, "out one"]) -> Float[Tensor, "out one"]:
-    """The nearest scales that bfloat16 holds."""
-    return snap_scale(scale.to(torch.float32), SCALE_BITS, SMALLEST, LARGEST)
-
-
-def held_codebooks(codebooks: Float[Tensor, "m k g"]) -> Float[Tensor, "m k g"]:
-    """The nearest codebooks that float16 holds, in float32."""
-    most = torch.finfo(torch.float16).max
-    return codebooks.clamp(-most, most).to(torch.float16).to(torch.float32)
