@@ -6,6 +6,7 @@ names that models of transformers have are added to it. The library is imported 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -98,8 +99,9 @@ def read_diffusion(file: Path, raw: Mapping[str, Any]) -> DiffusionConfig:
     known = sorted(name for name, family in families().items() if family.kind == "diffusion")
     if config.model_type not in known:
         raise InputError(f"{file} names the class {config.model_type} of diffusers; of those {', '.join(known)} can be worked on.")
-    diffusion_class(config)
-    return config
+    settings = inspect.signature(diffusion_class(config).__init__).parameters.values()
+    defaults = {setting.name: setting.default for setting in settings if setting.default is not setting.empty}
+    return DiffusionConfig({**defaults, **config})
 
 
 def diffusion_class(config: DiffusionConfig) -> Any:
