@@ -88,9 +88,9 @@ def test_spaces_said_to_commute_do(name, source_of):
         module = source.block(block, torch.float32)
         before, linears = run_block(module, hidden, calls[block.path]), linear_modules(module, block)
         for space in block.spaces:
-            writers, readers = ([linears[path] for path in paths] for paths in (space.producers, space.consumers))
             if space.commutes_with == "none" or not all(path in linears for path in space.producers):
                 continue
+            writers, readers = ([linears[path] for path in paths] for paths in (space.producers, space.consumers))
             tried += 1
             scale, order = torch.exp(0.5 * torch.randn(space.width, generator=generator)), torch.randperm(space.width, generator=generator)
             scale, order = (scale, slice(None)) if space.commutes_with == "any" else (torch.ones(space.width), order)

@@ -42,7 +42,8 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
 def _load(folder: Path, source: Source) -> nn.Module:
     found = model_class(source.config, None if source.remote_code is None else str(folder))
     try:
+        model = found.from_pretrained(folder, dtype=torch.float32).eval()
         # Packed experts are decoded in the type of their scales whatever is asked for.
-        return found.from_pretrained(folder, dtype=torch.float32).to(torch.float32).eval()
+        return model.to(torch.float32) if source.library == "transformers" else model
     except Exception as error:  # whatever it is, the result cannot be read by those it was made for
         raise RunError(f"{source.library} cannot load {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error
