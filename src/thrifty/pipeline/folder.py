@@ -116,6 +116,11 @@ class RunFolder:
             write_json(self.path / "request.json", {"key": key, **request})
         return recorded is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether a block is finished, or a link of a chain."""
+        return any(True for pattern in ("blocks/*.json", "*/blocks/*.json", "links/*/certificate.json") for _ in self.path.glob(pattern))
+
     def finished(self) -> dict[str, Any] | None:
         """The certificate of a complete result, or None."""
         path = self.out / CERTIFICATE
