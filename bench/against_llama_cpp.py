@@ -43,7 +43,8 @@ FEW_LEVELS = {
     "TQ2_0": "{solve: {by: obs, into: {int: {bits: 2, group_size: 256, range: mse}}}}",
     "Q2_K": "{solve: {by: obs, into: {zero_free: {group_size: 256}}}}",
 }
-"""For widths that 256 divides, as those of the model inside the package."""
+K_QUANTS = {name: f"{{solve: {{by: descent, into: {{k_quant: {{type: {name}}}}}}}}}" for name in ("Q3_K", "Q4_K", "Q5_K", "Q6_K")}
+"""Both for widths that 256 divides, as those of the model inside the package."""
 PACKAGES = ("torch", "transformers", "compressed-tensors", "gguf")
 ODD_TEXTS = (
     "Grüße aus Łódź, 東京 🙂",
@@ -59,7 +60,7 @@ TEXTS, LETTERS = 40, 3000
 def main() -> None:
     model = default_model()
     rows = windows_of(model, samples=64, tokens=512)
-    table = [row for row, _ in compressed(model, "gguf", rows, recipes=RECIPES | FEW_LEVELS)]
+    table = [row for row, _ in compressed(model, "gguf", rows, recipes=RECIPES | FEW_LEVELS | K_QUANTS)]
     families = [family(name) for name in FAMILIES]
     summary = {
         "versions": {**{name: version(name) for name in PACKAGES}, "llama-cpp-python": llama_cpp_version()},
@@ -107,7 +108,8 @@ def compressed(model: Path, stem: str, rows: Rows, texts: list[str] | None = Non
         folder = BUILD / f"{stem}-{name}"
         shutil.rmtree(folder, ignore_errors=True)
         # Calibration and judging by thrifty itself need no more than what is compared here.
-        thrifty.compress(model, recipe, out=folder, tokens=min(512, rows.inputs["input_ids"].shape[1]))
+        held = "thrifty" if name in K_QUANTS else "compressed-tensors"
+        thrifty.compress(model, recipe, out=folder, format=held, tokens=min(512, rows.inputs["input_ids"].shape[1]))
         yield compare(name, folder, BUILD / f"{stem}-{name}.gguf", rows)
 
 

@@ -1,10 +1,12 @@
 """One chain (cut, train, quantize, train) beside quantizing alone and pruning alone, on the model inside the package.
 
-Usage: python bench/chain.py [--steps 256]       (writes bench/results/chain.json)
+Usage: python bench/chain.py [--steps 256]                 (writes bench/results/chain.json)
+       python bench/chain.py --library [--steps 2048]      (writes bench/results/chain_library.json)
 
-Everything is stored in the container at its own rate, so that bytes of the files can be compared. All get the same calibration text and are
-judged on the same held-out windows; differences are taken window by window, so that an interval of one that holds 0 means that neither is
-better. Finished results are kept in bench/build/chain and scored again, not made again; a run that was stopped goes on where it was.
+Everything is stored in the container at its own rate, so that bytes of the files can be compared. All get the same calibration text (what
+comes with the package, or with --library two million tokens of the standard library of this Python) and are judged on the same held-out
+windows; differences are taken window by window, so that an interval of one that holds 0 means that neither is better. Finished results are
+kept in bench/build/chain and scored again, not made again; a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from typing import Any
 
 import torch
 from judge import BUILD, Judge, beside, figures, write
+from library import library
 
 import thrifty
 from thrifty.measure.hardware import hardware
 
 HOME = BUILD / "chain"
-DATA = {"calibration": {"samples": 1024, "tokens": 256}, "evaluation": {"samples": 8, "tokens": 256}}
+EVALUATION = {"samples": 8, "tokens": 256}
 CHAIN = "a quarter of the neurons, 4 bits"
 HEALED = f"{CHAIN}, trained twice"
 
@@ -47,20 +50,33 @@ PAIRS = [(HEALED, other) for other in ("3 bits", "3 bits, trained", "half of the
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=256)
-    steps = parser.parse_args().steps
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--library", action="store_true", help="train on the standard library instead of the text inside the package")
+    arguments = parser.parse_args()
+    steps = arguments.steps or (2048 if arguments.library else 256)
+    text = library() if arguments.library else None
+    calibration = {"text": str(text), "samples": 8192, "tokens": 256} if text else {"samples": 1024, "tokens": 256}
     judge = Judge()
     rows: list[dict[str, Any]] = []
     scores = {}
     for name, recipe in recipes(steps).items():
-        out = HOME / f"{steps} {name}"
-        found = thrifty.compress(recipe={**DATA, "steps": recipe}, out=out, speed=False, format="thrifty")
+        out = HOME / f"{'library ' if arguments.library else ''}{steps} {name}"
+        data = {"calibration": calibration, "evaluation": EVALUATION}
+        found = thrifty.compress(recipe={**data, "steps": recipe}, out=out, speed=False, format="thrifty")
         scores[name] = judge.scores(out, whole=False)
         kept = {key: found[key] for key in ("seconds", "bytes", "peak_rss_bytes", "links")}
         rows.append({"name": name, "recipe": recipe, **figures(scores[name]), **kept})
         differences = {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
-        head = {**judge.describe(), "calibration": DATA["calibration"], "steps": steps, "hardware": hardware()}
-        write("chain.json", {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences})
+        head = {
+            **judge.describe(),
+            "calibration": calibration | {"text": text.name} if text else calibration,
+            "steps": steps,
+            "hardware": hardware(),
+        }
+        write(
+            f"chain{'_library' if arguments.library else ''}.json",
+            {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences},
+        )
 
 
 if __name__ == "__main__":
