@@ -119,7 +119,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a block is finished, or a link of a chain."""
-        return any(True for pattern in ("blocks/*.json", "*/blocks/*.json", "links/*/certificate.json") for _ in self.path.glob(pattern))
+        return any(path.parent.name == "blocks" or path.name == CERTIFICATE for path in self.path.rglob("*.json"))
 
     def finished(self) -> dict[str, Any] | None:
         """The certificate of a complete result, or None."""
