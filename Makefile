@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(OFFLINE) $(BIN)/thrifty compress --out $(DEMO)
+	$(OFFLINE) $(BIN)/thrifty compress --out $(DEMO) --force
 	$(OFFLINE) $(BIN)/thrifty try $(DEMO)
 
 test: lint browser

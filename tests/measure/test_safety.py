@@ -275,9 +275,10 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pairs_file(folder: Path) -> Path:
+def pairs_file(folder: Path, first: int = 0) -> Path:
     path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"refuse": pair.refuse, "answer": pair.answer}) + "\n" for pair in shipped_pairs()[:8]))
+    chosen = shipped_pairs()[first : first + 8]
+    path.write_text("".join(json.dumps({"refuse": pair.refuse, "answer": pair.answer}) + "\n" for pair in chosen))
     return path
 
 
@@ -294,6 +295,11 @@ def test_it_is_part_of_the_certificate_and_changes_nothing(chat: Path, tmp_path:
     assert found["safety"]["pairs"] == 8
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*/*.safetensors")} == before
     assert Certificate.read(tmp_path / "out").safety == found["safety"]
+    assert thrifty.compress(chat, words, **rows, out=tmp_path / "out", speed=False, **asked)["seconds"] == found["seconds"]
+    pairs_file(tmp_path, first=8)
+    other = thrifty.compress(chat, words, **rows, out=tmp_path / "out", speed=False, **asked)["safety"]
+    assert other["requests"] != found["safety"]["requests"]
+    pairs_file(tmp_path)
     again = thrifty.evaluate(tmp_path / "out", against=chat, **asked)
     assert again["refusal"] == found["safety"]["refusal"]
     same = thrifty.evaluate(chat, against=chat, **asked)

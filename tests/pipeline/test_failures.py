@@ -25,9 +25,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import tiny
 from thrifty.base import events
+from thrifty.base.errors import InputError
 from thrifty.base.events import Event
 from thrifty.cli.main import main
 from thrifty.pipeline import run as pipeline
+from thrifty.pipeline.walk import Walk
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 \n.,:;()=+-*/_[]\"'#"
 WEIGHTS = "model.safetensors"
@@ -370,6 +372,31 @@ def test_an_unfinished_run_is_resumed(
     assert main(command(home, out)) == 0
     assert solved == ["model.layers.0", "model.layers.1"]
     assert "1 of 2 blocks were already finished" in capsys.readouterr().err
+    assert weights_of(out) == weights_of(undisturbed)
+
+
+def test_a_request_that_shows_to_be_bad_before_a_block_is_finished_leaves_nothing(
+    home: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise InputError("such a block cannot be taken apart; skip it")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "_enter", refuse)
+        assert main(command(home, out)) == 2
+        assert not out.exists()
+        shutil.copytree(undisturbed, out)
+        assert main(command(home, out, "--force")) == 2
+        assert digests(out) == digests(undisturbed)
+        shutil.rmtree(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "score", refuse)
+        capsys.readouterr()
+        assert main(command(home, out)) == 1
+        assert sentence(capsys.readouterr()) == "such a block cannot be taken apart; skip it"
+    assert main(command(home, out)) == 0
+    assert "2 of 2 blocks were already finished" in capsys.readouterr().err
     assert weights_of(out) == weights_of(undisturbed)
 
 

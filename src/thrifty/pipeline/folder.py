@@ -116,6 +116,11 @@ class RunFolder:
             write_json(self.path / "request.json", {"key": key, **request})
         return recorded is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether a block is finished, or a link of a chain."""
+        return any(path.parent.name == "blocks" or path.name == CERTIFICATE for path in self.path.rglob("*.json"))
+
     def finished(self) -> dict[str, Any] | None:
         """The certificate of a complete result, or None."""
         path = self.out / CERTIFICATE

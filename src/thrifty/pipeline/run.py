@@ -9,25 +9,27 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from thrifty.base import events
-from thrifty.base.errors import GateError
+from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.events import Event
 from thrifty.base.store import file_digest, writing
 from thrifty.data import Rows
 from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, made_of_bytes, weights_digest
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
+from thrifty.measure.safety import Pair
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.chain import through
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
-from thrifty.pipeline.refusals import refusals
+from thrifty.pipeline.refusals import digest_of, refusals
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
 from thrifty.pipeline.sharing import scores_of, shared
@@ -58,18 +60,31 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         folder.free(force)
         digest = job.source.digest()
         key = job.key(digest)
-        done = None if force else _already(folder, key, full, bool(job.safety))
+        done = None if force else _already(folder, key, full, job.safety)
         if done is not None:
             return done
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
-        if job.then is not None:
-            job = through(job, folder, lambda link, place: run(link, place, finish=lambda *_: None))
-            began, digest = time.perf_counter(), job.source.digest()
-            said.clear()  # what the links before warned of stands in their own certificates
-        with PeakMemory() as memory:
-            return _carry_out(job, folder, key, digest, finish, full, Account(began, memory, said))
+        with _late(folder):
+            if job.then is not None:
+                job = through(job, folder, lambda link, place: run(link, place, finish=lambda *_: None))
+                began, digest = time.perf_counter(), job.source.digest()
+                said.clear()  # what the links before warned of stands in their own certificates
+            with PeakMemory() as memory:
+                return _carry_out(job, folder, key, digest, finish, full, Account(began, memory, said))
+
+
+@contextmanager
+def _late(folder: RunFolder) -> Iterator[None]:
+    """What shows to be a bad request only now leaves nothing behind; where work is finished by then, it is a run that failed."""
+    try:
+        yield
+    except InputError as error:
+        if folder.begun:
+            raise RunError(str(error)) from error
+        folder.close()
+        raise
 
 
 @dataclass(frozen=True)
@@ -177,7 +192,7 @@ def _note(event: Event, said: list[str]) -> None:
         said.append(event.message)
 
 
-def _already(folder: RunFolder, key: str, full: bool, safety: bool) -> Certificate | None:
+def _already(folder: RunFolder, key: str, full: bool, safety: tuple[Pair, ...]) -> Certificate | None:
     """The certificate of the same job's finished result, in place or rejected, whose files are still those that were written."""
     for place in (folder.out, folder.rejected):
         found = RunFolder(place).finished()
@@ -189,8 +204,8 @@ def _already(folder: RunFolder, key: str, full: bool, safety: bool) -> Certifica
             events.note(f"{place / changed} is not as it was written; the result is made again")
         elif full and certificate.verified != "full":
             events.note(f"{place} holds this result, but was not loaded in transformers; it is made again")
-        elif safety and certificate.safety is None:
-            events.note(f"{place} holds this result, but its refusals were not checked; it is made again")
+        elif safety and (certificate.safety or {}).get("requests") != digest_of(safety):
+            events.note(f"{place} holds this result, but it was not asked these requests; it is made again")
         else:
             events.note(f"{place} already holds this result")
             return _judged(certificate, place)
