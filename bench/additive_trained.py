@@ -2,9 +2,10 @@
 
 Usage: python bench/additive_trained.py [--steps 128] [--only NAME ...]       (writes bench/results/additive_trained.json)
 
-The held-out windows and the pairing are those of bench/quantization_aware.py, and so is the text, of which here 512 windows are read. `bits_of_a_matrix` counts codes, scales, zero
-points and codebooks of all matrices in a result's files. Finished results are kept in bench/build/additive_trained and scored again, not
-made again; one that was stopped goes on where it was. With --only the file keeps what else it holds of the same steps.
+The held-out windows and the pairing are those of bench/quantization_aware.py, and so is the text, of which 512 windows are read here.
+`bits_of_a_matrix` counts codes, scales, zero points and codebooks of all matrices in a result's files. Finished results are kept in
+bench/build/additive_trained and scored again, not made again; one that was stopped goes on where it was. With --only the file keeps what
+else it holds of the same steps.
 """
 
 from __future__ import annotations
