@@ -1,10 +1,11 @@
 """Additive codebooks of about 2.5 bits, solved by `aqlm` and then trained, beside 2-bit grids in groups of 32, on the model in the package.
 
-Usage: python bench/additive_trained.py [--steps 512] [--only NAME ...]       (writes bench/results/additive_trained.json)
+Usage: python bench/additive_trained.py [--steps 128] [--only NAME ...]       (writes bench/results/additive_trained.json)
 
-The text, the held-out windows and the pairing are those of bench/quantization_aware.py. `bits_of_a_matrix` counts codes, scales, zero
-points and codebooks of all matrices in a result's files. Finished results are kept in bench/build/additive_trained and scored again, not
-made again; one that was stopped goes on where it was. With --only the file keeps what else it holds of the same steps.
+The held-out windows and the pairing are those of bench/quantization_aware.py, and so is the text, of which 512 windows are read here.
+`bits_of_a_matrix` counts codes, scales, zero points and codebooks of all matrices in a result's files. Finished results are kept in
+bench/build/additive_trained and scored again, not made again; one that was stopped goes on where it was. With --only the file keeps what
+else it holds of the same steps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from thrifty.measure.hardware import hardware
 
 HOME = BUILD / "additive_trained"
 RESULT = "additive_trained.json"
-DATA = "calibration: {samples: 1024, tokens: 256}, evaluation: {samples: 8, tokens: 256}"
+DATA = "calibration: {samples: 512, tokens: 256}, evaluation: {samples: 8, tokens: 256}"
 SOLVED = {
     "gptq": "{gptq: {bits: 2, group_size: 32}}",
     "gptq, zero points": "{gptq: {bits: 2, group_size: 32, symmetric: false}}",
@@ -48,7 +49,7 @@ PAIRS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*SOLVED, *TRAINED])
-    parser.add_argument("--steps", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=128)
     arguments = parser.parse_args()
     steps, judge = arguments.steps, Judge()
     recipes = SOLVED | {name: f"{SOLVED[first]}, {{distill: {{steps: {steps}{more}}}}}" for name, (first, more) in TRAINED.items()}
