@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tables_sparse
 import tables_structure
-import tables_trained
 import tables_training
 import tables_vision
 from result_files import interval, read, table
@@ -461,8 +460,8 @@ TABLES = {
     "activations": activations,
     "rotations": rotations,
     "hadamard": hadamard,
-    "quantization aware": tables_trained.quantization_aware,
-    "additive trained": tables_trained.additive_trained,
+    "quantization aware": tables_training.quantization_aware,
+    "additive trained": tables_training.additive_trained,
     "online": online,
     "on cuda": on_cuda,
     "solvers": solvers,
