@@ -7,8 +7,7 @@ Writes bench/results/structure_methods.json.
     distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it; means over some seeds
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
-    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica and SliceGPT against FLAP, norms
-               and SVD-LLM
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting but for `distilled`.
