@@ -19,7 +19,7 @@ from thrifty.weights.transform.hadamard import Hadamard
 from thrifty.weights.transform.hadanorm import HadaNorm
 from thrifty.weights.transform.smoothquant import SmoothQuant
 
-WITHOUT_VALUES = ("gpt2", "mamba", "mamba2")
+WITHOUT_VALUES = ("gpt2", "mamba", "mamba2", "flux")
 WITH_BIASES = ("gpt2", "opt", "phi", "bert", "vit", "clip", "siglip", "llava", "gemma3_vision", *DIFFUSION)
 
 

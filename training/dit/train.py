@@ -1,6 +1,6 @@
 """Trains the diffusion transformer that methods are measured on: handwritten digits of 8 x 8 pixels by class, 0.8 million parameters.
 
-Usage: python train.py [--steps 2500] [--out ../../bench/models/digits-dit]            (five minutes on one core)
+Usage: python train.py [--steps 1500] [--out ../../bench/models/digits-dit]            (a few minutes on one core)
 Every step draws its images, noise and times from its own seed, and the state is kept in FOLDER/training.pt of --work every minute: a run
 that was stopped goes on from there, and ends with the same weights. Images that are held out choose nothing.
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "bench" / "models" / "digits-dit")
