@@ -118,6 +118,13 @@ def test_a_recipe_may_be_given_in_every_form(bench: Bench, tmp_path: Path, form:
     assert found["recipe"] == thrifty.plan(bench.model, STEPS, rows()).recipe
 
 
+def test_a_result_may_be_called_as_its_recipe(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = {**bench.request, "recipe": "w8", "evaluation": str(bench.test), "speed": False}
+    first = thrifty.compress(**request, out="w8")
+    assert thrifty.compress(**request, out="w8")["seconds"] == first["seconds"]
+
+
 def test_a_leading_tilde_is_the_home(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

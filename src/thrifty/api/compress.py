@@ -105,7 +105,7 @@ def compress(
     place = as_path(out or DEFAULT_OUT)
     job = prepare(request)
     RunFolder(place).free(force)
-    RunFolder(place).spare(request.files(job), gated=job.gate is not None)
+    RunFolder(place).spare(job.source.folder, request.files(job), gated=job.gate is not None)
     with alone(place):
         return _compress(job, place, force, verify == "full")
 

@@ -81,12 +81,12 @@ class Request:
         return isinstance(self.calibration, Mapping | Rows)
 
     def files(self, job: Job) -> list[Path]:
-        """Files and folders that its job reads."""
+        """Files and folders that its job reads, the model apart."""
         recipe = parse_recipe(job.recipe)
         named = [word for part in (recipe.calibration, recipe.evaluation) for word in (*part.text, part.images)]
         named += [word for rows in (self.calibration, self.evaluation) if not isinstance(rows, Mapping | Rows) for word in _words(rows)]
         named += [word for word in (self.recipe, self.pairs) if isinstance(word, str | Path)]
-        return [job.source.folder, *(path for path in (as_path(word) for word in named if word) if exists(path))]
+        return [path for path in (as_path(word) for word in named if word) if exists(path)]
 
     def to_json(self) -> dict[str, Any]:
         """What `thrifty repeat` needs besides the recipe."""

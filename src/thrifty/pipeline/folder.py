@@ -81,12 +81,16 @@ class RunFolder:
                 advice = f"it was not made by thrifty, so --force does not remove it either; {advice}"
             raise InputError(f"{self.out} exists and is not a run of thrifty; {advice}")
 
-    def spare(self, read: Iterable[Path], *, gated: bool) -> None:
-        """Raise InputError when a file or folder that a run reads lies where its result may go: replacing that would remove it."""
+    def spare(self, model: Path, others: Iterable[Path], *, gated: bool) -> None:
+        """Raise InputError when a model, or another file that a run reads, lies where its result may go: replacing that would remove it.
+
+        What is called as that folder itself is no such file, but a name that both have, as `--recipe w4 --out w4`.
+        """
         for place in (self.out, self.rejected) if gated else (self.out,):
-            for path in read:
-                if path.resolve().is_relative_to(place.resolve()):
-                    raise InputError(f"{path} would be replaced by the result in {place}; choose another --out")
+            inside = (path for path in others if place.resolve() in path.resolve().parents)
+            found = model if model.resolve().is_relative_to(place.resolve()) else next(inside, None)
+            if found is not None:
+                raise InputError(f"{found} would be replaced by the result in {place}; choose another --out")
 
     def free_rejected(self, key: str, force: bool) -> None:
         """Raise InputError when a rejected result would have to replace something else: what thrifty did not make, or another request's
