@@ -235,7 +235,7 @@ def test_codebooks_are_trained_and_go_into_the_container(moves: float, tmp_path:
 
 
 def test_fixed_grids_of_inputs_are_trained_where_ends_follow_statistics(tmp_path: Path) -> None:
-    """They begin as calibration found them, follow the inputs of a batch a little, and move by what is learned; all of it is in the file."""
+    """They begin as calibration found them, follow the inputs of a batch a little, and move by what is learned; the file has it all."""
     folder = tiny("llama", tmp_path / "model")
     step = TRAINED["ends of grids"][0]
     run("llama", folder, tmp_path / "before", [step])
