@@ -94,7 +94,7 @@ def test_from_nothing_but_the_folder(dit: Path, tmp_path: Path, monkeypatch: pyt
         ([{"magnitude_units": {"ratio": 0.5}}], {}, "DiTTransformer2DModel is of diffusers"),
         ([{"rotate": {}}, {"rtn": {}}], {}, "it is diffusion"),
         ([{"rtn": {}}, {"distill": {}}], {}, "needs a causal language model"),
-        ([{"rtn": {}}], {"calibration": "some.txt"}, "makes its own rows from noise"),
+        ([{"gptq": {}}], {"calibration": "some.txt"}, "makes its own rows from noise"),
     ],
 )
 def test_what_is_not_for_them_is_refused_in_a_sentence(steps, settings, words, dit: Path, tmp_path: Path) -> None:
