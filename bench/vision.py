@@ -239,8 +239,10 @@ def digits_weights() -> dict:
 
 
 def digits_trained() -> dict:
-    """Training by distillation, on the images that the weights were solved with, from each start and with each kind of ends."""
+    """Training by distillation, on the images that the weights were solved with, from each start and with each kind of ends. Every row is
+    written as soon as it is there."""
     images, samples, rows = Images(), 384, []
+    part = {"images": int(images.rows["evaluation"].rows), "calibration": samples, "steps": STEPS, "batch": BATCH, "rows": rows}
     for bits, symmetric in ((2, True), (2, False), (3, True)):
         into = {"int": {"bits": bits, "group_size": 0, "range": "minmax", "symmetric": symmetric}}
         found = {}
@@ -256,7 +258,8 @@ def digits_trained() -> dict:
                 "differences": {f"{one} minus {other}": images.beside(found[one], found[other]) for one, other in BESIDE},
             }
         )
-    return {"images": int(images.rows["evaluation"].rows), "calibration": samples, "steps": STEPS, "batch": BATCH, "rows": rows}
+        keep("digits_trained", part)
+    return part
 
 
 def embedded_weights() -> dict:
@@ -275,9 +278,14 @@ PARTS = {part.__name__: part for part in (digits_inputs, digits_weights, digits_
 
 def main() -> None:
     for name in sys.argv[1:] or PARTS:
-        part = {**PARTS[name](), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
-        path = RESULTS / "vision.json"
-        write("vision.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
+        keep(name, PARTS[name]())
+
+
+def keep(name: str, part: dict) -> None:
+    """A part into the file, beside the others."""
+    part = {**part, "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
+    path = RESULTS / "vision.json"
+    write("vision.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
 
 
 if __name__ == "__main__":
