@@ -1,10 +1,11 @@
 """Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica and SVD-LLM.
 
-Usage: python bench/structure_methods.py [digits] [states] [language]     (all, if none is named)
+Usage: python bench/structure_methods.py [digits] [states] [mixers] [language]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
+    mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
@@ -33,6 +34,7 @@ from thrifty.structure.dgmr import refitted
 from thrifty.structure.magnitude_units import MagnitudeUnits
 from thrifty.structure.random_units import RandomUnits
 from thrifty.structure.sparse_ssm import SparseSSM
+from thrifty.weights.allocate.sparse_ssm_share import SparseSSMShare
 
 HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
@@ -85,8 +87,18 @@ class DrawnDecays(SparseSSM):
         return torch.rand(a_log.shape, generator=torch.Generator().manual_seed(0))
 
 
+@dataclass(frozen=True)
+class OtherWayRound(SparseSSMShare):
+    """Projections that read more give up more."""
+
+    name: ClassVar[str] = "other_way_round"
+
+    def score(self, look):
+        return -super().score(look)
+
+
 def main() -> None:
-    parts = {"digits": digits, "states": states, "language": language}
+    parts = {"digits": digits, "states": states, "mixers": mixers, "language": language}
     for name in sys.argv[1:] or parts:
         for part in parts[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -214,6 +226,45 @@ def states() -> Iterator[dict]:
     projections = {name: language.scored({name: {}})[0] for name in ("wanda", "sparsegpt")}
     found["half of the projections' weights"] = compared(projections, {"sparsegpt": ("wanda",)}, figures, beside)
     yield found
+
+
+def mixers() -> Iterator[dict]:
+    """What was found so far, after every comparison."""
+    language = Language(MAMBA)
+    found: dict[str, Any] = language.judge.describe()
+    for sparsity in (0.5, 0.7):
+        amount = {"sparsity": sparsity}
+        decays, inner = {"sparse_ssm": amount}, {"sparse_ssm_inner": amount}
+        plain = ({"sparse_ssm": {**amount, "by": "magnitude"}}, {"sparse_ssm_inner": {**amount, "by": "magnitude"}})
+        shared = {"sparsegpt": {**amount, "share": "sparse_ssm_share"}}
+        whole = {
+            "SparseSSM": (decays, inner, shared),
+            "SparseSSM, decays by error": ({"sparse_ssm": {**amount, "by": "error"}}, inner, shared),
+            "SparseSSM, projections alike": (decays, inner, {"sparsegpt": amount}),
+            "magnitude, and SparseGPT": (*plain, {"sparsegpt": amount}),
+            "magnitude, and Wanda": (*plain, {"wanda": amount}),
+        }
+        scores = {name: language.scored(*steps)[0] for name, steps in whole.items()}
+        others = tuple(whole)[2:]
+        pairs = {"SparseSSM": others, "SparseSSM, decays by error": ("SparseSSM", *others)}
+        found[f"{sparsity:.0%} of the mixers"] = compared(scores, pairs, figures, beside)
+        yield found
+        ways = {"": "uniform", ", shared": "sparse_ssm_share", ", shared the other way round": "other_way_round"}
+        alone = {f"{by}{words}": {by: {**amount, "share": share}} for by in ("wanda", "sparsegpt") for words, share in ways.items()}
+        for alpha in (0.1, 0.2):
+            alone[f"sparsegpt, alpha {alpha}"] = {"sparsegpt": {**amount, "share": {"sparse_ssm_share": {"alpha": alpha}}}}
+        alone["inner, obs"], alone["inner, magnitude"] = inner, plain[1]
+        scores = {name: language.scored(step)[0] for name, step in alone.items()}
+        pairs = {
+            "wanda, shared": ("wanda", "wanda, shared the other way round"),
+            "sparsegpt": ("wanda",),
+            "sparsegpt, shared": ("wanda", "sparsegpt", "sparsegpt, shared the other way round"),
+            "sparsegpt, alpha 0.1": ("sparsegpt",),
+            "sparsegpt, alpha 0.2": ("sparsegpt",),
+            "inner, obs": ("inner, magnitude",),
+        }
+        found[f"{sparsity:.0%} of the parts"] = compared(scores, pairs, figures, beside)
+        yield found
 
 
 # -- a language model --------------------------------------------------------------------------------------------------

@@ -105,6 +105,11 @@ def chosen_states() -> str:
     return _compared(read("structure_methods.json")["states"], "kl", "perplexity")
 
 
+def chosen_mixers() -> str:
+    """Everything in the mixers of a small Mamba pruned, as a whole and part by part."""
+    return _compared(read("structure_methods.json")["mixers"], "kl", "perplexity")
+
+
 def chosen_language() -> str:
     """Ways to the same number of parameters of the model inside the package."""
     return _compared(read("structure_methods.json")["language"], "kl", "perplexity")
@@ -135,5 +140,6 @@ TABLES = {
     "torch-pruning": torch_pruning,
     "chosen digits": chosen_digits,
     "chosen states": chosen_states,
+    "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
 }

@@ -17,7 +17,7 @@ from thrifty.base.errors import InputError
 from thrifty.core.spectra import eigenvalues, hill
 from thrifty.measure.certificate import Certificate
 from thrifty.models import open_model, run_block
-from thrifty.pipeline.sharing import BlockScore, influence, name_of, pieces
+from thrifty.pipeline.sharing import BlockScore, influence, pieces
 from thrifty.pipeline.steps import Work
 from thrifty.recipe.parse import complete, parse_recipe
 from thrifty.recipe.resolve import resolve
@@ -101,8 +101,8 @@ def test_scores_see_what_reaches_each_linear(tmp_path: Path) -> None:
     expected = OWL(outlier=2.0).score(Look(weights, energies))
     flat, after = rows.reshape(-1, rows.shape[-1]), before.reshape(-1, rows.shape[-1])
     cosine = (flat * after).sum(1) / flat.norm(dim=1) / after.norm(dim=1)
-    assert looked.losses[name_of(0, run.block)] == [pytest.approx(expected)]
-    assert looked.losses[name_of(1, run.block)] == [pytest.approx(1 - float(cosine.mean()), abs=1e-6)]
+    assert looked.losses[f"0 {run.block.path}"] == [pytest.approx(expected)]
+    assert looked.losses[f"1 {run.block.path}"] == [pytest.approx(1 - float(cosine.mean()), abs=1e-6)]
 
 
 def test_what_lies_in_one_matrix_is_cut_apart(tmp_path: Path) -> None:

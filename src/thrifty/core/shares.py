@@ -45,10 +45,14 @@ def _to_mean(
 
 
 def stretched(scores: Sequence[float]) -> list[float]:
-    """Scores stretched so that the least is 0 and the largest 1; all 0.5 where they do not differ. What is no finite number counts as the
-    mean of the others."""
-    values = torch.tensor(scores, dtype=torch.float64)
-    fine = values.isfinite()
-    values = torch.where(fine, values, values[fine].mean() if bool(fine.any()) else 0.0)
+    """Scores stretched so that the least is 0 and the largest 1; all 0.5 where they do not differ. Those that are missing: `filled`."""
+    values = torch.tensor(filled(scores), dtype=torch.float64)
     span = float(values.max() - values.min())
     return ((values - values.min()) / span).tolist() if span > 0 else [0.5] * len(values)
+
+
+def filled(scores: Sequence[float]) -> list[float]:
+    """Scores in which what is no finite number is the mean of the others; all 0 where there are none."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    fine = values.isfinite()
+    return torch.where(fine, values, values[fine].mean() if bool(fine.any()) else 0.0).tolist()

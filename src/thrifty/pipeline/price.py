@@ -174,9 +174,8 @@ def _sharing(source: Source, block: Block, work: Work, setting: Setting, load: L
 
 
 def looked_at(block: Block, work: Work) -> list[tuple[Treatment, Linear]]:
-    """Treatments whose sparsity is to be shared out, with each linear of a block that they are for."""
-    shares = work.shares
-    return [(treatment, linear) for treatment in shares for linear in block.linears if treatment in work.treatments.get(linear.path, ())]
+    """Treatments whose sparsity is to be shared out, with each linear of a block that gets a share."""
+    return [(treatment, linear) for treatment in work.shares for part in work.parts(block, treatment) for linear in part.linears]
 
 
 def looks_at_rows(work: Work) -> bool:

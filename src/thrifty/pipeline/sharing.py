@@ -1,4 +1,4 @@
-"""Steps whose sparsity differs by block: a pass over the original model scores every block, then shares are decided, then the walk goes on.
+"""Steps whose sparsity differs by part: a pass over the original model scores every part, then shares are decided, then the walk goes on.
 
 The pass is a walk of its own, as that of `pipeline.mixing`: a stopped run goes on from the blocks that were scored. Calibration rows go
 through it only where a score looks at them. Blocks are looked at as they are on disk, before any step rewrites them.
@@ -24,11 +24,11 @@ from thrifty.pipeline.price import looked_at, looks_at_rows
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.walk import Walk
 from thrifty.weights.base import Treatment
-from thrifty.weights.layerwise import Layerwise, Look
+from thrifty.weights.layerwise import Layerwise, Look, Part
 
 
 def scores_of(walk: Walk, key: str) -> tuple[dict[str, list[float]], float]:
-    """(the score of each block that a step shares sparsity among, by `name_of`: one value, none where it is no finite number; the seconds
+    """(the score of each part that a step shares sparsity among, by `name_of`: one value, none where it is no finite number; the seconds
     that this took, those of stopped attempts included)."""
     aside = walk.aside(Scoring, "sharing")
     if not looks_at_rows(walk.work):
@@ -39,34 +39,46 @@ def scores_of(walk: Walk, key: str) -> tuple[dict[str, list[float]], float]:
 
 
 def shared(source: Source, work: Work, scores: Mapping[str, list[float]]) -> Work:
-    """The work with the sparsity of every block decided."""
+    """The work with the sparsity of every part decided."""
     decided: dict[str, dict[Treatment, float]] = {}
     for number, treatment in enumerate(work.shares):
-        blocks = [(block, linears) for block in source.anatomy.blocks if (linears := _linears(block, work, treatment))]
-        sizes = [sum(linear.out_features * linear.in_features for linear in linears) for _, linears in blocks]
-        allocator = treatment.allocator
-        assert isinstance(allocator, Layerwise)
-        found = [next(iter(scores[name_of(number, block)]), math.nan) for block, _ in blocks]
-        shares = allocator.share(found, sizes, treatment.target.nominal_sparsity)
-        for (_, linears), share in zip(blocks, shares, strict=True):
-            for linear in linears:
-                decided.setdefault(linear.path, {})[treatment] = share
-        events.note(f"{allocator.name}: a share of {min(shares):.3f} to {max(shares):.3f} of a block's weights becomes zero")
+        budgets: dict[str, list[Part]] = {}
+        for block in source.anatomy.blocks:
+            for part in work.parts(block, treatment):
+                budgets.setdefault(part.budget, []).append(part)
+        for path, treatments in work.treatments.items():
+            if treatment in treatments:  # what belongs to no part gets what was asked for
+                decided.setdefault(path, {})[treatment] = treatment.target.nominal_sparsity
+        for budget, parts in budgets.items():
+            shares = _shares(treatment, parts, [next(iter(scores[name_of(number, part)]), math.nan) for part in parts])
+            for part, share in zip(parts, shares, strict=True):
+                decided |= {linear.path: {**decided[linear.path], treatment: share} for linear in part.linears}
+            events.note(_said(treatment, budget, parts, shares))
     return work.with_sparsity(decided)
 
 
-def name_of(number: int, block: Block) -> str:
+def _shares(treatment: Treatment, parts: list[Part], scores: list[float]) -> list[float]:
+    """The share of zeros of each part of a budget."""
+    assert isinstance(treatment.allocator, Layerwise)
+    sizes = [sum(linear.out_features * linear.in_features for linear in part.linears) for part in parts]
+    return treatment.allocator.share(scores, sizes, treatment.target.nominal_sparsity)
+
+
+def _said(treatment: Treatment, budget: str, parts: list[Part], shares: list[float]) -> str:
+    """How far shares go apart."""
+    assert isinstance(treatment.allocator, Layerwise)
+    which = f"{len(parts)} {budget}" if budget else f"{len(parts)} blocks"
+    return f"{treatment.allocator.name}: a share of {min(shares):.3f} to {max(shares):.3f} of the weights of {which} becomes zero"
+
+
+def name_of(number: int, part: Part) -> str:
     """What a score is kept under. number: of the treatment in `Work.shares`."""
-    return f"{number} {block.path}"
-
-
-def _linears(block: Block, work: Work, treatment: Treatment) -> list[Linear]:
-    return [linear for linear in block.linears if treatment in work.treatments.get(linear.path, ())]
+    return f"{number} {part.name}"
 
 
 @dataclass
 class BlockScore(BlockTrial):
-    """One block that is looked at. losses: its score for each treatment, by `name_of`."""
+    """One block that is looked at. losses: the score of each of its parts for each treatment, by `name_of`."""
 
     def compress(self, rows: Tensor) -> Tensor:
         """Score the block, and return the rows as it puts them out."""
@@ -100,17 +112,16 @@ class BlockScore(BlockTrial):
 
     def _score(self, energies: Mapping[str, Tensor], changed: float) -> None:
         for number, treatment in enumerate(self.work.shares):
-            linears = _linears(self.block, self.work, treatment)
-            if linears:
+            for part in self.work.parts(self.block, treatment):
                 weights, inputs = {}, {}
-                for linear in linears:
+                for linear in part.linears:
                     for name, piece in pieces(self.block, linear, self.view.read(linear.path)).items():
                         weights[name] = piece
                         if linear.path in energies:
                             inputs[name] = energies[linear.path]
                 assert isinstance(treatment.allocator, Layerwise)
                 score = treatment.allocator.score(Look(weights, inputs, changed))
-                self.losses[name_of(number, self.block)] = [score] if math.isfinite(score) else []
+                self.losses[name_of(number, part)] = [score] if math.isfinite(score) else []
 
 
 def pieces(block: Block, linear: Linear, weight: Tensor) -> dict[str, Tensor]:

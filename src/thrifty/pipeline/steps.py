@@ -10,7 +10,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.tune.base import Tuner
 from thrifty.weights.base import Activation, Healer, Preset, Transform, Treatment, Turn, check_zero
-from thrifty.weights.layerwise import Layerwise
+from thrifty.weights.layerwise import Layerwise, Part
 from thrifty.weights.preset.mix import Mix
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.dense import Dense
@@ -119,9 +119,14 @@ class Work:
 
     @property
     def shares(self) -> tuple[Treatment, ...]:
-        """Treatments whose sparsity is still to be shared out among blocks (`pipeline.sharing`), in the order in which they appear."""
+        """Treatments whose sparsity is still to be shared out (`pipeline.sharing`), in the order in which they appear."""
         every = (treatment for chosen in self.treatments.values() for treatment in chosen)
         return tuple(dict.fromkeys(treatment for treatment in every if isinstance(treatment.allocator, Layerwise)))
+
+    def parts(self, block: Block, treatment: Treatment) -> list[Part]:
+        """The parts of a block that the sparsity of one of `shares` goes to."""
+        assert isinstance(treatment.allocator, Layerwise)
+        return treatment.allocator.parts(block, [linear for linear in block.linears if treatment in self.treatments.get(linear.path, ())])
 
     def with_sparsity(self, sparsity: Mapping[str, Mapping[Treatment, float]]) -> Work:
         """The same work with the shares of zeros of these treatments decided, by path of the linear."""
@@ -144,7 +149,7 @@ class Work:
         return self.treatments[path][-1].activation if path in self.treatments else None
 
     def check(self, anatomy: Anatomy) -> None:
-        """Raise InputError when a target cannot hold one of the matrices."""
+        """Raise InputError when a target cannot hold one of the matrices, or where there is nobody to share sparsity out to."""
         if self.turn is not None and set(self.turned) != {linear.path for linear in anatomy.linears}:
             raise InputError(f"{self.turn.name} turns the hidden states of the whole model, so only and skip cannot narrow it down")
         for linear in anatomy.linears:
@@ -152,6 +157,14 @@ class Work:
                 treatment.target.check(linear.out_features, linear.in_features, linear.path)
             for target in self.mixes[linear.path][0].into if linear.path in self.mixes else ():
                 target.check(linear.out_features, linear.in_features, linear.path)
+        for treatment in self.shares:
+            allocator = treatment.allocator
+            assert isinstance(allocator, Layerwise)
+            if not any(self.parts(block, treatment) for block in anatomy.blocks):
+                raise InputError(
+                    f"{allocator.name} shares sparsity out among {allocator.wants}, and the linears chosen in {anatomy.architecture} "
+                    "are none; take another `share`, as uniform"
+                )
 
     def idle(self, anatomy: Anatomy) -> tuple[str, ...]:
         """A sentence for each step that rewrites nothing, for want of a space that suits it."""

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from thrifty.base.anatomy import Anatomy
 from thrifty.base.errors import InputError
@@ -93,9 +93,14 @@ class SparseSSM(Rebuilder):
         return score.reshape(heads, -1).sum(1, keepdim=True) if heads else score
 
 
-@torch.no_grad()
 def scan_in(view: View, seen: Seen) -> Scan:
     """What goes into the scan of a block's mixer on the calibration rows."""
+    return scan_of(*mixer_in(view, seen))
+
+
+@torch.no_grad()
+def mixer_in(view: View, seen: Seen) -> tuple[nn.Module, Float[Tensor, "rows time width"]]:
+    """(a block's mixer, what it reads of the calibration rows)."""
     space = view.block.state_space
     assert space is not None
     mixer = view.module.get_submodule(space.path.removeprefix(view.block.path + "."))
@@ -109,4 +114,4 @@ def scan_in(view: View, seen: Seen) -> Scan:
         view.forward(seen.rows)
     finally:
         hook.remove()
-    return scan_of(mixer, torch.cat(reads))
+    return mixer, torch.cat(reads)

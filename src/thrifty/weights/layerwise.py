@@ -1,7 +1,7 @@
-"""Allocators that decide for each block of a model what share of its weights becomes zero, before anything is solved.
+"""Allocators that decide for each part of a model what share of its weights becomes zero, before anything is solved.
 
-A pass over the original model gives every block a score; then the shares follow from all scores, so that their mean over all weights is
-what the target says. All matrices of a block get the same share.
+A pass over the original model gives every part a score; then the shares follow from all scores, so that their mean over all weights is
+what the target says. A part is a block, whose matrices all get the same share, unless an allocator says otherwise.
 """
 
 from __future__ import annotations
@@ -9,25 +9,37 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from thrifty.base.anatomy import Block, Linear
 from thrifty.base.records import Problem
 from thrifty.core.shares import scaled_to_mean, stretched
 from thrifty.weights.base import Allocator, Solver, Target
 
 HIGHEST = 0.998
-"""The largest share of zeros that a block gets, as published, where the mean of all is not larger itself."""
+"""The largest share of zeros that a part gets, as published, where the mean of all is not larger itself."""
+
+
+class Part(NamedTuple):
+    """Linears of a block that get one share of zeros.
+
+    name: unique in the model. budget: parts of the same one make up for each other; each budget has the mean that the target says.
+    """
+
+    name: str
+    budget: str
+    linears: tuple[Linear, ...]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a pass over the original model saw of a block.
+    """What a pass over the original model saw of a part, and of the block that it is in.
 
-    weights: [out, in] of the matrices that share the budget, by path; those that hold several in one are cut apart. energies: [in] mean
+    weights: [out, in] of the matrices of the part, by path; those that hold several in one are cut apart. energies: [in] mean
     square of their inputs, by path, where rows pass and reached them. influence: 1 - the mean cosine between what enters the block and what
     leaves it, NaN where no rows pass.
     """
@@ -38,22 +50,31 @@ class Look:
 
 
 class Layerwise(Allocator):
-    """Shares of zeros by block. `calibrated` says whether the score looks at what calibration rows do, or at the weights alone."""
+    """Shares of zeros by part. `calibrated` says whether the score looks at what calibration rows do, or at the weights alone."""
+
+    @property
+    def wants(self) -> str:
+        """What the parts are, in words."""
+        return "blocks"
 
     def accepts(self, target: Target) -> None:
         target.with_sparsity(0.5)
 
     def allocate(self, problem: Problem, solver: Solver, target: Target) -> Target:
-        """The target as it is: what a block gets was decided before, and stands there."""
+        """The target as it is: what a part gets was decided before, and stands there."""
         return target
+
+    def parts(self, block: Block, linears: Sequence[Linear]) -> list[Part]:
+        """The parts that these linears of a block make up; those in none get what the target says."""
+        return [Part(block.path, "", tuple(linears))] if linears else []
 
     @abstractmethod
     def score(self, look: Look) -> float:
-        """What the share of a block follows from."""
+        """What the share of a part follows from."""
 
     @abstractmethod
     def share(self, scores: Sequence[float], sizes: Sequence[int], sparsity: float) -> list[float]:
-        """The share of zeros of each block; its mean, weighed by the sizes, is `sparsity`."""
+        """The share of zeros of each part of a budget; its mean, weighed by the sizes, is `sparsity`."""
 
     def operations(self, out_features: int, in_features: int) -> float:
         """Multiplications that the score of one matrix takes, about."""
