@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from images import digits
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
 
 HERE = Path(__file__).parent
 CLASSES = [str(digit) for digit in range(10)]
@@ -39,24 +43,16 @@ def main() -> None:
     torch.manual_seed(0)
     (images, labels), (held_out, answers) = (load(split) for split in ("train", "held-out"))
     model = ViTForImageClassification(ViTConfig(**SHAPE)).train()
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=arguments.rate)
+    optimizer = torch.optim.AdamW(common.groups(model, 0.05), lr=arguments.rate)
     per_epoch = len(images) // arguments.batch
     steps, began = arguments.epochs * per_epoch, time.time()
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(images))
         chosen = order[step % per_epoch * arguments.batch :][: arguments.batch]
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
         logits = model(pixel_values=moved(images[chosen])).logits
         loss = functional.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        common.descend(model, optimizer, loss, arguments.rate * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps))))
         if (step + 1) % (10 * per_epoch) == 0 or step + 1 == steps:
             print(f"epoch {(step + 1) // per_epoch} loss {loss.item():.4f}, {time.time() - began:.0f} s", flush=True)
     right = accuracy(model, held_out, answers)

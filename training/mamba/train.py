@@ -8,20 +8,18 @@ The weights at the end, and at each checkpoint before, are written as bfloat16 t
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import math
-import os
-import shutil
 import subprocess
-import time
-from functools import cache
+import sys
+from functools import cache, partial
 from pathlib import Path
 
-import numpy
 import torch
 from torch.nn import functional
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common
 
 HERE = Path(__file__).parent
 TEXTS = HERE.parent / "embedded" / "build"
@@ -103,103 +101,33 @@ def batch_loss(model, rows):
 
 
 def main() -> None:
-    arguments = parse()
+    parser = common.parser(tokens=1_200_000, batch=8, peak=4e-3, every=100, out=HERE / "build" / "run")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    train, validation = (load(split) for split in ("train", "validation"))
+    train, validation = (common.load(TEXTS / f"{split}.bin") for split in ("train", "validation"))
     model = MambaForCausalLM(MambaConfig(**SHAPE))
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("A_log")]
-    plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or name.endswith("A_log")]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=arguments.rate, betas=(0.9, 0.95))
-    steps = arguments.tokens // (arguments.batch * LENGTH)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    done, checkpoint = 0, arguments.out / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done = saved["step"]
-        print(f"going on from step {done}")
-    began, saved_at, first = time.time(), time.time(), done
-    while done < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = rate(done, steps, arguments.rate)
-        loss = batch_loss(model, windows(train, done, arguments.batch))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        done += 1
-        if done % arguments.every == 0 or done == steps:
-            speed = (done - first) * arguments.batch * LENGTH / (time.time() - began)
-            value = evaluate(model, validation, arguments.batch)
-            print(f"step {done}/{steps} train {loss.item():.4f} validation {value:.4f} {speed:,.0f} tokens/s", flush=True)
-        out_of_time = arguments.seconds and time.time() - began > arguments.seconds
-        if time.time() - saved_at > 120 or done == steps or out_of_time:
-            save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
-            keep(model, arguments.out / "model")
-            saved_at = time.time()
-        if out_of_time:
-            break
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=1_200_000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--every", type=int, default=100, help="steps between validations")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop, resumably, after this time; 0: never")
-    parser.add_argument("--out", type=Path, default=HERE / "build" / "run")
-    return parser.parse_args()
-
-
-def load(split: str) -> torch.Tensor:
-    return torch.from_numpy(numpy.fromfile(TEXTS / f"{split}.bin", dtype=numpy.uint16).astype(numpy.int64))
-
-
-def windows(tokens: torch.Tensor, step: int, batch: int) -> torch.Tensor:
-    """[batch, LENGTH + 1] windows, decided by the step alone."""
-    generator = torch.Generator().manual_seed(step)
-    starts = torch.randint(0, tokens.numel() - LENGTH - 1, (batch,), generator=generator)
-    return tokens[starts[:, None] + torch.arange(LENGTH + 1)]
+    optimizer = torch.optim.AdamW(common.groups(model, 0.1, never="A_log"), lr=arguments.rate, betas=(0.9, 0.95))
+    common.Loop(
+        model,
+        optimizer,
+        arguments,
+        length=LENGTH,
+        warm=50,
+        between=120,
+        loss=lambda step: batch_loss(model, common.windows(train, step, arguments.batch, LENGTH)),
+        validate=partial(evaluate, model, validation, arguments.batch),
+        kept=lambda folder: common.keep(model, folder, AutoTokenizer.from_pretrained(TOKENIZER)),
+        best=False,
+    ).run()
 
 
 @torch.no_grad()
 def evaluate(model, tokens: torch.Tensor, batch: int) -> float:
     """Mean loss over a few windows, evenly spaced over the split."""
-    starts = torch.linspace(0, tokens.numel() - LENGTH - 2, 4 * batch).long()
-    rows = tokens[starts[:, None] + torch.arange(LENGTH + 1)]
+    rows = common.cut(tokens, torch.linspace(0, tokens.numel() - LENGTH - 2, 4 * batch).long(), LENGTH)
     return float(torch.stack([batch_loss(model, part) for part in rows.split(batch)]).mean())
-
-
-def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 2 % of the steps, then a cosine to a fiftieth of the peak."""
-    warm = max(1, steps // 50)
-    if step < warm:
-        return peak * (step + 1) / warm
-    share = (step - warm) / max(1, steps - warm)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def keep(model: MambaForCausalLM, folder: Path) -> None:
-    """An ordinary model folder with its tokenizer; the old one stays until the new one is whole."""
-    temporary = folder.with_name(folder.name + ".new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    half = MambaForCausalLM(model.config).to(torch.bfloat16)
-    half.load_state_dict({name: value.to(torch.bfloat16) for name, value in model.state_dict().items()})
-    half.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def save(path: Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":
