@@ -6,7 +6,7 @@ Usage: python bench/sparse.py                                                   
        python bench/sparse.py --model ../shared/models/shakespeare-1m \\
            --text ../shared/data/tiny-shakespeare/input.txt --tokens 256               another model; nine tenths of its text calibrate
 
-       add --collect to write the rows that are there, and make none
+       add --collect to write the rows that are there, and make none, or --missing to make only those that the results lack
 
 Writes bench/results/sparse.json, in which each model has a part. Every method gets the same calibration windows, and its result the same
 held-out ones; differences are taken window by window, so that an interval of one that holds 0 means that neither is better. A row that is
@@ -70,6 +70,10 @@ def step(method: str, amount: float | str, back: bool, share: Any = "uniform") -
         return {method: {**({"pattern": amount} if isinstance(amount, str) else {"sparsity": amount}), "share": share, "back_solve": back}}
     into = {"n_m": {"n": 2, "m": 4}} if isinstance(amount, str) else {"top_k": {"sparsity": amount}}
     return {"solve": {"by": {"back_solve": {"by": "awp"}} if back else "awp", "into": into, "share": share}}
+
+
+PARTS = ("amounts", "shares", "alone")
+"""What results hold of each model."""
 
 
 class Missing(Exception):
@@ -147,11 +151,18 @@ def exponents(model: Path) -> list[dict[str, Any]]:
     return spectra(model)["blocks"]
 
 
-def rows(judge: Judge) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """(the part of the results that a row belongs to, what makes it)."""
-    yield from (("shares", partial(shared, judge, method)) for method in SHARED)
-    yield from (("alone", partial(alone, judge, number, block.path)) for number, block in enumerate(judge.source.anatomy.blocks))
-    yield from (("amounts", partial(compared, judge, amount, method)) for amount in AMOUNTS for method in METHODS)
+def rows(judge: Judge) -> Iterator[tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """(the part of the results that a row belongs to, what tells it from the others there, what makes it)."""
+    yield from (("shares", {"method": method}, partial(shared, judge, method)) for method in SHARED)
+    blocks = enumerate(judge.source.anatomy.blocks)
+    yield from (("alone", {"block": block.path}, partial(alone, judge, number, block.path)) for number, block in blocks)
+    pairs = ((amount, method) for amount in AMOUNTS for method in METHODS)
+    yield from (("amounts", {"amount": amount, "method": method}, partial(compared, judge, amount, method)) for amount, method in pairs)
+
+
+def known(part: dict[str, Any], key: str, names: dict[str, Any]) -> dict[str, Any] | None:
+    """A row that earlier results hold."""
+    return next((row for row in part.get(key, ()) if names.items() <= row.items()), None)
 
 
 def split(text: Path) -> dict[str, Path]:
@@ -170,22 +181,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=32, help="windows to calibrate on, and to judge on")
     parser.add_argument("--collect", action="store_true", help="write the rows that are there, and make none")
+    parser.add_argument("--missing", action="store_true", help="make only rows that the results lack")
     arguments = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
     judge = Judge(arguments.model, arguments.windows, arguments.tokens, split(arguments.text) if arguments.text else None)
     judge.collects = arguments.collect
     name = "embedded" if arguments.model is None else arguments.model.name
     path = RESULTS / "sparse.json"
-    head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
-    part: dict[str, Any] = {**head, "amounts": [], "shares": [], "alone": []}
-    for key, make in rows(judge):
-        try:
-            part[key].append(make())
-        except Missing:
-            continue
-        found = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**found, name: part}, indent=2) + "\n")
-        print(json.dumps(part[key][-1]), flush=True)
+    described = judge.describe()
+    before = json.loads(path.read_text()).get(name, {}) if arguments.missing and path.exists() else {}
+    head = {**described, "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
+    same = all(before.get(key) == value for key, value in described.items())  # the model and its windows
+    wanted = list(rows(judge))
+    made = [known(before, key, names) if same else None for key, names, _ in wanted]
+    for place, (_, _, make) in enumerate(wanted):
+        if made[place] is None:
+            try:
+                made[place] = make()
+            except Missing:
+                continue
+            found = json.loads(path.read_text()) if path.exists() else {}
+            by_key = {part: [row for row, (key, _, _) in zip(made, wanted, strict=True) if row and key == part] for part in PARTS}
+            path.write_text(json.dumps({**found, name: {**head, **by_key}}, indent=2) + "\n")
+            print(json.dumps(made[place]), flush=True)
 
 
 if __name__ == "__main__":
