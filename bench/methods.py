@@ -139,12 +139,17 @@ def on_digits() -> dict[str, dict[str, str]]:
 def of_structure() -> dict[str, dict[str, str]]:
     """The entries of the methods that were measured by bench/structure_methods.py."""
     found = _read("structure_methods.json")
-    digits, states = found["digits"]["75% of the neurons"], found["states"]["half of the decays, unit_decay"]
+    digits, mixers, parts = found["digits"]["75% of the neurons"], found["mixers"]["50% of the mixers"], found["mixers"]["50% of the parts"]
     language = found["language"]["33% of the parameters"]
     norms, chosen = digits["results"]["norms, refitted"], digits["results"]["dgmr, refitted"]
     neurons = (norms, chosen, digits["differences"]["dgmr, refitted minus norms, refitted"])
     cut = language["results"]["olica as published"]
-    decays = states["results"]["weighted"]
+    whole, inner = mixers["results"]["SparseSSM"], parts["results"]["inner"]
+    ways = (
+        *(parts["results"][name] for name in ("sparsegpt", "sparsegpt, shared")),
+        parts["differences"]["sparsegpt, shared minus sparsegpt"],
+    )
+    mamba = "the Mamba in bench/models"
     what = (
         "three quarters of the neurons, both refitted, relative error of the logits of the digits' vision transformer, norms instead of it"
     )
@@ -156,9 +161,19 @@ def of_structure() -> dict[str, dict[str, str]]:
         },
         "sparse_ssm": {
             "figure": told(
-                "half of the decays", decays["perplexity_before"], decays["perplexity"], decays["kl"], "the Mamba in bench/models"
+                "half of all decays, convolutions and projections", whole["perplexity_before"], whole["perplexity"], whole["kl"], mamba
             ),
             "test": "tests/structure/test_sparse_ssm.py",
+        },
+        "sparse_ssm_inner": {
+            "figure": told("half of convolution and time step", inner["perplexity_before"], inner["perplexity"], inner["kl"], mamba),
+            "test": "tests/structure/test_sparse_ssm_inner.py",
+        },
+        "sparse_ssm_share": {
+            "figure": told_beside(
+                f"half of the projections by sparsegpt, KL divergence on {mamba}, shared evenly instead of it", *ways, "kl"
+            ),
+            "test": "tests/weights/test_sparse_ssm_share.py",
         },
     }
 

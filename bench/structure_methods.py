@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 from judge import BUILD, HERE, RESULTS, Judge, beside, figures, logits_of
+from safetensors.torch import load_file
 
 import thrifty
 from thrifty.measure.hidden import RowScores, score_classes
@@ -186,17 +187,27 @@ class Language:
     def __init__(self, model: Path | None) -> None:
         self.judge = Judge(model, windows=WINDOWS, tokens=TOKENS)
         self.rows = {"input_ids": self.judge.rows["calibration"].inputs["input_ids"]}
+        self.made: dict[str, tuple[Path, dict]] = {}
 
     def scored(self, *steps: Mapping[str, Any]) -> tuple[WindowScores, int]:
         """(scores of the held-out windows, parameters that are left) of steps, each in a run of its own."""
         model: Path = Path(self.judge.model)
         parameters = self.judge.source.anatomy.parameters
         for number, step in enumerate(steps):
-            model, result = made(model, step, self.rows, f"{Path(self.judge.model).name}-{number}")
+            so_far = json.dumps(steps[: number + 1])
+            if so_far not in self.made:
+                self.made[so_far] = made(model, step, self.rows, f"{Path(self.judge.model).name}-{len(self.made)}")
+            model, result = self.made[so_far]
             parameters = result.get("structure", {}).get("parameters", {}).get("after", parameters)
         after = logits_of(load(model, dtype=torch.float32), self.judge.held_out)
         parts = zip(self.judge.expected, after, self.judge.held_out.split(8), strict=True)
         return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts]), parameters
+
+    def zeros(self, *steps: Mapping[str, Any]) -> float:
+        """The share of zeros in all linears of a result that `scored` made: a share may ask for no whole number of them."""
+        tensors = load_file(self.made[json.dumps(steps)][0] / "model.safetensors")
+        matrices = [tensors[linear.source] for linear in self.judge.source.anatomy.linears]
+        return sum(int((matrix == 0).sum()) for matrix in matrices) / sum(matrix.numel() for matrix in matrices)
 
 
 def states() -> Iterator[dict]:
@@ -247,23 +258,24 @@ def mixers() -> Iterator[dict]:
         scores = {name: language.scored(*steps)[0] for name, steps in whole.items()}
         others = tuple(whole)[2:]
         pairs = {"SparseSSM": others, "SparseSSM, decays by error": ("SparseSSM", *others)}
-        found[f"{sparsity:.0%} of the mixers"] = compared(scores, pairs, figures, beside)
+        zeros = {"zeros": {name: language.zeros(*steps) for name, steps in whole.items()}}
+        found[f"{sparsity:.0%} of the mixers"] = {**compared(scores, pairs, figures, beside), **zeros}
         yield found
-        ways = {"": "uniform", ", shared": "sparse_ssm_share", ", shared the other way round": "other_way_round"}
+        ways: dict[str, Any] = {"": "uniform", ", shared": "sparse_ssm_share"}
         alone = {f"{by}{words}": {by: {**amount, "share": share}} for by in ("wanda", "sparsegpt") for words, share in ways.items()}
-        for alpha in (0.1, 0.2):
-            alone[f"sparsegpt, alpha {alpha}"] = {"sparsegpt": {**amount, "share": {"sparse_ssm_share": {"alpha": alpha}}}}
-        alone["inner, obs"], alone["inner, magnitude"] = inner, plain[1]
+        ways = {"shared the other way round": "other_way_round", "shared, alpha 0.1": {"sparse_ssm_share": {"alpha": 0.1}}}
+        alone |= {f"sparsegpt, {words}": {"sparsegpt": {**amount, "share": share}} for words, share in ways.items()}
+        alone |= {"inner": inner, "inner by magnitude": plain[1]}
         scores = {name: language.scored(step)[0] for name, step in alone.items()}
         pairs = {
-            "wanda, shared": ("wanda", "wanda, shared the other way round"),
+            "wanda, shared": ("wanda",),
             "sparsegpt": ("wanda",),
             "sparsegpt, shared": ("wanda", "sparsegpt", "sparsegpt, shared the other way round"),
-            "sparsegpt, alpha 0.1": ("sparsegpt",),
-            "sparsegpt, alpha 0.2": ("sparsegpt",),
-            "inner, obs": ("inner, magnitude",),
+            "sparsegpt, shared, alpha 0.1": ("sparsegpt",),
+            "inner": ("inner by magnitude",),
         }
-        found[f"{sparsity:.0%} of the parts"] = compared(scores, pairs, figures, beside)
+        zeros = {"zeros": {name: language.zeros(step) for name, step in alone.items()}}
+        found[f"{sparsity:.0%} of the parts"] = {**compared(scores, pairs, figures, beside), **zeros}
         yield found
 
 

@@ -33,7 +33,6 @@ PAPER = Paper(
     2025,
     "SparseSSM: Efficient Selective Structured State Space Models Can Be Pruned in One-Shot",
     "2506.09613",
-    part="masks of A and fewer states, not the projections",
 )
 
 

@@ -34,7 +34,6 @@ class SparseSSMShare(Layerwise):
         2025,
         "SparseSSM: Efficient Selective Structured State Space Models Can Be Pruned in One-Shot",
         "2506.09613",
-        part="sparsity by projection",
     )
 
     alpha: Annotated[float, Field(ge=0, lt=1)] = 0.04
