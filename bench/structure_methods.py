@@ -39,7 +39,7 @@ HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
 IMAGES, WINDOWS, TOKENS = 256, 24, 128
 RATIOS = (0.5, 0.75)
-SEEDS, STEPS, BATCH = (0, 1), 200, 32
+SEEDS, STEPS, BATCH = (0,), 120, 32
 RESULT = RESULTS / "structure_methods.json"
 
 
