@@ -4,7 +4,7 @@ Usage: python bench/structure_methods.py [digits] [distilled] [states] [language
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
-    distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it; means over some seeds
+    distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it, from one seed
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
 
