@@ -4,7 +4,7 @@ Usage: python bench/structure_methods.py [digits] [distilled] [states] [mixers] 
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
-    distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it; means over some seeds
+    distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it, from one seed
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
@@ -42,7 +42,7 @@ HOME = BUILD / "structure-methods"
 DIGITS, MAMBA = HERE / "models" / "digits-vit", HERE / "models" / "python-mamba"
 IMAGES, WINDOWS, TOKENS = 256, 24, 128
 RATIOS = (0.5, 0.75)
-SEEDS, STEPS, BATCH = (0, 1), 200, 32
+SEEDS, STEPS, BATCH = (0,), 120, 32
 RESULT = RESULTS / "structure_methods.json"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tables_sparse
 import tables_structure
-import tables_training
 import tables_vision
 from result_files import interval, read, table
 
@@ -475,7 +474,6 @@ TABLES = {
     "papers": papers_cost,
     **tables_sparse.TABLES,
     **tables_structure.TABLES,
-    **tables_training.TABLES,
 }
 
 

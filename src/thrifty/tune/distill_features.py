@@ -36,6 +36,7 @@ class DistillFeatures(FeatureTuner):
     )
 
     batch: Annotated[int, Field(ge=1)] = 32
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     vectors: bool = True
     summary: Annotated[float, Field(ge=0)] = 1.0
     patches: Annotated[float, Field(ge=0)] = 1.0
