@@ -89,7 +89,7 @@ class OBS(Solver):
         if factor is None:
             return None
         seen = gram.diagonal() > 0
-        sweep = _Sweep(_moved(weight.T, order).clone(memory_format=torch.contiguous_format), factor, order, seen, points)
+        sweep = _Sweep(_moved(weight.T.clone(memory_format=torch.contiguous_format), order), factor, order, seen, points)
         together = run or (gram.shape[0] if points.adaptive else 0)
         sweep.run(self.block_size, together)
         added = share * _mean_diagonal(gram)
@@ -180,15 +180,16 @@ class _Sweep:
         """Fix inputs first .. last one by one; carried: sum over the earlier inputs i of error_i R_ij."""
         weight, factor = self.error[first:last], self.factor[first:last, first:last]
         rest = torch.empty_like(weight)
-        for place in range(last - first):
+        # Views made together: one by one they would take as long as the arithmetic.
+        rows = zip(weight.unbind(), carried.unbind(), self.values[first:last].unbind(), rest.unbind(), factor.unbind(), strict=True)
+        for place, (error, behind, value, aim, ahead) in enumerate(rows):
             index = first + place
-            aim = torch.add(weight[place], carried[place], alpha=self.inverse[index], out=rest[place])
-            value = self.values[index]
+            torch.add(error, behind, alpha=self.inverse[index], out=aim)
             self.points.snap(aim, self.order[index], value)
-            weight[place].sub_(value)
+            error.sub_(value)
             aim.sub_(value)
-            if place + 1 < last - first:
-                carried[place + 1 :].addr_(factor[place, place + 1 :], weight[place])
+            if index + 1 < last:
+                carried[place + 1 :].addr_(ahead[place + 1 :], error)
         rest.square_().mul_(factor.diagonal().square()[:, None])
         self.row_loss += rest.sum(0)
         self.column_loss[first:last] = rest.sum(1)
