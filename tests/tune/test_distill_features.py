@@ -15,7 +15,7 @@ def test_the_loss_is_the_sum_of_both_mean_squares() -> None:
     costs = DistillFeatures().loss(found, expected, 1)
     assert costs.shape == (3,)
     assert float(costs.mean()) == pytest.approx(float(summary + patches))
-    weighed = DistillFeatures(summary=0.5, patches=3.0).loss(found, expected, 1)
+    weighed = DistillFeatures(whole=0.5, patches=3.0).loss(found, expected, 1)
     assert float(weighed.mean()) == pytest.approx(float(0.5 * summary + 3 * patches))
     assert float(DistillFeatures().loss(expected, expected, 1).abs().max()) == 0
 
@@ -28,5 +28,5 @@ def test_registers_count_nowhere_and_texts_have_patches_only() -> None:
     assert not torch.equal(DistillFeatures().loss(found, expected, 3), DistillFeatures().loss(other, expected, 3))
     whole = (found - expected).square().mean((1, 2))
     torch.testing.assert_close(DistillFeatures().loss(found, expected, 0), whole)
-    torch.testing.assert_close(DistillFeatures(summary=9.0).loss(found, expected, 0), whole)
+    torch.testing.assert_close(DistillFeatures(whole=9.0).loss(found, expected, 0), whole)
     assert DistillFeatures.reference and DistillFeatures().vectors

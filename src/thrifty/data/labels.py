@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from thrifty.base import events
+from thrifty.base.store import as_path
 
 
 def class_labels(folder: str, ids: Sequence[str], config: Any) -> Int64[Tensor, "rows"] | None:

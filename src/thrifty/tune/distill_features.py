@@ -1,6 +1,6 @@
 """Distillation by features: what leaves the last block of the tuned model becomes what leaves that of the original. Needs no labels.
 
-    min over all weights of the blocks of  mean over images of  summary ||c_S - c_T||^2 / d + patches sum_i ||p_S,i - p_T,i||^2 / (n d)
+    min over all weights of the blocks of  mean over images of  whole ||c_S - c_T||^2 / d + patches sum_i ||p_S,i - p_T,i||^2 / (n d)
 
 c is the token that stands for the whole image, p_1 .. p_n those of its patches, both normalized as the model itself does it behind its last
 block, of width d; S the tuned model, T the original. Registers between them count nowhere. Texts have patches only, their tokens. With
@@ -25,7 +25,7 @@ from thrifty.tune.base import FeatureTuner
 
 @dataclass(frozen=True)
 class DistillFeatures(FeatureTuner):
-    """summary, patches: what the token of the whole image counts, and what its patches do together. See `distill` for the others."""
+    """whole, patches: what the token of the whole image counts, and what its patches do together. See `distill` for the others."""
 
     name: ClassVar[str] = "distill_features"
     paper: ClassVar[Paper] = Paper(
@@ -38,7 +38,7 @@ class DistillFeatures(FeatureTuner):
     batch: Annotated[int, Field(ge=1)] = 32
     rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     vectors: bool = True
-    summary: Annotated[float, Field(ge=0)] = 1.0
+    whole: Annotated[float, Field(ge=0)] = 1.0
     patches: Annotated[float, Field(ge=0)] = 1.0
 
     @classmethod
@@ -50,4 +50,4 @@ class DistillFeatures(FeatureTuner):
     ) -> Float[Tensor, "rows"]:
         lost = (found.to(torch.float32) - expected.to(torch.float32)).square().mean(-1)
         patches = self.patches * lost[:, leading:].mean(1)
-        return patches + self.summary * lost[:, 0] if leading else patches
+        return patches + self.whole * lost[:, 0] if leading else patches
