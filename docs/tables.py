@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tables_sparse
 import tables_structure
+import tables_training
 import tables_vision
 from result_files import interval, read, table
 
