@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thrifty.core.fast_hadamard import transformed
+
 LARGEST_BASE = 512
 """Orders of Paley's matrices that are made; each is multiplied with as a whole."""
 
@@ -22,9 +24,18 @@ FACTOR = 16
 """A Sylvester matrix is applied as a product of factors of this order. Larger ones take more multiplications, smaller ones more passes."""
 
 
+@cache
 def known_order(width: int) -> int:
     """The largest order of a known Hadamard matrix that divides `width`."""
     return max(_base(odd) * (power // (_base(odd) // odd)) for odd, power in _candidates(width))
+
+
+def is_known(order: int) -> bool:
+    """Whether there is a Hadamard matrix of an order here; of any whole number, in a moment."""
+    if order < 1:
+        return False
+    odd = order // (order & -order)
+    return odd <= LARGEST_BASE and known_order(order) == order
 
 
 def hadamard_matrix(order: int) -> Float[Tensor, "order order"]:
@@ -38,12 +49,21 @@ def transform(values: Float[Tensor, "*rows width"], order: int | None = None, tr
     """values @ H / sqrt(order), or H^T, block by block along the last axis; an orthonormal map.
 
     order: of the blocks, which must divide the width; the largest known one by default. Sums are taken in float32 at least, and rounded
-    once to the type of `values`. Takes width * (16 log_16 order) multiplications a row, where a product with H takes width * order.
+    once to the type of `values`. Compiled code adds and subtracts them where this machine has it (`core.fast_hadamard`).
     """
     width = values.shape[-1]
     order = known_order(width) if order is None else order
     if width % order or known_order(order) != order:
         raise ValueError(f"a width of {width} cannot be rotated in blocks of order {order}")
+    found = transformed(values, *_parts(order, transpose))
+    return plain_transform(values, order, transpose) if found is None else found
+
+
+def plain_transform(values: Float[Tensor, "*rows width"], order: int, transpose: bool = False) -> Float[Tensor, "*rows width"]:
+    """`transform` in plain torch, on any device and differentiable; order: a known one that divides the width.
+
+    Takes width * (16 log_16 order) multiplications a row, where a product with H takes width * order.
+    """
     kind = torch.promote_types(values.dtype, torch.float32)
     factors = [factor.to(values.device, kind) / len(factor) ** 0.5 for factor in _factors(order)]
     out = values.to(kind).contiguous()
@@ -157,6 +177,14 @@ def _factors(order: int) -> tuple[Tensor, ...]:
     # what is left comes before them: products whose inner dimension is small are slow along the last axis
     factors = [_paley(base)] * (base > 1) + [_sylvester(rest)] * (rest > 1) + [_sylvester(size) for size in sizes]
     return tuple(factors) or (torch.ones(1, 1),)
+
+
+@cache
+def _parts(order: int, transpose: bool) -> tuple[int, Tensor | None]:
+    """(order of Sylvester's factors together, the matrix of Paley's before them; None where there is none)."""
+    base = _base(next(odd for odd, power in _candidates(order) if odd * power == order))
+    outer = _paley(base) if base > 1 else None
+    return order // base, outer.T.contiguous() if outer is not None and transpose else outer
 
 
 def _sylvester(order: int) -> Tensor:
