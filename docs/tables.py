@@ -113,12 +113,38 @@ def rotations() -> str:
 
 
 def hadamard() -> str:
-    """The fast transform beside a copy."""
+    """The fast transform beside a copy, compiled and in plain torch."""
     rows = [
-        [f"{row['width']:,}", f"{1e6 * row['copy']:.0f} us", f"{1e6 * row['transform']:.0f} us", f"{row['share']:.1%}"]
+        [
+            f"{row['width']:,}",
+            row["dtype"],
+            *(f"{1e6 * row[part]:.1f} us" for part in ("copy", "transform", "plain")),
+            f"{row['share']:.1%}",
+        ]
         for row in read("hadamard.json")["rows"]
     ]
-    return table(["width", "copy", "transform", "copy / transform"], rows)
+    return table(["width", "values", "copy", "transform", "in plain torch", "copy / transform"], rows)
+
+
+def online() -> str:
+    """What turning inputs while the model runs changes, paired with the same weights without it."""
+    found = read("online.json")
+    rows = []
+    for row in found["rows"]:
+        paired = [
+            interval(row[other][f"{what}_difference"], 3) if other in row else ""
+            for other in ("minus none", "minus offline")
+            for what in ("perplexity", "kl")
+        ]
+        rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
+    head = [
+        "weights",
+        "rotation",
+        "perplexity",
+        "KL divergence",
+        *(f"{what}, minus {other}" for other in ("none", "offline") for what in ("perplexity", "KL")),
+    ]
+    return table(head, rows)
 
 
 def cost() -> str:
@@ -459,6 +485,7 @@ TABLES = {
     "activations": activations,
     "rotations": rotations,
     "hadamard": hadamard,
+    "online": online,
     "quantization aware": quantization_aware,
     "on cuda": on_cuda,
     "solvers": solvers,

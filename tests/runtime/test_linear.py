@@ -17,6 +17,7 @@ from tests.runtime.kernels import needs_kernels
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.activations import Rounding
+from thrifty.core.reading import Reading
 from thrifty.runtime.linear import FEW_TOKENS, PIECES, PackedLinear
 
 BF16 = 2.0**-8
@@ -373,9 +374,9 @@ def test_inputs_are_rounded_first(name: str, bits: int, count: int) -> None:
     rounding, code = ROUNDINGS[name], matrix(64, 256, 0 if bits == 8 else 64, bits)
     inputs = tokens(count, 256, mean=0.5)
     expected = exact(rounding(inputs.float()), code)
-    plain = PackedLinear(code, bias=False, dtype=torch.float32, rounding=rounding)
+    plain = PackedLinear(code, bias=False, dtype=torch.float32, reading=Reading(rounding=rounding))
     torch.testing.assert_close(plain(inputs.float()).double(), expected, rtol=1e-5, atol=1e-4)
-    layer = PackedLinear(code, bias=False, dtype=torch.bfloat16, rounding=rounding)
+    layer = PackedLinear(code, bias=False, dtype=torch.bfloat16, reading=Reading(rounding=rounding))
     assert layer.kernel
     error = (layer(inputs).double() - expected).norm() / expected.norm()
     assert error < (BF16 if bits == 8 and rounding.bits == 8 else 0.012)

@@ -79,13 +79,13 @@ INLINE vec inside(vec x, const signs s) {
     return x * s.eight + SWAP(x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
-#define PAIR(a, b) { vec sum = x[a] + x[b]; x[b] = x[b] * s.minus + x[a]; x[a] = sum; }
-#define PLAIN(a, b) { vec sum = x[a] + x[b]; x[b] = x[a] - x[b]; x[a] = sum; }
+#define PAIR(a, b) { vec sum = x[a] + x[b]; x[b] = plain ? x[a] - x[b] : x[b] * s.minus + x[a]; x[a] = sum; }
+#define LAST(a, b) { vec sum = x[a] + x[b]; x[b] = x[a] - x[b]; x[a] = sum; }
 #define PAIRS_4(o) PAIR(o, o + 4) PAIR(o + 1, o + 5) PAIR(o + 2, o + 6) PAIR(o + 3, o + 7)
 #define PAIRS_2(o) PAIR(o, o + 2) PAIR(o + 1, o + 3)
 
-/* `count` vectors among each other; count is known where this is called. */
-INLINE void between(vec *x, const int count, const signs s) {
+/* `count` vectors among each other; count is known where this is called. plain: whether the units that multiply are busy already. */
+INLINE void between(vec *x, const int count, const int plain, const signs s) {
     if (count >= 16) {
         PAIR(0, 8) PAIR(1, 9) PAIR(2, 10) PAIR(3, 11) PAIR(4, 12) PAIR(5, 13) PAIR(6, 14) PAIR(7, 15)
     }
@@ -94,10 +94,10 @@ INLINE void between(vec *x, const int count, const signs s) {
     if (count >= 4) { PAIRS_2(0) }
     if (count >= 8) { PAIRS_2(4) }
     if (count >= 16) { PAIRS_2(8) PAIRS_2(12) }
-    if (count >= 2) { PLAIN(0, 1) }
-    if (count >= 4) { PLAIN(2, 3) }
-    if (count >= 8) { PLAIN(4, 5) PLAIN(6, 7) }
-    if (count >= 16) { PLAIN(8, 9) PLAIN(10, 11) PLAIN(12, 13) PLAIN(14, 15) }
+    if (count >= 2) { LAST(0, 1) }
+    if (count >= 4) { LAST(2, 3) }
+    if (count >= 8) { LAST(4, 5) LAST(6, 7) }
+    if (count >= 16) { LAST(8, 9) LAST(10, 11) LAST(12, 13) LAST(14, 15) }
 }
 
 /* `width` values that follow each other, in blocks of 16 * count. scaled: whether they are multiplied by `scale`. */
@@ -112,23 +112,32 @@ INLINE void near(
             if (scaled) x[i] *= scale;
             KEEP(x[i]);
         }
-        between(x, count, s);
+        between(x, count, 0, s);
 #pragma GCC unroll 16
         for (int i = 0; i < count; i++) store(to + start + (size_t)i * LANES, inside(x[i], s));
     }
 }
 
-/* Vectors that lie `step` values apart, `count` together, in place. */
+/* Vectors that lie `step` values apart, `count` together, in place, and times `scale`. */
 INLINE void far(float *values, size_t width, size_t step, const int count, float scale, const signs s) {
+    const int half = count / 2;
     for (size_t start = 0; start < width; start += step * (size_t)count)
         for (size_t lane = start; lane < start + step; lane += LANES) {
             vec x[16];
 #pragma GCC unroll 16
             for (int i = 0; i < count; i++) {
-                x[i] = load(values + lane + (size_t)i * step) * scale;
+                x[i] = load(values + lane + (size_t)i * step);
                 KEEP(x[i]);
             }
-            between(x, count, s);
+            /* half of them are multiplied by the scale alone, the others while they are added */
+#pragma GCC unroll 8
+            for (int i = 0; i < half; i++) {
+                vec other = x[i + half] * scale;
+                x[i + half] = x[i] * scale - other;
+                x[i] = x[i] * scale + other;
+            }
+            between(x, half, 1, s);
+            between(x + half, half, 1, s);
 #pragma GCC unroll 16
             for (int i = 0; i < count; i++) store(values + lane + (size_t)i * step, x[i]);
         }

@@ -21,13 +21,15 @@ class Rewrite:
     """Consumers of `space` read z instead of x.
 
     scale: [width] positive. turn: Q; None leaves the directions as they are. shift: [width]; None takes nothing off. In a space of grouped
-    queries all copies of a channel are treated alike.
+    queries all copies of a channel are treated alike. while_running: whether the consumers turn what they read themselves, so that the
+    producers write x as before; then there is a turn without signs, and nothing else.
     """
 
     space: Space
     scale: Float[Tensor, "width"]
     turn: Rotation | None = None
     shift: Float[Tensor, "width"] | None = None
+    while_running: bool = False
 
     @property
     def by_channel(self) -> bool:

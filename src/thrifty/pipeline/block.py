@@ -24,16 +24,16 @@ from thrifty.base.errors import RunError
 from thrifty.base.events import warn
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Problem, Solution
-from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.activations import Histogram
 from thrifty.core.linalg import row_forms
+from thrifty.core.reading import Reading
 from thrifty.core.statistics import Statistics
-from thrifty.models import Call, change_inputs, linear_modules, run_block, run_with_weights, set_weight
+from thrifty.models import Call, linear_modules, run_block, run_with_weights, set_weight
+from thrifty.pipeline.readings import CHUNK, change_readings, gather
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.view import BlockView
 from thrifty.weights.base import Activation, Treatment, hold, solve
-
-CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class BlockRun:
         """The block as it stands, in the calibration type."""
         self.module = self.view.source.block(self.block, self.dtype, self.device, self.view.replacements())
         self.linears = linear_modules(self.module, self.block)
-        round_inputs(self.linears, self.view.roundings)
+        change_readings(self.linears, self.view.reading)
 
     def compress(self, rows: Tensor) -> Tensor:
         """Compress the block; returns the rows as the compressed block puts them out."""
@@ -151,7 +151,7 @@ class BlockRun:
 
         def keep(space: Space, inputs: Tensor) -> None:
             with self.watch.during("gram"):
-                taken = gather(inputs)
+                taken = gather(inputs, self._reading(space))
                 self._observe(space, inputs)
             gathered[space.name] = gathered[space.name].merge(taken) if space.name in gathered else taken
 
@@ -227,6 +227,8 @@ class BlockRun:
             seen = statistics.get(space.name)
             if transform is None or seen is None or not transform.suits(space):
                 continue
+            if transform.while_running and not all(map(self.view.packing.turns, space.consumers)):
+                continue
             weights = [self.view.read(path).to(self.device) for path in space.consumers]
             rewrite = transform.rewrite(space, weights, seen, self.work.treatment_for(space))
             if rewrite is None:
@@ -256,7 +258,7 @@ class BlockRun:
 
         def take(stage: Stage, inputs: Tensor) -> None:
             with self.watch.during("gram"):
-                seen = {stage.reads.name: gather(inputs)}
+                seen = {stage.reads.name: gather(inputs, self._reading(stage.reads))}
                 self._observe(stage.reads, inputs)
             settle(stage, seen)
 
@@ -297,8 +299,12 @@ class BlockRun:
     def _observe(self, space: Space, inputs: Tensor) -> None:
         """Remember the values of a space that is rounded to a fixed grid."""
         if any(activation.calibrated for activation in map(self._activation, space.consumers) if activation is not None):
-            taken = Histogram.of(inputs)
+            taken = Histogram.of(self._reading(space).turned(inputs))
             self.values[space.name] = self.values[space.name].merge(taken) if space.name in self.values else taken
+
+    def _reading(self, space: Space) -> Reading:
+        """How the consumers of a space turn it, before they round it."""
+        return Reading(next((self.view.turns[path] for path in space.consumers if path in self.view.turns), 0))
 
     def _activation(self, path: str) -> Activation | None:
         """What a linear's inputs are rounded to, as far as readers of the result do it."""
@@ -349,6 +355,8 @@ class BlockRun:
             activation = self._activation(linear.path)
             if activation is not None:
                 details["input_bits"] = float(activation.bits)
+            if linear.path in self.view.turns:
+                details["inputs_turned_by"] = float(self.view.turns[linear.path])
             self.reports[linear.path] = LayerReport(
                 name=linear.path,
                 method=self.work.names[linear.path],
@@ -415,21 +423,6 @@ def passed(module: nn.Module, rows: Tensor, call: Call | None, batch: int, devic
         out[start : start + part.shape[0]] = part
         start += part.shape[0]
     return out
-
-
-def round_inputs(linears: Mapping[str, nn.Module], roundings: Mapping[str, Rounding]) -> None:
-    """Let linears read rounded inputs; roundings by path are looked up whenever one is called, for more may be added on the way."""
-    for path, module in linears.items():
-        change_inputs(module, lambda inputs, path=path: roundings[path](inputs) if path in roundings else None)
-
-
-def gather(inputs: Tensor) -> Statistics:
-    """Statistics of one input, in chunks so that the float32 copy stays small."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    total = Statistics.empty(rows.shape[1], rows.device)
-    for chunk in rows.split(CHUNK):
-        total = total.merge(Statistics.of(chunk))
-    return total
 
 
 def alike(linears: list[Linear], by_path: Mapping[str, tuple[Treatment, ...]]) -> Iterator[tuple[tuple[Treatment, ...], list[Linear]]]:

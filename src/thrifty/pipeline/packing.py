@@ -25,7 +25,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
-from thrifty.core.activations import Rounding
+from thrifty.core.reading import Reading
 from thrifty.export.compressed import (
     Inputs,
     Scheme,
@@ -87,8 +87,13 @@ class Packing:
         """Whether readers round the inputs of a linear, where a step asks for it."""
         return path in self.schemes and self.schemes[path].inputs is not None
 
-    def write(self, linear: Linear, encoded: Encoded, rounding: Rounding | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(the stored tensors of a linear, what must be known to read them as plain JSON values). rounding: of its inputs."""
+    def turns(self, path: str) -> bool:
+        """Whether readers turn the inputs of a linear, where a step asks for it."""
+        return False
+
+    def write(self, linear: Linear, encoded: Encoded, reading: Reading) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(the stored tensors of a linear, what must be known to read them as plain JSON values). reading: of its inputs."""
+        rounding = reading.rounding
         scheme, types = scheme_of(encoded), self.scale_types(linear)
         if self.schemes[linear.path].packed:
             return pack(_stem(linear), encoded, types), scheme.to_json()
@@ -124,6 +129,11 @@ def packing(source: Source, work: Work) -> Packing:
 
     Raises InputError when no reader would read the file: several schemes where transformers must decode while loading.
     """
+    turned = next(iter(work.turned_while_running(source.anatomy)), None)
+    if turned is not None:
+        raise InputError(
+            f"the recipe turns the inputs of {turned} while the model runs, which only the container holds; add --format thrifty"
+        )
     anatomy, plain = source.anatomy, source.plain_linears
     experts = {linear.path for linear in anatomy.linears if linear.expert is not None}
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}

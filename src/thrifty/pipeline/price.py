@@ -13,10 +13,11 @@ import torch
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
 from thrifty.models import Source
-from thrifty.pipeline.block import CHUNK, alike
+from thrifty.pipeline.block import alike
 from thrifty.pipeline.footprint import Footprint
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Cost, Setting
+from thrifty.pipeline.readings import CHUNK
 from thrifty.pipeline.sample import appetite
 from thrifty.pipeline.score import rows_at_once
 from thrifty.pipeline.shaping import Shaping

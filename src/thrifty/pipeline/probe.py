@@ -23,9 +23,9 @@ from thrifty.base.records import Problem
 from thrifty.core.statistics import Statistics
 from thrifty.data import Rows
 from thrifty.models import Source, run_block
-from thrifty.pipeline.block import gather
 from thrifty.pipeline.footprint import Kind, kinds
 from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.readings import gather
 from thrifty.pipeline.sample import sample_problem, sample_widths
 from thrifty.pipeline.steps import Work
 from thrifty.weights.base import Target, Transform, Treatment, solve

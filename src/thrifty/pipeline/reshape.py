@@ -25,8 +25,9 @@ from thrifty.core.cut import cut, indices, staying, unit_values, zeroed
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
-from thrifty.pipeline.block import LayerReport, gather, passed, watching
+from thrifty.pipeline.block import LayerReport, passed, watching
 from thrifty.pipeline.folder import BlockRecord, block_key, seconds_of
+from thrifty.pipeline.readings import gather
 from thrifty.pipeline.shaping import Shaping, originals, shared_out, without_blocks
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.stored import check_written

@@ -87,7 +87,14 @@ class Work:
             if chosen:
                 if treatments.keys() & chosen.keys():
                     raise InputError(f"step {position}: {step.name} rewrites weights and must stand before the steps that solve them")
+                last = next(
+                    (before[path] for before in transforms for path in before if path in chosen and before[path].while_running), None
+                )
+                if last is not None:
+                    raise InputError(f"step {position}: {step.name} rewrites what {last.name} has turned; put {last.name} behind it")
                 transforms.append(chosen)
+        if tuner is not None and any(method.while_running for chosen in transforms for method in chosen.values()):
+            raise InputError(f"{tuner.name} does not train matrices whose inputs are turned while the model runs; leave `online` out")
         if (transforms or turn) and not treatments:
             raise InputError("the recipe only rewrites weights; add a step that quantizes or prunes them (for example `gptq`)")
         if tuner is not None and changed and not treatments:
@@ -181,6 +188,17 @@ class Work:
         """The transform of step `position` for a space: the one chosen for its first selected consumer."""
         chosen = self.transforms[position]
         return next((chosen[path] for path in space.consumers if path in chosen), None)
+
+    def turned_while_running(self, anatomy: Anatomy) -> tuple[str, ...]:
+        """The linears whose inputs a step asks to turn while the model runs."""
+        spaces = [space for block in anatomy.blocks for space in block.spaces]
+        found: list[str] = []
+        for position in range(len(self.transforms)):
+            for space in spaces:
+                transform = self.transform_for(position, space)
+                if transform is not None and transform.while_running and transform.suits(space):
+                    found.extend(space.consumers)
+        return tuple(found)
 
     def treatment_for(self, space: Space) -> Treatment | None:
         """What happens first to the consumers of a space, as far as any of them is solved, and what their inputs are rounded to in the

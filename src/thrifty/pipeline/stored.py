@@ -35,7 +35,7 @@ def _packed(view: BlockView) -> tuple[dict[str, Tensor], dict[str, dict[str, Any
     tensors: dict[str, Tensor] = {}
     forms: dict[str, dict[str, Any]] = {}
     for path, encoded in sorted(view.packed.items()):
-        parts, forms[path] = view.packing.write(view.linears[path], encoded, view.roundings.get(path))
+        parts, forms[path] = view.packing.write(view.linears[path], encoded, view.reading(path))
         tensors |= parts
     return tensors, forms
 

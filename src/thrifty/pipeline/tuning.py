@@ -28,14 +28,15 @@ from thrifty.base.errors import InputError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Solution
 from thrifty.base.store import file_digest, write_atomic
-from thrifty.core.activations import Rounding
 from thrifty.core.linalg import row_forms
+from thrifty.core.reading import Reading
 from thrifty.core.trainable import FreeWeight, GridWeight, LowRankWeight, Trained
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, linear_modules, run_block, run_with_weights
-from thrifty.pipeline.block import BlockRun, round_inputs
+from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import BlockRecord, seconds_of
+from thrifty.pipeline.readings import change_readings
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
@@ -173,11 +174,11 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
     return_free_memory()
 
 
-def _found_anew(walk: Walk) -> dict[str, Rounding]:
+def _found_anew(walk: Walk, path: str) -> Reading:
     """What is done to inputs on grids that each call finds for itself. Fixed grids are found after training, when inputs are what they will
     be."""
-    asked = {path: activation.outline for path in walk.work.treatments if (activation := walk.work.activation(path)) is not None}
-    return {path: outline for path, outline in asked.items() if walk.packing.rounds(path) and outline.scale is None}
+    activation = walk.work.activation(path) if walk.packing.rounds(path) else None
+    return Reading() if activation is None or activation.outline.scale is not None else Reading(rounding=activation.outline)
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Network:
         linears = []
         for module, block in zip(way.blocks, _blocks(source), strict=True):
             here = linear_modules(module, block)
-            round_inputs(here, _found_anew(walk))
+            change_readings(here, partial(_found_anew, walk))
             linears.append({path: inner for path, inner in here.items() if path in walk.work.tuned})
         matrices = {
             path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned

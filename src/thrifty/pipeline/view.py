@@ -16,6 +16,7 @@ from thrifty.base.anatomy import Block, Linear, Norm
 from thrifty.base.records import Encoded
 from thrifty.core import fold
 from thrifty.core.activations import Rounding
+from thrifty.core.reading import Reading
 from thrifty.core.rewrite import Rewrite
 from thrifty.models import Source
 from thrifty.pipeline.packing import Packing
@@ -27,7 +28,8 @@ class BlockView:
 
     packing: which matrices the result stores as codes. weights: matrices read or changed so far, by path. vectors: norms and biases
     changed so far, by disk key, float32. touched: paths of matrices that differ from the original. packed: codes found so far. roundings:
-    what is done to inputs from now on, by the path of the linear that reads them.
+    what is done to inputs from now on, by the path of the linear that reads them, and `turns`, the order of the Hadamard matrices that
+    they are turned by before.
     """
 
     source: Source
@@ -38,6 +40,7 @@ class BlockView:
     touched: set[str] = field(default_factory=set)
     packed: dict[str, Encoded] = field(default_factory=dict)
     roundings: dict[str, Rounding] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.linears: dict[str, Linear] = {linear.path: linear for linear in (*self.block.linears, *self.block.routers)}
@@ -58,6 +61,10 @@ class BlockView:
             self.weights[path] = self._rounded(self.linears[path].source, values)
         return self.weights[path]
 
+    def reading(self, path: str) -> Reading:
+        """What a linear does to its inputs as things stand."""
+        return Reading(self.turns.get(path, 0), self.roundings.get(path))
+
     def dense_bits(self, linear: Linear) -> float:
         """Bits of a value of a matrix that is stored as it is."""
         return 8.0 * self.source.tensors[linear.source].dtype.itemsize
@@ -68,7 +75,10 @@ class BlockView:
         Norms and biases are stored in the model's type: what rounding leaves of them decides the exact scale and shift, which the consumers
         then undo, so that rounding them costs nothing.
         """
-        for path in rewrite.space.producers:
+        if rewrite.while_running:
+            assert rewrite.turn is not None
+            self.turns |= dict.fromkeys(rewrite.space.consumers, rewrite.turn.order)
+        for path in () if rewrite.while_running else rewrite.space.producers:
             rewrite = self._norm(self.norms[path], rewrite) if path in self.norms else self._rows(path, rewrite)
         for path in rewrite.space.consumers:
             weight = self.read(path)

@@ -21,10 +21,11 @@ from thrifty.base.memory import return_free_memory
 from thrifty.data import Rows
 from thrifty.models import Call, Rotated, Shell, Source, linear_modules, run_block
 from thrifty.models.blocks import tensors_of
-from thrifty.pipeline.block import BlockRun, round_inputs
+from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import BlockRecord, RunFolder, block_key
 from thrifty.pipeline.packing import Packing
 from thrifty.pipeline.plan import Setting
+from thrifty.pipeline.readings import change_readings
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
@@ -242,7 +243,7 @@ class Walk:
             source = self.source.original if stream == "before" else self.source
             module = source.block(view.block, torch.float32, device, replacements)
             if stream == "after":
-                round_inputs(linear_modules(module, view.block), view.roundings)
+                change_readings(linear_modules(module, view.block), view.reading)
             hidden = streams.now[stream]
             start = 0
             while start < len(hidden):

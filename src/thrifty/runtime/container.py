@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.core.reading import AS_THEY_ARE
 from thrifty.export.container import Container
 from thrifty.export.shards import Piece
 from thrifty.models import Source
@@ -45,6 +47,16 @@ class ContainerFolder:
         plain = {key: tensors[key] for key in self.container.plain}
         self.source = Source(folder, config, {**plain, **outlines}, _Decoded(self.container), remote_code)
         self.stored = tensors
+        self._check_readings()
+
+    def _check_readings(self) -> None:
+        """Refuse matrices that do something to their inputs and are not kept packed: nobody would do it."""
+        plain = self.source.plain_linears
+        linears = [linear for linear in self.source.anatomy.linears if linear.expert is None and linear.storage == "linear"]
+        packed = {linear.source for linear in linears if linear.path in plain}
+        for key in self.container.readings:
+            if key not in packed or self.container.matrices[key].layout.levels > 1 << MOST_BITS:  # type: ignore[attr-defined]
+                raise InputError(f"{self.container.place}: {key} changes its inputs and is no layer whose codes stay packed")
 
     def layers(self, dtype: torch.dtype, within: str = "", beside: tuple[str, ...] = ()) -> dict[str, PackedLinear]:
         """The packed layers by module path, their biases still to be filled: those below `within`, but for those below `beside`."""
@@ -53,9 +65,11 @@ class ContainerFolder:
         for path, module in linears_of(self.source, within, beside):
             matrix = self.container.matrices.get(self.source.disk_name(f"{path}.weight") or "")
             if matrix is not None and not matrix.layout.transposed:
-                encoded = packable(self.container.encoded(str(self.source.disk_name(f"{path}.weight"))))
+                key = str(self.source.disk_name(f"{path}.weight"))
+                encoded, reading = packable(self.container.encoded(key)), self.container.readings.get(key, AS_THEY_ARE)
                 if encoded is not None:
-                    found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype, fine=roles.get(path) in FINE_ROLES)
+                    fine = roles.get(path) in FINE_ROLES
+                    found[path] = PackedLinear(encoded, bias=module.bias is not None, dtype=dtype, fine=fine, reading=reading)
         return found
 
 

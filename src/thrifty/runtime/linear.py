@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
-from thrifty.core.activations import Rounding
 from thrifty.core.packing import pack_words, unpack_words
+from thrifty.core.reading import AS_THEY_ARE, Reading
 
 FEW_TOKENS = 4
 """Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/linear_kernels.py`)."""
@@ -53,16 +53,16 @@ class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
     encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in.
-    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time. rounding: what
-    the layer does to its inputs.
+    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time. reading: what
+    the layer does to its inputs, whose matrix is that of turned ones where it turns them.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
     the kernels hold them they stay on the processor, in its own layout: copies share them, and they cannot be pickled.
     """
 
-    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False, rounding: Rounding | None = None) -> None:
+    def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False, reading: Reading = AS_THEY_ARE) -> None:
         super().__init__()
-        self.rounding = rounding
+        self.reading, self.rounding = reading, reading.rounding
         self.out_features, self.in_features = encoded.shape
         self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
@@ -73,7 +73,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """inputs @ weight.T + bias."""
-        rows = inputs.reshape(-1, self.in_features)
+        rows = self.reading.turned(inputs.reshape(-1, self.in_features))
         few = self.bits == 4 and rows.shape[0] <= FEW_TOKENS
         if self.rounding is not None and (not self.kernel or few or self.rounding.bits != 8):
             rows = self.rounding(rows)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
+from thrifty.core.reading import Reading
 from thrifty.export.compressed import PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed, read_rounding
 from thrifty.export.container import METHOD
 from thrifty.models import Source, open_model
@@ -146,9 +147,9 @@ class PackedFolder:
             stem = str(self.source.disk_name(f"{path}.weight")).removesuffix(".weight")
             if stem in stems:
                 fine = roles.get(path) in FINE_ROLES
-                rounding = read_rounding(self._quantized, self._read, path, stem)
+                reading = Reading(rounding=read_rounding(self._quantized, self._read, path, stem))
                 bias = module.bias is not None
-                found[path] = PackedLinear(self.encoded(stem), bias=bias, dtype=dtype, fine=fine, rounding=rounding)
+                found[path] = PackedLinear(self.encoded(stem), bias=bias, dtype=dtype, fine=fine, reading=reading)
         return found
 
     def _read(self, name: str) -> Tensor:

@@ -1,8 +1,9 @@
 """Results in our container as transformers loads them: `import thrifty`, then `from_pretrained`.
 
 transformers reads the tensors that are plain. Those that are codes are put in place when it is done, decoded, and joined from what lies on
-disk as its own tables say. The model is then an ordinary one, and is saved as such. This module is imported when transformers' quantizers
-are (`thrifty.base.after_import`), so nothing else of thrifty stands at its top.
+disk as its own tables say. The model is then an ordinary one, and is saved as such, unless its matrices round their inputs: then they read
+them as the file says, and the model is not saved. This module is imported when transformers' quantizers are (`thrifty.base.after_import`),
+so nothing else of thrifty stands at its top.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ class ThriftyQuantizer(HfQuantizer):
         joined = [name for name, table in self.names.converters.items() if tuple(table.source_patterns) in self.tables]
         direct = [name for name, key in self.names.direct.items() if key in self.container.shapes]
         self.types = {name: model.get_parameter(name).dtype for name in (*direct, *joined)}
+        strange = next((key for key in self.container.readings if key not in set(self.names.direct.values())), None)
+        if strange is not None:
+            raise InputError(f"{self.container.place}: {strange} does something to its inputs and is no layer of its own in transformers")
         # These have no part that is called as they are, by which transformers would know that something is there for them.
         later = [*joined, *(name for name in direct if self.names.direct[name] in self.container.stacked)]
         for name in later:
@@ -86,18 +90,29 @@ class ThriftyQuantizer(HfQuantizer):
         ]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        from thrifty.models.blocks import change_inputs
+
         for name, dtype in self.types.items():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
             place = getattr(module, leaf)
             values = self.names.assemble(name, self._read, model).to(place.device, dtype)
             setattr(module, leaf, nn.Parameter(values, requires_grad=values.is_floating_point()))
+            reading = self.container.readings.get(self.names.direct.get(name, ""))
+            if self.container.rounds and reading is not None:
+                change_inputs(module, reading)
+        if self.container.rounds:
+            model.register_state_dict_pre_hook(_refuse_state)
         if self.tables:
             model._weight_conversions = None  # saving takes the tables of the architecture, not only those that were used here
         return model
 
     def _read(self, key: str) -> Tensor:
-        return self.container.read(key) if key in self.container.shapes else self.container.plain[key].read()
+        if key not in self.container.shapes:
+            return self.container.plain[key].read()
+        if self.container.rounds and key in self.container.readings:  # the matrix of turned inputs
+            return self.container.encoded(key).decode()
+        return self.container.read(key)
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype or torch.float32
@@ -108,3 +123,12 @@ class ThriftyQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def _refuse_state(model: nn.Module, prefix: str, keep_vars: bool) -> None:
+    from thrifty.base.errors import RunError
+
+    raise RunError(
+        "a model whose inputs are rounded while it runs is not saved from memory, where nothing says so; copy the folder it was loaded "
+        "from, or write a plain one with `thrifty export --to dense`"
+    )

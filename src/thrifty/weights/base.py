@@ -151,6 +151,8 @@ class Transform(Method, ABC):
     """What a space must have for this, in words."""
     for_rounded_inputs: ClassVar[bool] = False
     """Whether this is of use only where inputs are rounded."""
+    while_running: ClassVar[bool] = False
+    """Whether the consumers turn their inputs themselves, which readers of the result have to do while the model runs."""
 
     def suits(self, space: Space) -> bool:
         """Whether what this does to a space can be taken on by its producers and undone by its consumers."""

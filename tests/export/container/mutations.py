@@ -14,16 +14,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.export.container.matrices import columns, integers, k_quants, numbers, standard, sums, values
-from thrifty.export.container import layout_of
+from thrifty.core.activations import Rounding
+from thrifty.core.reading import AS_THEY_ARE, Reading
+from thrifty.export.container import Inputs, layout_of
 from thrifty.export.container.folder import Matrix, container_config
 from thrifty.export.container.layout import name_of_part
 
 WEIGHTS = "model.safetensors"
+READINGS = {
+    "a.weight": Reading(40, Rounding(4, "token", True)),
+    "b.weight": Reading(0, Rounding(8, "tensor", False, torch.tensor([0.02]), torch.tensor([3.0]))),
+    "d.weight": Reading(8),
+}
+"""What matrices of the folder do to their inputs."""
+
 Change = Callable[[random.Random, bytearray, dict[str, Any]], bytearray]
 
 
 def good_folder(folder: Path) -> dict[str, Tensor]:
-    """Write a folder that holds a matrix in every layout; returns what each decodes to, by key."""
+    """Write a folder that holds a matrix in every layout, some of which turn or round their inputs; returns what each decodes to for inputs
+    as they are, by key."""
     encoded = {
         "a.weight": integers(0, 6, 40, 8, 8, False, "bfloat16"),
         "b.weight": integers(1, 6, 40, 3, 0, True, "exponent", 0.6),
@@ -46,9 +56,9 @@ def good_folder(folder: Path) -> dict[str, Tensor]:
         tensors |= {name_of_part(key, part): tensor.clone() for part, tensor in layout.encode(matrix).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = container_config(matrices, {"h.experts": (2, 8, 16)})
+    config = container_config(matrices, {"h.experts": (2, 8, 16)}, {key: Inputs.of(reading) for key, reading in READINGS.items()})
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
-    made = {key: matrix.decode() for key, matrix in encoded.items() if not key.startswith("h.")}
+    made = {key: READINGS.get(key, AS_THEY_ARE).folded(matrix.decode()) for key, matrix in encoded.items() if not key.startswith("h.")}
     made["c.weight"] = made["c.weight"].T
     first, second, third = (encoded[f"h.experts.{place}"].decode() for place in ("0.0", "0.3", "1.0"))
     return {**made, "h.experts": torch.stack([torch.cat([first, second]), third])}
@@ -174,8 +184,21 @@ def change_top(draw: random.Random, weights: bytearray, config: dict[str, Any]) 
     """Another value beside the groups."""
     own = config.get("quantization_config")
     if isinstance(own, dict):
-        name = draw.choice(["version", "groups", "stacked", "surprise"])
+        name = draw.choice(["version", "groups", "stacked", "inputs", "surprise"])
         own[name] = draw.choice([*STRANGE["setting"], {"h.experts": draw.choice(STRANGE["shape"])}, {"h.experts": [2, 8, 2**30]}])
+    return weights
+
+
+def change_inputs(draw: random.Random, weights: bytearray, config: dict[str, Any]) -> bytearray:
+    """Another value of what is done to inputs, for other matrices, or for one matrix twice."""
+    own = config.get("quantization_config")
+    inputs = own.get("inputs") if isinstance(own, dict) else None
+    group = draw.choice(inputs) if isinstance(inputs, list) and inputs else None
+    if isinstance(group, dict):
+        name = draw.choice(["turn", "bits", "per", "symmetric", "scale", "zero_point", "matrices", "surprise"])
+        keys = [["a.weight"], ["c.weight"], ["f.weight"], ["h.experts.0.0"], ["d.weight", "d.weight"], ["x"], [3]]
+        numbers = [4, 12, 20, 36, 40, 48, 2**31 - 2, 2**61 + 2, 0.5, 1e300, float("nan"), "tensor"]
+        group[name] = draw.choice([*STRANGE["setting"], *keys, *numbers])
     return weights
 
 
@@ -214,4 +237,14 @@ STRANGE: dict[str, list[Any]] = {
         {},
     ],
 }
-CHANGES: list[Change] = [cut_short, flip_content, flip_header, overwrite, change_entry, change_setting, change_shape, change_top]
+CHANGES: list[Change] = [
+    cut_short,
+    flip_content,
+    flip_header,
+    overwrite,
+    change_entry,
+    change_setting,
+    change_shape,
+    change_top,
+    change_inputs,
+]

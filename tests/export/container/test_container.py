@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.export.container.mutations import WEIGHTS, good_folder, header_of, mutated, with_header
+from tests.export.container.mutations import READINGS, WEIGHTS, good_folder, header_of, mutated, with_header
 from thrifty.base.errors import InputError
-from thrifty.export.container import Container
+from thrifty.core.reading import Reading
+from thrifty.export.container import Container, container_config
 from thrifty.export.shards import stored_in
 
 MUTATIONS = 400
@@ -51,10 +52,48 @@ def test_every_tensor_comes_back(good: tuple[Path, dict[str, Tensor]]) -> None:
         assert torch.equal(container.read(key), values), key
 
 
+def test_what_is_done_to_inputs_comes_back(good: tuple[Path, dict[str, Tensor]]) -> None:
+    container = opened(good[0])
+    rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    assert container.readings.keys() == READINGS.keys() and container.rounds
+    for key, reading in READINGS.items():
+        assert torch.equal(container.readings[key](rows), reading(rows))
+    codes = container.encoded("a.weight").decode()
+    torch.testing.assert_close(rows @ container.read("a.weight").T, Reading(40)(rows) @ codes.T, rtol=1e-5, atol=1e-4)
+
+
+def test_files_that_leave_inputs_alone_have_the_first_version(good: tuple[Path, dict[str, Tensor]]) -> None:
+    folder = changed(good[0], lambda config: (config.update(version=1), config.pop("inputs")))
+    container = opened(folder)
+    assert not container.readings and not container.rounds
+    assert torch.equal(container.read("a.weight"), container.encoded("a.weight").decode())
+    config = container_config(container.matrices, {})
+    assert config["version"] == 1 and "inputs" not in config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config.update(version=2), "has version 2; this thrifty reads version 1: update it"),
+        (lambda config: config.update(version=3), "has version 3; this thrifty reads versions 1 and 2: update it"),
+        (lambda config: config.update(version=1), "unknown key 'inputs'"),
+        (lambda config: config.update(inputs={}), "inputs must be a list"),
+        (lambda config: config["inputs"].append(3), "inputs 3 has no matrices"),
+        (lambda config: config["inputs"].append({"turn": 4, "matrices": ["x"]}), "there is no matrix 'x'"),
+        (lambda config: config["inputs"].append({"turn": 4, "matrices": ["h.experts.0.0"]}), r"there is no matrix 'h\.experts\.0\.0'"),
+        (lambda config: config["inputs"].append({"turn": 4, "matrices": ["a.weight"]}), "a.weight is there twice"),
+        (lambda config: config["inputs"].append({"turn": 4, "matrices": ["c.weight"]}), "has a layout whose inputs stay as they are"),
+        (lambda config: config["inputs"].append({"turn": 4, "matrices": ["f.weight"]}), "has a layout whose inputs stay as they are"),
+        (
+            lambda config: config["inputs"].append({"turn": 32, "matrices": ["e.weight"]}),
+            "blocks of 32 do not divide the 48 inputs of e.weight",
+        ),
+        (lambda config: config["inputs"][0].update(turn=6), "no hadamard matrix of order 6 is known"),
+        (lambda config: config["inputs"][0].update(turn=2**31 - 1), "no hadamard matrix of order 2147483647 is known"),
+        (lambda config: config["inputs"][0].update(bits=9), "bits is wrong"),
+        (lambda config: config["inputs"][0].update(bits=True), "bits is wrong"),
+        (lambda config: config["inputs"][0].update(scale=1.0), "a fixed grid has bits, a scale and a zero point"),
+        (lambda config: config["inputs"][0].update(surprise=1), "surprise is wrong"),
+        (lambda config: config["inputs"].append({"matrices": []}), "nothing is done to the inputs"),
         (lambda config: config.update(quant_method="gptq"), "is not of thrifty"),
         (lambda config: config.update(extra=1), "unknown key 'extra'"),
         (lambda config: config.update(groups=3), "groups must be a list"),
@@ -66,7 +105,7 @@ def test_every_tensor_comes_back(good: tuple[Path, dict[str, Tensor]]) -> None:
         (lambda config: config["groups"][0]["matrices"].update({"a.weight": [0, 40]}), "must be 2 whole numbers"),
         (lambda config: config["groups"][0]["matrices"].update({"a.weight": [6, 2**30]}), "cannot lie in the"),
         (
-            lambda config: config["groups"][0]["matrices"].update({"a.weight": [6, 48]}),
+            lambda config: (config.pop("inputs"), config["groups"][0]["matrices"].update({"a.weight": [6, 48]})),
             "holds 90 values where its matrix needs 108|holds 30 values where its matrix needs 36",
         ),
         (lambda config: of_type(config, "Q4_K")["matrices"].update({"k.weight": [4, 128]}), "blocks of 256 do not divide 128 inputs"),

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.export.container.inputs import Inputs, inputs_from_json, inputs_to_json
 from thrifty.export.container.layout import WEIGHTS_PER_BYTE, Layout, Parts, Stored, layout_from_json, names_of
 
-METHOD, VERSION = "thrifty", 1
+METHOD = "thrifty"
+VERSION, READS_INPUTS = 1, 2
+"""Files whose matrices do something to their inputs have the second version: whoever reads the first alone must refuse them."""
 LARGEST_SIDE = 1 << 31
 
 
@@ -33,21 +36,27 @@ class Matrix:
     shape: tuple[int, int]
 
 
-def container_config(matrices: Mapping[str, Matrix], stacked: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """`quantization_config` of config.json. matrices: by key. stacked: shapes of the tensors that hold many."""
+def container_config(
+    matrices: Mapping[str, Matrix], stacked: Mapping[str, tuple[int, ...]], inputs: Mapping[str, Inputs] | None = None
+) -> dict[str, Any]:
+    """`quantization_config` of config.json. matrices: by key. stacked: shapes of the tensors that hold many. inputs: what matrices do to
+    theirs, by key."""
     groups: dict[str, dict[str, Any]] = {}
     for key, matrix in matrices.items():
         settings = matrix.layout.to_json()
         group = groups.setdefault(json.dumps(settings, sort_keys=True), {**settings, "matrices": {}})
         group["matrices"][key] = list(matrix.shape)
     config = {"quant_method": METHOD, "version": VERSION, "groups": list(groups.values())}
+    if inputs:
+        config |= {"version": READS_INPUTS, "inputs": inputs_to_json(inputs)}
     return {**config, "stacked": {key: list(shape) for key, shape in stacked.items()}} if stacked else config
 
 
 class Container:
     """The tensors of a folder as the model has them; stored: those of its files.
 
-    shapes: of every tensor that is held as codes, by disk key. plain: the stored tensors that are no part of one.
+    shapes: of every tensor that is held as codes, by disk key. plain: the stored tensors that are no part of one. readings: what matrices
+    do to their inputs, by key, where they do anything.
     Raises InputError for a config that cannot be right. Parts are compared with the file's header when they are read.
     """
 
@@ -56,9 +65,11 @@ class Container:
         self._stored = stored
         if config.get("quant_method") != METHOD:
             raise InputError(f"{self.place} is not of {METHOD}")
-        if config.get("version") != VERSION or isinstance(config.get("version"), bool):
-            raise InputError(f"{self.place} has version {config.get('version')!r}; this thrifty reads version {VERSION}: update it")
-        unknown = sorted(config.keys() - {"quant_method", "version", "groups", "stacked", "dequantize"})
+        version = config.get("version")
+        if version not in (VERSION, READS_INPUTS) or isinstance(version, bool):
+            raise InputError(f"{self.place} has version {version!r}; this thrifty reads versions {VERSION} and {READS_INPUTS}: update it")
+        known = {"quant_method", "version", "groups", "stacked", "dequantize", *(("inputs",) if version == READS_INPUTS else ())}
+        unknown = sorted(config.keys() - known)
         if unknown:
             raise InputError(f"{self.place} has an unknown key {unknown[0]!r}")
         self.matrices = self._matrices(config.get("groups"))
@@ -72,6 +83,8 @@ class Container:
         self.shapes |= self._stack_shapes
         parts = {name for key, matrix in self.matrices.items() for name in names_of(key, matrix.layout)}
         self.plain = {key: found for key, found in stored.items() if key not in parts}
+        alone = {key: matrix for key, matrix in self.matrices.items() if key not in inside}
+        self.readings = inputs_from_json(config.get("inputs", []), alone, self.place)
         double = next((key for key in self.shapes if key in self.plain), None)
         if double is not None:
             raise InputError(f"{self.place}: {double} is stored twice, as codes and plain")
@@ -134,8 +147,13 @@ class Container:
         if place != (experts - 1, rows):
             raise InputError(f"{self.place}: the matrices of {key} do not fill its shape {[experts, rows, width]}")
 
+    @property
+    def rounds(self) -> bool:
+        """Whether any matrix rounds its inputs."""
+        return any(reading.rounding is not None for reading in self.readings.values())
+
     def encoded(self, key: str) -> Encoded:
-        """The codes of one matrix, [out, in]."""
+        """The codes of one matrix, [out, in]: that of its inputs as it reads them, turned where `readings` says so."""
         matrix = self.matrices[key]
         parts = Parts(key, self._stored)
         try:
@@ -146,7 +164,7 @@ class Container:
             raise parts.fail("", f"cannot be right ({error})") from None
 
     def read(self, key: str) -> Tensor:
-        """A tensor of the model that is held as codes, float32, in the layout that the model's own file has."""
+        """A tensor of the model that is held as codes, float32, in the layout that the model's own file has, for inputs as they are."""
         if key not in self._stack_shapes:
             values = self._values(key)
             return values.T.contiguous() if self.matrices[key].layout.transposed else values
@@ -159,4 +177,4 @@ class Container:
         values = self.encoded(key).decode()
         if not bool(torch.isfinite(values).all()):
             raise Parts(key, self._stored).fail("", "stands for numbers that are not finite")
-        return values
+        return self.readings[key].folded(values) if key in self.readings else values

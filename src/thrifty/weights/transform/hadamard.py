@@ -4,7 +4,7 @@
 
 The value projection writes rotated values, attention averages them, and the output projection rotates them back; query heads that share a
 value head share its rotation. Nothing is computed for it at run time. Other spaces inside a block have norms, gates or activation functions
-before them, through which no rotation passes; `rotate` turns the hidden states between the blocks.
+before them, through which no rotation passes; `rotate` turns the hidden states between the blocks, `online` those before down-projections.
 Source: Ashkboos, Mohtashami, Croci, Li, Cameron, Jaggi, Alistarh, Hoefler and Hensman (2024), arXiv 2404.00456.
 """
 

@@ -5,8 +5,8 @@
 Channels of h that are much larger than the others, and the columns of the matrices that read them, are spread over all channels, so that
 few bits reach further. The gains of the norms move into the matrices behind them. Behind a LayerNorm Q is one that keeps the mean. A head
 that shares its matrix with the embeddings gets one of its own, which costs its bytes. Models that normalize what a block adds (Gemma 2,
-BERT) cannot be turned. The inputs of the down-projection stay as they are: through the gate before it no rotation passes, and to turn them
-while the model runs needs a reader that does.
+BERT) cannot be turned. The inputs of the down-projection stay as they are: through the gate before it no rotation passes; `online` turns
+them while the model runs.
 Source: Ashkboos, Mohtashami, Croci, Li, Cameron, Jaggi, Alistarh, Hoefler and Hensman (2024), arXiv 2404.00456.
 """
 
