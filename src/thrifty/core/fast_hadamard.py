@@ -39,9 +39,9 @@ Call = Callable[[int, int, int, int, int, int, "int | None", int], int]
 def transformed(
     values: Float[Tensor, "*rows width"], rest: int, outer: Float[Tensor, "base base"] | None
 ) -> Float[Tensor, "*rows width"] | None:
-    """values @ (outer (x) S) / sqrt(order) block by block, S Sylvester's matrix of order `rest`; None where plain torch has to do it.
+    """values @ (P (x) S) / sqrt(order) block by block, S Sylvester's matrix of order `rest`; None where plain torch has to do it.
 
-    outer: +1 and -1, float32; None for none.
+    outer: P^T, what each output sums in a row of its own, +1 and -1, float32; None where there is no P.
     """
     if not _suits(values, rest):
         return None
@@ -59,7 +59,7 @@ def _suits(values: Tensor, rest: int) -> bool:
         rest >= SMALLEST
         and type(values) in (Tensor, nn.Parameter)
         and values.device.type == "cpu"
-        and values.dtype in (*KINDS, torch.float16)
+        and (values.dtype in KINDS or values.dtype == torch.float16)
         and values.numel() > 0
         and not (values.requires_grad and torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
@@ -67,25 +67,22 @@ def _suits(values: Tensor, rest: int) -> bool:
 
 
 def _run(call: Call, values: Tensor, rest: int, outer: Tensor | None) -> Tensor:
-    values = values.detach().contiguous()
+    values = values.detach() if values.requires_grad else values
+    values = values if values.is_contiguous() else values.contiguous()
     out = torch.empty_like(values)
-    width = values.shape[-1]
-    rows, size, kind = values.numel() // width, width * values.element_size(), KINDS[values.dtype]
-    # what is summed for each output stands in a row there
-    matrix = None if outer is None else outer.T.contiguous()
-    base, place = (1, None) if matrix is None else (len(matrix), matrix.data_ptr())
+    width, kind = values.shape[-1], KINDS[values.dtype]
+    rows = values.numel() // width
+    base, place = (1, None) if outer is None else (len(outer), outer.data_ptr())
+    threads = min(values.numel() // SHARE, rows)
+    threads = min(threads, torch.get_num_threads()) if threads > 1 else 1
     start, end = values.data_ptr(), out.data_ptr()
-
-    def part(first: int, count: int) -> int:
-        return call(start + first * size, end + first * size, count, width, base, rest, place, kind)
-
-    threads = max(1, min(torch.get_num_threads(), values.numel() // SHARE, rows))
     if threads == 1:
-        failed = part(0, rows)
+        failed = call(start, end, rows, width, base, rest, place, kind)
     else:
-        each = -(-rows // threads)
+        each, size = -(-rows // threads), width * values.element_size()
+        parts = [(start + row * size, end + row * size, min(each, rows - row)) for row in range(0, rows, each)]
         with ThreadPoolExecutor(threads) as pool:  # a call lets go of the interpreter's lock
-            failed = any(pool.map(lambda first: part(first, min(each, rows - first)), range(0, rows, each)))
+            failed = any(pool.map(lambda part: call(*part, width, base, rest, place, kind), parts))
     if failed:
         raise MemoryError("no memory for a row of a Hadamard transform")
     return out
@@ -119,7 +116,7 @@ def _right(call: Call, base: int, rest: int) -> bool:
         expected = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(2, base, rest)
         step *= 2
     if outer is not None:
-        expected = torch.einsum("rjk,ji->rik", expected, outer)
+        expected = torch.einsum("rjk,ij->rik", expected, outer)
     expected = expected.reshape(2, width) / width**0.5
     found = [_run(call, values.to(kind), rest, outer).to(torch.float32) for kind in KINDS]
     return all(torch.allclose(one, expected, rtol=8e-3, atol=1e-2) for one in found) and torch.allclose(found[0], expected, atol=1e-3)

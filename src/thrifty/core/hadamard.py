@@ -52,8 +52,9 @@ def transform(values: Float[Tensor, "*rows width"], order: int | None = None, tr
     once to the type of `values`. Compiled code adds and subtracts them where this machine has it (`core.fast_hadamard`).
     """
     width = values.shape[-1]
-    order = known_order(width) if order is None else order
-    if width % order or known_order(order) != order:
+    if order is None:
+        order = known_order(width)
+    elif width % order or known_order(order) != order:
         raise ValueError(f"a width of {width} cannot be rotated in blocks of order {order}")
     found = transformed(values, *_parts(order, transpose))
     return plain_transform(values, order, transpose) if found is None else found
@@ -181,10 +182,10 @@ def _factors(order: int) -> tuple[Tensor, ...]:
 
 @cache
 def _parts(order: int, transpose: bool) -> tuple[int, Tensor | None]:
-    """(order of Sylvester's factors together, the matrix of Paley's before them; None where there is none)."""
+    """(order of Sylvester's factors together, the transpose of the matrix before them; None where there is none)."""
     base = _base(next(odd for odd, power in _candidates(order) if odd * power == order))
     outer = _paley(base) if base > 1 else None
-    return order // base, outer.T.contiguous() if outer is not None and transpose else outer
+    return order // base, outer if outer is None or transpose else outer.T.contiguous()
 
 
 def _sylvester(order: int) -> Tensor:
