@@ -14,6 +14,7 @@ import thrifty
 from tests.pipeline.test_container import plain
 from tests.tiny import ARCHITECTURES, inputs, tiny
 from thrifty import api
+from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
 from thrifty.measure.certificate import Certificate
 from thrifty.models import Source, open_model
@@ -118,6 +119,23 @@ def test_without_rounding_every_reader_gets_plain_matrices(tmp_path: Path) -> No
             found = one(**rows).logits
             torch.testing.assert_close(found, dense(**rows).logits, rtol=1e-4, atol=1e-4)
             assert float((found - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+
+def test_rounded_inputs_need_no_turn(tmp_path: Path) -> None:
+    """3 bits take 3 bits in the container, and inputs are rounded there, too."""
+    out, said = tmp_path / "out", []
+    found = run(tiny("llama", tmp_path / "model"), out, steps(bits=3, activation={"dynamic": {}}), verify="full")
+    own = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert own["inputs"] == [{"bits": 8, "matrices": [key for group in own["groups"] for key in group["matrices"]]}]
+    assert found["bits_per_weight"] < 3.6
+    with events.listening(lambda event: said.append(event.message)):
+        api.export(out, "dense", tmp_path / "dense")
+    assert any("inputs are no longer rounded" in message for message in said)
+    rows = inputs("llama", 2, LENGTH, seed=2)
+    with torch.no_grad():
+        rounded, unrounded = thrifty.load(out, torch.float32)(**rows).logits, plain(tmp_path / "dense").eval()(**rows).logits
+    assert not torch.allclose(rounded, unrounded, rtol=1e-4, atol=1e-4)
+    assert float((rounded - unrounded).norm() / unrounded.norm()) < 0.05
 
 
 def test_bfloat16_kernels_read_turned_inputs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
+from thrifty.export.container import METHOD
 
 FORMATS = {
     "dense": "safetensors without codes, for runtimes that read no packed weights",
@@ -22,7 +23,11 @@ FORMATS = {
 def rounds_inputs(folder: Path) -> bool:
     """Whether readers of a result round what its matrices read."""
     quantized = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
-    return any(group.get("input_activations") for group in quantized.get("config_groups", {}).values())
+    own = quantized.get("inputs", []) if quantized.get("quant_method") == METHOD else []
+    groups = own if isinstance(own, list) else []
+    return any(group.get("input_activations") for group in quantized.get("config_groups", {}).values()) or any(
+        isinstance(group, dict) and group.get("bits") for group in groups
+    )
 
 
 def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def _loaders(folder: Path, quantized: Mapping[str, Any] | None, stored: Mapping[
     """How each tensor of the result is read, by the name that it has in the model. Raises InputError for codes that are not read here."""
     if quantized is not None and quantized.get("quant_method") == METHOD:
         container = Container(folder, quantized, stored)
-        read = next(iter(container.readings), None)
-        if read is not None:
-            raise InputError(f"{folder} turns or rounds the inputs of {read} while it runs, which GGUF does not hold; export to dense")
+        turned = next((key for key, reading in container.readings.items() if reading.order), None)
+        if turned is not None:
+            raise InputError(f"{folder} turns the inputs of {turned} while it runs, which GGUF does not hold; export to dense")
         held = {key: partial(_held, container, key) for key in container.shapes}
         return held | {key: stored[key].read for key in container.plain}
     form = INTEGERS if quantized is None else check_format(quantized, folder)
