@@ -52,6 +52,10 @@ class TensorInfo:
         """How many values it has."""
         return math.prod(self.shape)
 
+    def of_shape(self, shape: tuple[int, ...]) -> TensorInfo:
+        """A tensor that does not exist yet: of this type, in another shape."""
+        return TensorInfo(self.file, self.dtype, shape, 0, math.prod(shape) * self.dtype.itemsize)
+
 
 def scan(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by key; only its header is read.

@@ -135,11 +135,11 @@ class Resizer:
     def _build(self, raw: dict[str, Any]) -> tuple[Any, str]:
         """(a model without weights, "") or (None, why its config was refused)."""
         try:
-            return build_skeleton(self._config(raw), torch.float32, self.source.remote_code), ""
+            return build_skeleton(self.config(raw), torch.float32, self.source.remote_code), ""
         except Exception as error:  # config classes check their fields with errors of their own
             return None, " ".join(str(error).split()).rpartition("Error: ")[2]
 
-    def _config(self, raw: dict[str, Any]) -> Any:
+    def config(self, raw: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as folder:  # as a reader does it: some values are written in ways of their own
             (Path(folder) / "config.json").write_text(json.dumps(raw))
             config = type(self.source.config).from_pretrained(folder)
@@ -198,6 +198,29 @@ class Resizer:
                 return
         raise InputError(f"no config of {self.source.anatomy.architecture} has {len(keep)} of its {len(mine)} {chain} blocks")
 
+    # -- fewer channels ------------------------------------------------------------------------------------------------
+
+    def channels(self, width: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Let the hidden states have `width` channels. shapes: those of all tensors then, by disk key.
+
+        What norms add to a mean square grows as channels get fewer, so that they divide by the same. Raises InputError where no config
+        has such hidden states.
+        """
+        config, anatomy = self.source.config, self.source.anatomy
+        values = {key: value for key, value in config.to_dict().items() if not isinstance(value, bool)}
+        attention = next((block.attention for block in self.blocks if block.attention is not None), None)
+        beside: dict[str, Any] = {key: anatomy.hidden_size / width * value for key, value in values.items() if _is_epsilon(key, value)}
+        if attention is not None:
+            beside[config.attribute_map.get("head_dim", "head_dim")] = attention.head_dim
+        known = [key for key, value in values.items() if value == anatomy.hidden_size and isinstance(value, int)]
+        for keys in (*([key] for key in known), known):
+            raw = _changed(self.raw, {("", key): value for key, value in (beside | dict.fromkeys(keys, width)).items()})
+            model, _ = self._build(raw)
+            if model is not None and self._mismatch(model, shapes, shapes.keys()) is None and self._absent(model, shapes) is None:
+                self.raw = raw
+                return
+        raise InputError(f"no config of {anatomy.architecture} has hidden states of {width} channels with all else as it is")
+
     # -- biases --------------------------------------------------------------------------------------------------------
 
     def add_biases(self, paths: Collection[str]) -> set[str]:
@@ -237,7 +260,7 @@ class Resizer:
         if wrong is not None:
             raise InputError(f"{self.source.anatomy.architecture} cannot have these widths together: {wrong} would have another shape")
         source = Source(
-            self.source.folder, self._config(self.raw), self.infos_of_result(shapes), self.source._pickled, self.source.remote_code
+            self.source.folder, self.config(self.raw), self.infos_of_result(shapes), self.source._pickled, self.source.remote_code
         )
         blocks = {new.path: old for new, old in zip(source.anatomy.blocks, self.blocks, strict=True)}
         biases = {path: self._moved_key(key, path) for path, key in self.biases.items()}
@@ -295,8 +318,7 @@ class Resizer:
                 found[key] = self.source.tensors[key]
                 continue
             like = by_place.get(key) or by_place[key.removesuffix(".bias") + ".weight"]
-            size = torch.Size(shape).numel() * like.dtype.itemsize
-            found[key] = TensorInfo(like.file, like.dtype, shape, 0, size)
+            found[key] = like.of_shape(shape)
         return found
 
 
@@ -324,6 +346,10 @@ def _heads(values: Mapping[str, Any], config: Any, block: Block, groups: int) ->
     if "num_key_value_heads" in values or attention.num_heads != attention.num_key_value_heads:
         change[names.get("num_key_value_heads", "num_key_value_heads")] = groups
     return {**change, names.get("head_dim", "head_dim"): attention.head_dim}
+
+
+def _is_epsilon(key: str, value: Any) -> bool:
+    return "eps" in key and isinstance(value, float)
 
 
 def assembled(names: Any, name: str, shapes: Mapping[str, tuple[int, ...]], model: Any) -> tuple[int, ...] | None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Norm, Part
 from thrifty.base.errors import InputError
-from thrifty.core.hadamard import Rotation, known_order
 from thrifty.models.blocks import Call, run_block
 from thrifty.models.shell import Shell
 from thrifty.models.source import Source
@@ -37,32 +36,60 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """What a tensor is turned as. norm: whose gain it takes on, or whose it is. transposed: whether its inputs are its rows on disk."""
 
     kind: Literal["reader", "writer", "rows", "gain", "bias"]
     norm: Norm | None = None
     transposed: bool = False
 
+    @property
+    def turned_over(self) -> bool:
+        """Whether what is turned lies along the axis before the last: inputs of what reads, outputs of what writes."""
+        return self.transposed if self.kind == "reader" else self.kind == "writer" and not self.transposed
+
+    def shape(self, shape: tuple[int, ...], width: int) -> tuple[int, ...]:
+        """The shape of the tensor once the hidden states are `width` wide."""
+        if self.turned_over:
+            axis = len(shape) - 2 if len(shape) <= 3 else 0  # a convolution that cuts an image has its outputs first
+        else:
+            axis = len(shape) - 1
+        return (*shape[:axis], width, *shape[axis + 1 :])
+
+
+class Turning(Protocol):
+    """A map of hidden states, x -> x Q along the last axis, the columns of Q orthonormal."""
+
+    def of(self, values: Tensor) -> Tensor:
+        """values @ Q."""
+        ...
+
+    def back(self, values: Tensor) -> Tensor:
+        """values @ Q^T."""
+        ...
+
 
 class Rotated(Source):
     """`original` with its hidden states turned; tensors have the types that they have there.
 
-    make: gives the rotation for a width, with or without the mean kept. Raises InputError for a model whose hidden states cannot be turned.
+    make: gives the rotation for a width, with or without the mean kept. step: the method that asks for it, for people. Raises InputError
+    for a model whose hidden states cannot be turned.
     """
 
-    def __init__(self, original: Source, make: Callable[[int, bool], Rotation]) -> None:
+    def __init__(self, original: Source, make: Callable[[int, bool], Turning], step: str = "rotate") -> None:
         vars(self).update(vars(original))
-        self._original, self._shared, self._exact = original, ("", ""), False
+        self._original, self._shared, self._exact, self._step = original, ("", ""), False, step
         refusal = _refusal(original)
         if refusal is not None:
-            raise InputError(f"the hidden states of {original.anatomy.architecture} cannot be rotated: {refusal}; leave `rotate` out")
+            raise InputError(f"the hidden states of {original.anatomy.architecture} cannot be turned: {refusal}; leave `{step}` out")
         if original.anatomy.tied:
             self._untie()
         anatomy = self.anatomy
         norms = [*anatomy.final_norms, *(norm for block in anatomy.blocks for norm in outer_norms(block))]
-        self.rotation = make(anatomy.hidden_size, any(norm.kind == "layer" for norm in norms))
-        self._places = _places(self)
+        self.keeps_mean = any(norm.kind == "layer" for norm in norms)
+        self.width, self.gain = anatomy.hidden_size, 1.0
+        self.rotation = make(anatomy.hidden_size, self.keeps_mean)
+        self.places = _places(self)
 
     def _untie(self) -> None:
         """Give the head a matrix of its own."""
@@ -128,33 +155,39 @@ class Rotated(Source):
         if not apart < tolerance:
             name = self.anatomy.architecture
             raise InputError(
-                f"{name}: {what} computes something else once its hidden states are rotated (off by {apart:.2g}, relative); "
-                "leave `rotate` out"
+                f"{name}: {what} computes something else once its hidden states are turned (off by {apart:.2g}, relative); "
+                f"leave `{self._step}` out"
             )
 
     def _turned(self, key: str, stored: Tensor) -> Tensor:
-        place = self._places.get(key)
+        place = self.places.get(key)
         if place is None:
             return stored
         if self._exact:
             stored = stored.to(torch.float32)
         if place.kind in ("gain", "bias"):
-            gain, bias = self._norm(place.norm)
-            values = torch.zeros_like(gain) if place.norm.plus_one else torch.ones_like(gain)
-            return (values if place.kind == "gain" else self.rotation.of(bias / gain)).to(stored.dtype)
-        gain = None if place.norm is None else self._norm(place.norm)[0]
-        # what is turned must lie along the last axis: inputs of what reads, outputs of what writes
-        turned_over = place.transposed if place.kind == "reader" else place.kind == "writer" and not place.transposed
+            gain, bias = self.norm(place.norm)
+            values = self.rotation.of(bias / gain)
+            if place.kind == "gain":
+                values = torch.full_like(values, self.gain - 1.0 if place.norm.plus_one else self.gain)
+            return values.to(stored.dtype)
+        gain = None if place.norm is None else self.norm(place.norm)[0]
+        of = self.rotation.of if place.norm is None else self.reading(place.norm)
+        turned_over = place.turned_over  # what is turned must lie along the last axis
         flat = stored.flatten(1) if stored.ndim > 3 else stored  # a convolution that cuts an image
         values = flat.transpose(-1, -2) if turned_over else flat
-        out = torch.empty_like(values, memory_format=torch.contiguous_format)
+        out = torch.empty(*values.shape[:-1], self.width, dtype=stored.dtype)
         # a few rows at a time: they are computed with in float32
-        for into, rows in zip(out.view(-1, values.shape[-1]).split(_ROWS), values.reshape(-1, values.shape[-1]).split(_ROWS), strict=True):
+        for into, rows in zip(out.view(-1, self.width).split(_ROWS), values.reshape(-1, values.shape[-1]).split(_ROWS), strict=True):
             wide = rows.to(torch.float32)
-            into.copy_(self.rotation.of(wide if gain is None else wide * gain))
-        return (out.transpose(-1, -2) if turned_over else out).reshape(stored.shape).contiguous()
+            into.copy_(of(wide if gain is None else wide * gain))
+        return (out.transpose(-1, -2) if turned_over else out).reshape(place.shape(stored.shape, self.width)).contiguous()
 
-    def _norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
+    def reading(self, norm: Norm) -> Callable[[Tensor], Tensor]:
+        """What rows of matrices become that read the hidden states through a norm, its gain in them."""
+        return self.rotation.of
+
+    def norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
         """(the gain that a norm multiplies by, its bias), float32."""
         gain = self._original.read(self.names.disk_name(f"{norm.path}.weight") or "").to(torch.float32) + (1.0 if norm.plus_one else 0.0)
         if not norm.bias:
@@ -190,8 +223,6 @@ def _refusal(source: Source) -> str | None:
     anatomy = source.anatomy
     if anatomy.kind not in ("causal_lm", "vision") or len(anatomy.chains) != 1:
         return f"this works for causal language models and image encoders, and it is {anatomy.kind.replace('_', ' ')}"
-    if known_order(anatomy.hidden_size) == 1:
-        return f"no Hadamard matrix fits its width of {anatomy.hidden_size}"
     if anatomy.head not in source.linear_modules or len(anatomy.final_norms) != 1 or not anatomy.embeddings:
         return "it has no head behind one norm"
     for path in anatomy.embeddings:
@@ -224,26 +255,26 @@ def _added(source: Source) -> list[str]:
     return [key for _, key in direct if source.tensors[key].shape[-1:] == (anatomy.hidden_size,)]
 
 
-def _places(source: Source) -> dict[str, _Place]:
+def _places(source: Source) -> dict[str, Place]:
     """What each tensor is turned as, by disk key."""
     anatomy, final = source.anatomy, source.anatomy.final_norms[0]
-    found: dict[str | None, _Place] = {key: _Place("rows") for key in _added(source)}
+    found: dict[str | None, Place] = {key: Place("rows") for key in _added(source)}
     for path in anatomy.embeddings:
         key = source.disk_name(f"{path}.weight")
-        found[key] = _Place("rows" if len(source.tensors[key or ""].shape) == 2 else "writer")
-    found[source.disk_name(f"{anatomy.head}.weight")] = _Place("reader", final)
+        found[key] = Place("rows" if len(source.tensors[key or ""].shape) == 2 else "writer")
+    found[source.disk_name(f"{anatomy.head}.weight")] = Place("reader", final)
     norms = [final]
     for block in anatomy.blocks:
         linears = {linear.path: linear for linear in (*block.linears, *block.routers)}
         norms.extend(outer_norms(block))
         for path, norm in readers(block).items():
-            found[linears[path].source] = _Place("reader", norm, linears[path].storage == "conv1d")
+            found[linears[path].source] = Place("reader", norm, linears[path].storage == "conv1d")
         for linear in writers(block, anatomy.hidden_size):
-            found[linear.source] = _Place("writer", None, linear.storage == "conv1d")
+            found[linear.source] = Place("writer", None, linear.storage == "conv1d")
             if linear.bias_source:
-                found[linear.bias_source] = _Place("rows")
+                found[linear.bias_source] = Place("rows")
     for norm in norms:
-        found[source.disk_name(f"{norm.path}.weight")] = _Place("gain", norm)
+        found[source.disk_name(f"{norm.path}.weight")] = Place("gain", norm)
         if norm.bias:
-            found[source.disk_name(f"{norm.path}.bias")] = _Place("bias", norm)
+            found[source.disk_name(f"{norm.path}.bias")] = Place("bias", norm)
     return {key: place for key, place in found.items() if key is not None}

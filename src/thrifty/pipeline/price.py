@@ -110,7 +110,8 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
     result = shaping.resized.source
     output = sum(info.bytes for info in result.tensors.values()) + HEADER * len(result.tensors)
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
-    disk += parts["rows"] if shaping.undecided else 0  # those that left the last block of the pass that decided
+    if shaping.undecided:  # rows that left the last block of the pass that decides, and what it finds
+        disk += parts["rows"] + shaping.aside_bytes
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 

@@ -15,17 +15,18 @@ from thrifty.base.records import Cut
 from thrifty.core.linalg import row_forms
 from thrifty.export.uneven.outline import uneven_config
 from thrifty.models import Call, Source
-from thrifty.models.disk import TensorInfo
 from thrifty.models.resize import Resized, Resizer
 from thrifty.models.skeleton import build_skeleton
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.reshape import CutView, ReshapeWalk
 from thrifty.pipeline.shaping import Shaping, Step
 from thrifty.pipeline.shaping import shape as shape_plainly
+from thrifty.pipeline.slicing import slicing
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.uneven import opened
 from thrifty.structure.base import Seen
+from thrifty.structure.narrow import Narrower
 from thrifty.structure.rebuild import Form, Plan, Rebuilder, Rebuilt, gram_of
 
 BRANCH = ".branch"
@@ -40,6 +41,8 @@ class Rebuilding(Shaping):
 
 def shaped(source: Source, step: Step) -> Shaping:
     """What a structural step will make of this model. Raises InputError where the architecture cannot have it."""
+    if isinstance(step, Narrower):
+        return slicing(source, step)
     return rebuilding(source, step) if isinstance(step, Rebuilder) else shape_plainly(source, step)
 
 
@@ -68,12 +71,12 @@ def _resized(source: Source, plan: Plan) -> Resized:
             shapes.pop(path + name, None)
         for name, shape in form.tensors(linear).items():
             shapes[path + name] = shape
-            infos[_key(linear, name)] = _info(like, shape)
+            infos[_key(linear, name)] = like.of_shape(shape)
     for path, (into, rank, out) in plan.branches.items():  # no tensor of the original names these, so they are called on disk as in memory
         like = next(source.tensors[linear.source] for linear in source.anatomy.linears if linear.path.startswith(path))
         for name, shape in ((f"{path}{BRANCH}.down.weight", (rank, into)), (f"{path}{BRANCH}.up.weight", (out, rank))):
             shapes[name] = shape
-            infos[name] = _info(like, shape)
+            infos[name] = like.of_shape(shape)
     raw = uneven_config(_raw(source), {name: list(values) for name, values in plan.sizes.items()}, shapes)
     made, blocks = opened(source, raw, infos)
     return Resized(made, raw, blocks)
@@ -86,10 +89,6 @@ def _raw(source: Source) -> dict[str, Any]:
 def _key(linear: Linear, name: str) -> str:
     """The disk key of a tensor of a linear's form; names in memory and on disk end alike."""
     return linear.source.removesuffix(".weight") + name
-
-
-def _info(like: TensorInfo, shape: tuple[int, ...]) -> TensorInfo:
-    return TensorInfo(like.file, like.dtype, shape, 0, torch.Size(shape).numel() * like.dtype.itemsize)
 
 
 @dataclass

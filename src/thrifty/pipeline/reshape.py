@@ -135,7 +135,7 @@ class ReshapeWalk(Walk):
         reports = self._reports(view, cuts, seen)
         with local.during("write"):
             self.source.check_unchanged()
-            _write(path, tensors)
+            write_result(path, tensors)
         del view, seen
         return_free_memory()
         small = {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
@@ -397,7 +397,7 @@ def _unseen(view: CutView, seen: Seen) -> list[str]:
     return found
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_result(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a block of the result, and read it back."""
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     check_written(path, tensors)

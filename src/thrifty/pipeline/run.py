@@ -31,6 +31,7 @@ from thrifty.pipeline.refusals import refusals
 from thrifty.pipeline.reshape import ReshapeWalk, chosen
 from thrifty.pipeline.score import score
 from thrifty.pipeline.sharing import scores_of, shared
+from thrifty.pipeline.slicing import SliceWalk, Slicing, settled
 from thrifty.pipeline.speed import side_by_side
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
@@ -82,7 +83,7 @@ class Account:
 
 def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], finish: Finish, full: bool, account: Account) -> Certificate:
     walk, choosing, passed = _chosen(_walk(job, folder, digest), job, key)
-    job = replace(job, work=walk.work, packing=walk.packing)
+    job = replace(job, source=walk.source, work=walk.work, packing=walk.packing)
     for warning in (*job.packing.warnings, *job.work.idle(job.source.anatomy)):
         events.warn(warning)
     if job.packing.schemes and job.source.anatomy.inferred and not full:
@@ -132,14 +133,17 @@ def _walk(job: Job, folder: RunFolder, digest: dict[str, str]) -> Walk:
         return Walk(*parts, **chained)
     for warning in job.shaping.warnings:
         events.warn(warning)
-    kind = RebuildWalk if isinstance(job.shaping, Rebuilding) else ReshapeWalk
+    kinds = {Rebuilding: RebuildWalk, Slicing: SliceWalk}
+    kind = kinds.get(type(job.shaping), ReshapeWalk)
     return kind(*parts, **chained, shaping=job.shaping)
 
 
 def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:
     """(the walk with its targets and blocks chosen, the seconds that the choice took in all, and in this attempt)."""
     began, choosing = time.perf_counter(), 0.0
-    if isinstance(walk, ReshapeWalk) and walk.shaping.undecided:
+    if isinstance(walk, SliceWalk):
+        walk, choosing = settled(walk, key)
+    elif isinstance(walk, ReshapeWalk) and walk.shaping.undecided:
         shaping, choosing = chosen(walk, key)
         walk = replace(walk, shaping=shaping)
     if job.work.shares:

@@ -16,9 +16,10 @@ from thrifty.models.units import units_of
 from thrifty.pipeline import steps
 from thrifty.pipeline.uneven import Counts, resize_unevenly
 from thrifty.structure.base import BlockPruner, Pruner, share_out
+from thrifty.structure.narrow import Narrower
 from thrifty.structure.rebuild import Rebuilder
 
-Step = Pruner | BlockPruner | Rebuilder
+Step = Pruner | BlockPruner | Rebuilder | Narrower
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Shaping:
     def undecided(self) -> bool:
         """Whether a pass over the whole model must come first."""
         return bool(self.removed) or (isinstance(self.step, Pruner) and self.step.uneven and bool(self.kept))
+
+    @property
+    def aside_bytes(self) -> int:
+        """Bytes on disk, while it runs, of what that pass finds, rows apart."""
+        return 0
 
     def count(self, block: Block, units: Units) -> int:
         """How many of these units stay in a block."""

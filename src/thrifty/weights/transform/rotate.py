@@ -17,8 +17,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
-from thrifty.core.hadamard import Rotation
+from thrifty.core.hadamard import Rotation, known_order
 from thrifty.weights.base import Turn
 
 
@@ -32,4 +33,6 @@ class Rotate(Turn):
     seed: Annotated[int, Field(ge=0)] = 0
 
     def rotation(self, width: int, keeps_mean: bool) -> Rotation:
+        if known_order(width) == 1:
+            raise InputError(f"rotate: no Hadamard matrix fits hidden states {width} wide; leave it out")
         return Rotation.random(width, self.seed, keeps_mean=keeps_mean)
