@@ -1,11 +1,11 @@
-"""Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica and SVD-LLM.
+"""Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica, SVD-LLM and SliceGPT.
 
 Usage: python bench/structure_methods.py [digits] [states] [language]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
-    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica and SliceGPT against FLAP, norms, SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting.
@@ -230,8 +230,10 @@ def language() -> Iterator[dict]:
         left_out = {name: pair[1] for name, pair in both.items() if pair[1] > most}  # larger than what they would be held beside
         runs, both = ({name: item for name, item in kept.items() if name not in left_out} for kept in (runs, both))
         scores = {name: pair[0] for name, pair in both.items()}
-        others = tuple(name for name in runs if not name.startswith("olica"))
+        others = tuple(name for name in runs if not name.startswith(("olica", "slice_gpt")))
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
+        sliced = tuple(name for name in runs if name.startswith("slice_gpt,"))
+        pairs |= {"slice_gpt": (*others, "olica", "olica as published", *sliced), "slice_gpt, published choice": (*others, *sliced[-2:])}
         key = f"{ratio:.0%} of the parameters"
         found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
         found[key] |= {"too large to compare": left_out} if left_out else {}
@@ -253,6 +255,19 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         "olica as published": ({"olica": {"ratio": ratio}},),
         "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
     }
+    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
+    whole = anatomy.parameters + anatomy.tied * judged.judge.source.shell_parameters()
+    channels = {"ratio": 1 - (1 - ratio) * anatomy.parameters / whole}
+    plain = {"normalised": False, "refit": False}
+    for name, settings in {
+        "slice_gpt": {},
+        "slice_gpt, not refitted": {"refit": False},
+        "slice_gpt, energy as norms see it": {"by": "energy", "refit": False},
+        "slice_gpt, published choice": {"by": "energy", **plain},
+        "slice_gpt, channels of most energy": {"by": "channels", **plain},
+        "slice_gpt, drawn": {"by": "random", **plain},
+    }.items():
+        runs[name] = ({"slice_gpt": {**channels, **settings}},)
     for name in ("flap", "magnitude_units"):
         runs[f"{name}, neurons"] = ({name: {"cut": ["neurons"], "ratio": wanted / neurons}},)
         of_neurons = {name: {"cut": ["neurons"], "ratio": (wanted - heads * attention) / neurons}}

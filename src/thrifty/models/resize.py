@@ -213,13 +213,16 @@ class Resizer:
         if attention is not None:
             beside[config.attribute_map.get("head_dim", "head_dim")] = attention.head_dim
         known = [key for key, value in values.items() if value == anatomy.hidden_size and isinstance(value, int)]
+        refused = ""
         for keys in (*([key] for key in known), known):
             raw = _changed(self.raw, {("", key): value for key, value in (beside | dict.fromkeys(keys, width)).items()})
-            model, _ = self._build(raw)
-            if model is not None and self._mismatch(model, shapes, shapes.keys()) is None and self._absent(model, shapes) is None:
+            model, error = self._build(raw)
+            wrong = None if model is None else self._mismatch(model, shapes, shapes.keys()) or self._absent(model, shapes)
+            if model is not None and wrong is None:
                 self.raw = raw
                 return
-        raise InputError(f"no config of {anatomy.architecture} has hidden states of {width} channels with all else as it is")
+            refused = error.rstrip(".") or f"{wrong} would change, too"
+        raise InputError(f"no config of {anatomy.architecture} has hidden states of {width} channels with all else as it is ({refused})")
 
     # -- biases --------------------------------------------------------------------------------------------------------
 

@@ -50,10 +50,8 @@ class Place:
 
     def shape(self, shape: tuple[int, ...], width: int) -> tuple[int, ...]:
         """The shape of the tensor once the hidden states are `width` wide."""
-        if self.turned_over:
-            axis = len(shape) - 2 if len(shape) <= 3 else 0  # a convolution that cuts an image has its outputs first
-        else:
-            axis = len(shape) - 1
+        before_last = len(shape) - 2 if len(shape) <= 3 else 0  # a convolution that cuts an image has its outputs first
+        axis = before_last if self.turned_over else len(shape) - 1
         return (*shape[:axis], width, *shape[axis + 1 :])
 
 

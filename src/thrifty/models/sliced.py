@@ -87,6 +87,11 @@ class Sliced(Source):
         return self._narrow.norm(norm)[0]
 
     @property
+    def head(self) -> Float[Tensor, "out width"]:
+        """The matrix of the original's head, float32."""
+        return self.original.read(self.original.disk_name(f"{self.anatomy.head}.weight") or "").to(torch.float32)
+
+    @property
     def matrix(self) -> Float[Tensor, "width kept"]:
         """Q."""
         assert isinstance(self._narrow.rotation, Slice)
@@ -103,7 +108,9 @@ class Sliced(Source):
         return self._narrow.read_part(key, part)
 
     def settled(self, matrix: Float[Tensor, "width kept"], reads: Reading | None, inputs: dict[str, Tensor]) -> Sliced:
-        """The same with this Q. reads: R for each norm, where it is another. inputs: of one row, to see how loud embeddings enter the blocks.
+        """The same with this Q.
+
+        reads: R for each norm, where it is another. inputs: of one row, to see how loud embeddings enter the blocks.
 
         Some architectures multiply embeddings by a number that follows from the width; the tables make up for it. Raises InputError where
         what stands before the blocks makes something else of the inputs than Q makes of the original's hidden states.
@@ -122,4 +129,3 @@ class Sliced(Source):
             name = self.anatomy.architecture
             raise InputError(f"{name}: what stands before its blocks is off by {apart:.2g} with fewer channels; leave `{self._step}` out")
         return made
-

@@ -13,14 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear, Norm
 from thrifty.base.store import write_atomic
 from thrifty.core.linalg import row_forms
-from thrifty.core.slicing import Slice, normalised
+from thrifty.core.slicing import Slice, drawn, normalised
 from thrifty.models import Call, Rotated, Source, norm_modules
 from thrifty.models.resize import Resized
 from thrifty.models.rotated import outer_norms, readers, writers
@@ -33,9 +34,9 @@ from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.view import read_matrix
 from thrifty.pipeline.walk import check_finite
-from thrifty.structure.narrow import Narrower
+from thrifty.structure.narrow import Narrower, Products
 
-SUM = "sum of all"
+SUM, GRAM, READ = "sum of all", "gram ", "read "
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Slicing(Shaping):
     def aside_bytes(self) -> int:
         anatomy = self.sliced.original.anatomy
         norms = sum(len(outer_norms(block)) for block in anatomy.blocks) + len(anatomy.final_norms)
-        return 4 * (norms + len(anatomy.blocks)) * anatomy.hidden_size**2
+        assert isinstance(self.step, Narrower)
+        return 4 * ((2 if self.step.sees_readers else 1) * norms + 2 * len(anatomy.blocks)) * anatomy.hidden_size**2
 
     @property
     def sliced(self) -> Sliced:
@@ -88,17 +90,36 @@ class LookWalk(ReshapeWalk):
             rows = self._through(block, module, streams.now["calibration"], calls["calibration"], found)
             streams.now["calibration"] = rows
             check_finite(block, streams)
+        read = readers(block)
         if block is self._blocks(block.chain)[-1]:
+            read |= {self.source.anatomy.head or "": self.source.anatomy.final_norms[0]}
             with local.during("gram"):
                 for batch in rows.split(self.setting.batch):
                     found.add(self.source.anatomy.final_norms[0], batch)
+        if step.sees_readers:
+            with local.during("gram"):
+                for linear, norm in read.items():
+                    found.read(norm, self._reader(block, linear) * self._sliced.gain(norm))
         write_atomic(path, lambda temporary: save_file(found.tensors(), temporary))
         return BlockRecord(key, path, (), (), local.seconds, {})
+
+    @property
+    def _sliced(self) -> Sliced:
+        assert isinstance(self.shaping, Slicing)
+        return self.shaping.sliced
+
+    def _reader(self, block: Block, path: str) -> Tensor:
+        """A matrix that reads through a norm, [out, in] float32."""
+        if path == self.source.anatomy.head:
+            return self._sliced.head
+        linear = next(linear for linear in (*block.linears, *block.routers) if linear.path == path)
+        return read_matrix(self.source, linear).to(torch.float32)
 
     def _through(self, block: Block, module: nn.Module, rows: Tensor, call: Call, found: _Products) -> Tensor:
         inside = norm_modules(module, block)
         hooks = [
-            inside[norm.path].register_forward_pre_hook(lambda _, inputs, norm=norm: found.add(norm, inputs[0])) for norm in outer_norms(block)
+            inside[norm.path].register_forward_pre_hook(lambda _, inputs, norm=norm: found.add(norm, inputs[0]))
+            for norm in outer_norms(block)
         ]
         try:
             return passed(module, rows, call, self.setting.batch, self.setting.device)
@@ -115,6 +136,7 @@ class _Products:
         self.sums: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
         self.all = torch.zeros(width, width, dtype=torch.float64)
+        self.reads: dict[str, Tensor] = {}
 
     def add(self, norm: Norm, values: Tensor) -> None:
         rows = normalised(values, centred=norm.kind == "layer")
@@ -126,9 +148,15 @@ class _Products:
             product = (rows.T @ rows).to("cpu", torch.float64)
         self.all += product
 
+    def read(self, norm: Norm, weight: Tensor) -> None:
+        """Note what a matrix [out, in] with the gain in it makes of what a norm puts out."""
+        self.reads[norm.path] = self.reads.get(norm.path, 0) + (weight.T @ weight).to(torch.float64)
+
     def tensors(self) -> dict[str, Tensor]:
-        means = {path: (total / self.tokens[path]).to(torch.float32) for path, total in self.sums.items()}
-        return {**means, SUM: self.all}
+        """By name: products of each norm, and what reads it as a share of what they put out together; the sum of all that was seen."""
+        means = {path: total / self.tokens[path] for path, total in self.sums.items()}
+        shares = {READ + path: (read / (read * means[path]).sum().clamp_min(1e-30)).to(torch.float32) for path, read in self.reads.items()}
+        return {**{GRAM + path: mean.to(torch.float32) for path, mean in means.items()}, **shares, SUM: self.all}
 
 
 @dataclass
@@ -192,7 +220,7 @@ class SliceWalk(ReshapeWalk):
     def _reading(self, linear: Linear, norm: Norm) -> tuple[float, float]:
         """(what is lost, all there was) of the outputs of a matrix that reads through a norm, its bias apart."""
         sliced = self.slicing.sliced
-        gram = load_file(self.slicing.seen[norm.path])[norm.path]
+        gram = loaded(self.slicing.seen[norm.path], GRAM + norm.path).to(torch.float32)
         weight = read_matrix(sliced.original, linear).to(torch.float32) * sliced.gain(norm)
         gone = weight - read_matrix(sliced, linear).to(torch.float32) @ sliced.matrix.T
         return float(row_forms(gone, gram).clamp_min(0).sum()), float(row_forms(weight, gram).clamp_min(0).sum())
@@ -218,18 +246,17 @@ def settled(walk: SliceWalk, key: str) -> tuple[SliceWalk, float]:
     records, _, watch = walk.aside(LookWalk, "directions", shaping=shaping).run(key)
     began = Stopwatch()
     with began.during("directions"):
-        gram, seen = torch.zeros(1, dtype=torch.float64), {}
-        for record in records:
-            found = load_file(record.tensors)
-            gram = gram + found.pop(SUM)
-            seen |= dict.fromkeys(found, record.tensors)
+        seen = {path: record.tensors for record in records for path in _norms(record.tensors)}
+        gram = torch.stack([loaded(record.tensors, SUM) for record in records]).sum(0)
+        products = Products(gram, lambda: ((loaded(file, GRAM + path), loaded(file, READ + path)) for path, file in seen.items()))
         sliced = shaping.sliced
         hidden, kept = sliced.original.anatomy.hidden_size, sliced.anatomy.hidden_size
-        matrix, whole = (step.matrix(gram, width, keeps_mean=sliced.keeps_mean) for width in (kept, hidden))
+        matrix = step.matrix(products, kept, keeps_mean=sliced.keeps_mean)
+        whole = drawn(hidden, keeps_mean=sliced.keeps_mean)
 
         @lru_cache(maxsize=1)  # several matrices read through one norm
         def reads(path: str) -> Tensor:
-            found = step.reading(load_file(seen[path])[path], matrix)
+            found = step.reading(loaded(seen[path], GRAM + path), matrix)
             return (matrix if found is None else found).to(torch.float32)
 
         sliced = sliced.settled(matrix, lambda norm: reads(norm.path), dict(rows.select(0, 1).inputs))
@@ -238,3 +265,16 @@ def settled(walk: SliceWalk, key: str) -> tuple[SliceWalk, float]:
     shaping = replace(shaping, resized=replace(shaping.resized, source=sliced), seen=seen, whole=whole)
     seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values()) + sum(began.seconds.values())
     return replace(walk, source=sliced, calibration=None, shaping=shaping, tokens=rows.tokens), seconds
+
+
+def loaded(file: Path, name: str) -> Tensor:
+    """One of the matrices that a pass has left, float64."""
+    with safe_open(file, "pt") as stored:
+        return stored.get_tensor(name).to(torch.float64)
+
+
+def _norms(file: Path) -> list[str]:
+    """Paths of the norms whose products lie there."""
+    with safe_open(file, "pt") as stored:
+        names: list[str] = list(stored.keys())
+    return [name.removeprefix(GRAM) for name in names if name.startswith(GRAM)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -18,7 +19,25 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method, Need
-from thrifty.core.slicing import keeping_mean, without_mean
+from thrifty.core.slicing import Pair, keeping_mean, without_mean
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a pass over the model has seen at its norms, float64.
+
+    gram: [width, width] the sum over all norms of the mean of h h^T. pairs: gives for each norm, anew whenever it is called, the mean of
+    x x^T, x what the norm puts out before its gain, and A^T A, A what reads it, the gain in it, as a share of the energy that it puts out.
+    """
+
+    gram: Float[Tensor, "width width"]
+    pairs: Callable[[], Iterable[Pair]]
+
+    def along(self, basis: Float[Tensor, "width others"]) -> Products:
+        """The products of the same, looked at along some directions only."""
+        return Products(
+            basis.T @ self.gram @ basis, lambda: ((basis.T @ gram @ basis, basis.T @ read @ basis) for gram, read in self.pairs())
+        )
 
 
 @dataclass(frozen=True)
@@ -46,25 +65,29 @@ class Narrower(Method, ABC):
             )
         return kept
 
-    def matrix(self, gram: Float[Tensor, "width width"], kept: int, *, keeps_mean: bool) -> Float[Tensor, "width kept"]:
+    def matrix(self, seen: Products, kept: int, *, keeps_mean: bool) -> Float[Tensor, "width kept"]:
         """Q: its columns are the channels that stay. keeps_mean: one of them is for the mean, which the norms take off."""
         if not keeps_mean:
-            return self.directions(gram, kept)
-        basis = without_mean(len(gram))
-        return keeping_mean(self.directions(basis.T @ gram @ basis, kept - 1))
+            return self.directions(seen, kept)
+        return keeping_mean(self.directions(seen.along(without_mean(len(seen.gram))), kept - 1))
 
     @property
-    @abstractmethod
     def counts_alike(self) -> bool:
-        """Whether `directions` gets products of hidden states that are normalised first, so that all tokens of all blocks count alike."""
+        """Whether `gram` is of hidden states that are normalised first, so that all tokens of all blocks count alike."""
+        return True
+
+    @property
+    def sees_readers(self) -> bool:
+        """Whether `directions` looks at `pairs`."""
+        return False
 
     @abstractmethod
-    def directions(self, gram: Float[Tensor, "width width"], kept: int) -> Float[Tensor, "width kept"]:
-        """Orthonormal columns, float64. gram: the sum over all norms of the mean of h h^T, float64."""
+    def directions(self, seen: Products, kept: int) -> Float[Tensor, "width kept"]:
+        """Orthonormal columns, float64."""
 
-    def reading(
-        self, gram: Float[Tensor, "width width"], matrix: Float[Tensor, "width kept"]
-    ) -> Float[Tensor, "width kept"] | None:
-        """R: what matrices that read through a norm are multiplied by; None for Q. gram: the mean of x x^T, x what this norm puts out before
-        its gain."""
+    def reading(self, gram: Float[Tensor, "width width"], matrix: Float[Tensor, "width kept"]) -> Float[Tensor, "width kept"] | None:
+        """R: what matrices that read through a norm are multiplied by; None for Q.
+
+        gram: the mean of x x^T, x what this norm puts out before its gain.
+        """
         return None

@@ -9,10 +9,12 @@ ratio, and so do embeddings and head, which can share no matrix then. The publis
 matrix on every skip connection; here one Q does for all, so that nothing is added and the result is of the same architecture, with a
 smaller hidden size.
 
-Ours, and each can be switched off: `normalised` takes h as the norms see it, so that late blocks, whose hidden states are long, do not
-outweigh the early ones; `refit` lets what reads make up for what is gone, R = G Q (Q^T G Q)^-1, G the products of what this norm puts out.
-`by: channels` and `by: random` are what the choice is to be compared with. An architecture whose heads are as wide as its hidden size says
-(GPT-2, OPT, ViT) cannot be had narrower, and is refused.
+Ours, and each can be switched off. `normalised`: h as the norms see it, so that late blocks, whose hidden states are long, do not outweigh
+the early ones. `by: outputs`: from there, Q goes on to where all that reads the norms loses least of what it puts out, each norm counting
+alike,  min sum of E ||A (x - R Q^T x)||^2 / E ||A x||^2,  A what reads x, by `steps` of conjugate gradients. `refit`: what reads makes up
+for what is gone,  R = G Q (Q^T G Q)^-1,  G the products of what this norm puts out. `by: energy, normalised: false, refit: false` is as
+published; `by: channels` and `by: random` are what any choice is to be compared with. An architecture whose heads must be as wide as its
+hidden size says (GPT-2, OPT) cannot be had narrower, and is refused.
 Source: Ashkboos, Croci, do Nascimento, Hoefler and Hensman (2024), arXiv 2401.15024.
 """
 
@@ -27,14 +29,15 @@ from pydantic import Field
 from torch import Tensor
 
 from thrifty.base.method import Paper
-from thrifty.core.slicing import principal, refit
-from thrifty.structure.narrow import Narrower
+from thrifty.core.slicing import best_read, principal, refit
+from thrifty.structure.narrow import Narrower, Products
 
 
 @dataclass(frozen=True)
 class SliceGPT(Narrower):
-    """by: what chooses directions: all of the energy, the energy of single channels, or a draw by seed. normalised: whether hidden states
-    count as norms see them. refit: whether what reads them makes up for what is gone; damp: added to what that inverts, relative."""
+    """by: what chooses directions: what readers put out (in at most so many steps), the energy, that of single channels, or a draw by seed.
+    normalised: whether hidden states count as norms see them. refit: whether what reads them makes up for what is gone; damp: added to what
+    that inverts, relative."""
 
     name: ClassVar[str] = "slice_gpt"
     paper: ClassVar[Paper | None] = Paper(
@@ -45,7 +48,8 @@ class SliceGPT(Narrower):
         "one rotation for the whole model, without matrices on its skip connections",
     )
 
-    by: Literal["energy", "channels", "random"] = "energy"
+    by: Literal["outputs", "energy", "channels", "random"] = "outputs"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
     normalised: bool = True
     refit: bool = True
     damp: Annotated[float, Field(ge=0, le=1)] = 1e-3
@@ -53,20 +57,26 @@ class SliceGPT(Narrower):
 
     @classmethod
     def examples(cls) -> tuple[SliceGPT, ...]:
-        return (cls(), cls(normalised=False, refit=False))
+        return (cls(), cls(by="energy", normalised=False, refit=False))
 
     @property
     def counts_alike(self) -> bool:
         return self.normalised
 
-    def directions(self, gram: Float[Tensor, "width width"], kept: int) -> Float[Tensor, "width kept"]:
-        if self.by == "energy":
-            return principal(gram, kept)
+    @property
+    def sees_readers(self) -> bool:
+        return self.by == "outputs"
+
+    def directions(self, seen: Products, kept: int) -> Float[Tensor, "width kept"]:
+        width = len(seen.gram)
         if self.by == "channels":
-            order = gram.diagonal().argsort(descending=True, stable=True)[:kept].sort().values
-            return torch.eye(len(gram), dtype=torch.float64)[:, order]
-        drawn = torch.randn(len(gram), kept, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
-        return torch.linalg.qr(drawn).Q
+            order = seen.gram.diagonal().argsort(descending=True, stable=True)[:kept].sort().values
+            return torch.eye(width, dtype=torch.float64)[:, order]
+        if self.by == "random":
+            drawn = torch.randn(width, kept, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
+            return torch.linalg.qr(drawn).Q
+        matrix = principal(seen.gram, kept)
+        return best_read(matrix, seen.pairs, self.steps) if self.by == "outputs" and kept < width else matrix
 
     def reading(self, gram: Float[Tensor, "width width"], matrix: Float[Tensor, "width kept"]) -> Float[Tensor, "width kept"] | None:
         return refit(gram, matrix, self.damp) if self.refit else None
