@@ -2,10 +2,12 @@
 
 Usage: python bench/structure.py           (writes bench/results/structure.json)
        python bench/structure.py speed     (writes bench/results/structure_speed.json; wants a machine that does nothing else)
+       python bench/structure.py channels  (writes bench/results/structure_speed_channels.json; likewise)
 
 All are calibrated and judged on the same windows; differences are paired, window by window. Blocks are also removed by hand, one and two at
 a time in every combination, without any of our code for it: the best that a choice could do. Speed is that of a random Llama of 314 million
-parameters, dense, with half of its neurons and heads, and with 30 % fewer blocks.
+parameters, dense, with half of its neurons and heads, and with 30 % fewer blocks; and dense again beside half of the channels of its hidden
+states, which embeddings and head have, too.
 """
 
 from __future__ import annotations
@@ -42,6 +44,13 @@ LOTS = 3
 
 BLOCKS = {"short_gpt": (0.25, 0.5), "efficient_vla": (0.25, 0.5)}
 PROMPT, NEW, ROUNDS = 512, 64, 7
+
+
+SPEED = {
+    "half the width": {"magnitude_units": {"ratio": 0.5, "cut": ["neurons", "heads"]}},
+    "70 % of the blocks": {"short_gpt": {"ratio": 0.3}},
+}
+CHANNELS = {"half of the channels": {"slice_gpt": {"ratio": 0.5, "by": "energy", "refit": False}}}
 
 
 def main() -> None:
@@ -118,17 +127,13 @@ def against(judge: Judge, after: list[torch.Tensor]) -> WindowScores:
     return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts])
 
 
-def speed() -> None:
-    """Prefill and decode of the dense model against half its width and against 30 % fewer blocks, all in turn."""
+def speed(steps: dict[str, dict], file: str) -> None:
+    """Prefill and decode of the dense model against what each of these steps makes of it, all in turn."""
     dense = BUILD / "random-llama"
     if not dense.exists():
         subprocess.run([sys.executable, HERE / "random_llama.py", dense], check=True)
     source = open_model(dense)
     tokens = torch.randint(3, source.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
-    steps = {
-        "half the width": {"magnitude_units": {"ratio": 0.5, "cut": ["neurons", "heads"]}},
-        "70 % of the blocks": {"short_gpt": {"ratio": 0.3}},
-    }
     models, structure = {"dense": load_source(source)}, {}
     for name, step in steps.items():
         out = BUILD / f"speed-{next(iter(step))}"
@@ -141,8 +146,9 @@ def speed() -> None:
         phase: {name: found[f"{phase}_tokens_per_second"][name] / found[f"{phase}_tokens_per_second"]["dense"] for name in steps}
         for phase in ("prefill", "decode")
     }
-    write("structure_speed.json", {"model": "random Llama, 314 million parameters", "structure": structure, "times dense": times, **found})
+    write(file, {"model": "random Llama, 314 million parameters", "structure": structure, "times dense": times, **found})
 
 
 if __name__ == "__main__":
-    speed() if sys.argv[1:] == ["speed"] else main()
+    parts = {("speed",): (SPEED, "structure_speed.json"), ("channels",): (CHANNELS, "structure_speed_channels.json")}
+    speed(*parts[tuple(sys.argv[1:])]) if sys.argv[1:] else main()

@@ -5,7 +5,7 @@ Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
-    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica and SliceGPT against FLAP, norms, SVD-LLM
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting.

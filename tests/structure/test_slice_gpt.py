@@ -123,6 +123,15 @@ def test_a_shared_head_gets_its_own_narrow_matrix(folder_of, tmp_path):
         assert {tuple(stored.get_slice(name).get_shape()) for name in ("lm_head.weight", "model.embed_tokens.weight")} == {(96, 48)}
 
 
+def test_other_structural_steps_may_stand_around_it(folder_of, tmp_path):
+    """Each is planned on what the one before leaves, which does not exist then."""
+    rows, judged = inputs("llama", rows=6, length=20, seed=1), inputs("llama", rows=3, length=20, seed=2)
+    steps = [{"flap": {"ratio": 0.25, "cut": ["neurons"]}}, {"slice_gpt": {"ratio": 0.25}}, {"flap": {"ratio": 0.25, "cut": ["neurons"]}}]
+    thrifty.compress(folder_of("llama"), {"steps": steps}, rows, evaluation=judged, out=tmp_path / "out", speed=False, verify="full")
+    result = loaded(tmp_path / "out", "llama")
+    assert (result.config.hidden_size, result.config.intermediate_size) == (48, 56) and not result.config.tie_word_embeddings
+
+
 def test_bad_settings_are_refused(folder_of, tmp_path):
     with pytest.raises(InputError, match="ratio"):
         SliceGPT(1.0)

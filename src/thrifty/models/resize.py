@@ -67,7 +67,7 @@ class Resizer:
     units: Mapping[str, Sequence[Units]]
 
     def __post_init__(self) -> None:
-        self.raw: dict[str, Any] = json.loads((self.source.folder / "config.json").read_text())
+        self.raw: dict[str, Any] = copy.deepcopy(self.source.raw)
         self.shapes = {key: info.shape for key, info in self.source.tensors.items()}
         self.kept: dict[str, int] = {}
         self.by_block: dict[str, Mapping[str, int]] = {}
@@ -265,6 +265,7 @@ class Resizer:
         source = Source(
             self.source.folder, self.config(self.raw), self.infos_of_result(shapes), self.source._pickled, self.source.remote_code
         )
+        source.raw = self.raw
         blocks = {new.path: old for new, old in zip(source.anatomy.blocks, self.blocks, strict=True)}
         biases = {path: self._moved_key(key, path) for path, key in self.biases.items()}
         return Resized(source, self.raw, blocks, dict(self.added), biases, tuple(self.warnings))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -67,7 +66,7 @@ class Sliced(Source):
             raise InputError(f"{error}; leave `{step}` out") from None
         infos = {key: info.of_shape(shapes[key]) for key, info in self._narrow.tensors.items()}
         super().__init__(original.folder, resizer.config(resizer.raw), infos, original._pickled, original.remote_code)
-        self.raw: dict[str, Any] = resizer.raw
+        self.raw = resizer.raw
 
     @property
     def original(self) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
@@ -73,6 +74,11 @@ class Source:
     def original(self) -> Source:
         """The model as it lies on disk: this one, unless it is one that changes what it reads."""
         return self
+
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """What its config.json says; of a model that does not exist yet, what it will say."""
+        return json.loads((self.folder / "config.json").read_text())
 
     @property
     def config_changes(self) -> dict[str, object]:

@@ -56,6 +56,11 @@ class Shaping:
         """Bytes on disk, while it runs, of what that pass finds, rows apart."""
         return 0
 
+    @property
+    def operations(self) -> float:
+        """About how many operations in double precision it takes to decide on what that pass finds."""
+        return 0.0
+
     def count(self, block: Block, units: Units) -> int:
         """How many of these units stay in a block."""
         return self.by_block.get(block.path, self.kept)[units.alike]

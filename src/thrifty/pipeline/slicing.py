@@ -53,9 +53,21 @@ class Slicing(Shaping):
     @property
     def aside_bytes(self) -> int:
         anatomy = self.sliced.original.anatomy
-        norms = sum(len(outer_norms(block)) for block in anatomy.blocks) + len(anatomy.final_norms)
+        return 4 * ((2 if self._narrower.sees_readers else 1) * self._norms + 2 * len(anatomy.blocks)) * anatomy.hidden_size**2
+
+    @property
+    def operations(self) -> float:
+        return self._narrower.operations(self.sliced.original.anatomy.hidden_size, self._norms)
+
+    @property
+    def _narrower(self) -> Narrower:
         assert isinstance(self.step, Narrower)
-        return 4 * ((2 if self.step.sees_readers else 1) * norms + 2 * len(anatomy.blocks)) * anatomy.hidden_size**2
+        return self.step
+
+    @property
+    def _norms(self) -> int:
+        anatomy = self.sliced.original.anatomy
+        return sum(len(outer_norms(block)) for block in anatomy.blocks) + len(anatomy.final_norms)
 
     @property
     def sliced(self) -> Sliced:

@@ -46,6 +46,7 @@ def opened(source: Source, raw: dict[str, Any], infos: dict[str, TensorInfo]) ->
     config = getattr(modeling_uneven, raw["architectures"][0]).config_class.from_dict(dict(raw))
     config._name_or_path = str(source.folder)
     made = Source(source.folder, config, infos, source._pickled, None)
+    made.raw = raw
     return made, {new.path: old for new, old in zip(made.anatomy.blocks, source.anatomy.blocks, strict=True)}
 
 

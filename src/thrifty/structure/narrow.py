@@ -81,6 +81,10 @@ class Narrower(Method, ABC):
         """Whether `directions` looks at `pairs`."""
         return False
 
+    def operations(self, hidden: int, norms: int) -> float:
+        """About how many operations in double precision it takes to find the directions."""
+        return 25.0 * hidden**3
+
     @abstractmethod
     def directions(self, seen: Products, kept: int) -> Float[Tensor, "width kept"]:
         """Orthonormal columns, float64."""

@@ -67,6 +67,11 @@ class SliceGPT(Narrower):
     def sees_readers(self) -> bool:
         return self.by == "outputs"
 
+    def operations(self, hidden: int, norms: int) -> float:
+        kept = self.width(hidden)
+        passes = 1.5 * self.steps * norms if self.sees_readers and kept < hidden else 0.0
+        return super().operations(hidden, norms) + passes * (8.0 * hidden**2 * kept + 2.0 * kept**3)
+
     def directions(self, seen: Products, kept: int) -> Float[Tensor, "width kept"]:
         width = len(seen.gram)
         if self.by == "channels":
