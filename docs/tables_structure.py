@@ -53,16 +53,7 @@ def structure() -> str:
 def structure_speed() -> str:
     """How much faster half of the width, and 70 % of the depth, are."""
     found = read("structure_speed.json")
-    rows = [row for part in (found, read("structure_speed_channels.json")) for row in _speeds(part)]
-    tokens = f"A prompt of {found['prompt_tokens']} tokens, {found['new_tokens']} new ones, batch 1"
-    said = f"{tokens}, {found['threads']} threads, {found['rounds']} rounds."
-    head = ["", "parameters", "prompt, tokens/s", "new tokens/s", "prompt, times dense", "new tokens, times dense"]
-    return f"{table(head, rows)}\n\n{said}"
-
-
-def _speeds(found: dict[str, Any]) -> list[list[str]]:
-    """A row for each model of one measurement, the dense one first."""
-    return [
+    rows = [
         [
             name,
             f"{found['structure'][name]['parameters'][1] / 1e6:.0f} M" if name in found["structure"] else "314 M",
@@ -71,6 +62,10 @@ def _speeds(found: dict[str, Any]) -> list[list[str]]:
         ]
         for name in found["prefill_tokens_per_second"]
     ]
+    tokens = f"A prompt of {found['prompt_tokens']} tokens, {found['new_tokens']} new ones, batch 1"
+    said = f"{tokens}, {found['threads']} threads, {found['rounds']} rounds."
+    head = ["", "parameters", "prompt, tokens/s", "new tokens/s", "prompt, times dense", "new tokens, times dense"]
+    return f"{table(head, rows)}\n\n{said}"
 
 
 def chain() -> str:
