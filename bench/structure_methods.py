@@ -1,11 +1,12 @@
 """Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica, SVD-LLM and SliceGPT.
 
-Usage: python bench/structure_methods.py [digits] [states] [language]     (all, if none is named)
+Usage: python bench/structure_methods.py [digits] [states] [language] [channels]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
-    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica against FLAP, norms and SVD-LLM
+    channels   the same model and parameters: SliceGPT by every choice of directions, beside the best of the others
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting.
@@ -86,7 +87,7 @@ class DrawnDecays(SparseSSM):
 
 
 def main() -> None:
-    parts = {"digits": digits, "states": states, "language": language}
+    parts = {"digits": digits, "states": states, "language": language, "channels": channels}
     for name in sys.argv[1:] or parts:
         for part in parts[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -230,10 +231,8 @@ def language() -> Iterator[dict]:
         left_out = {name: pair[1] for name, pair in both.items() if pair[1] > most}  # larger than what they would be held beside
         runs, both = ({name: item for name, item in kept.items() if name not in left_out} for kept in (runs, both))
         scores = {name: pair[0] for name, pair in both.items()}
-        others = tuple(name for name in runs if not name.startswith(("olica", "slice_gpt")))
+        others = tuple(name for name in runs if not name.startswith("olica"))
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
-        sliced = tuple(name for name in runs if name.startswith("slice_gpt,"))
-        pairs |= {"slice_gpt": (*others, "olica", "olica as published", *sliced), "slice_gpt, published choice": (*others, *sliced[-2:])}
         key = f"{ratio:.0%} of the parameters"
         found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
         found[key] |= {"too large to compare": left_out} if left_out else {}
@@ -255,24 +254,38 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         "olica as published": ({"olica": {"ratio": ratio}},),
         "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
     }
-    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
-    whole = anatomy.parameters + anatomy.tied * judged.judge.source.shell_parameters()
-    channels = {"ratio": 1 - (1 - ratio) * anatomy.parameters / whole}
-    plain = {"normalised": False, "refit": False}
-    for name, settings in {
-        "slice_gpt": {},
-        "slice_gpt, not refitted": {"refit": False},
-        "slice_gpt, energy as norms see it": {"by": "energy", "refit": False},
-        "slice_gpt, published choice": {"by": "energy", **plain},
-        "slice_gpt, channels of most energy": {"by": "channels", **plain},
-        "slice_gpt, drawn": {"by": "random", **plain},
-    }.items():
-        runs[name] = ({"slice_gpt": {**channels, **settings}},)
     for name in ("flap", "magnitude_units"):
         runs[f"{name}, neurons"] = ({name: {"cut": ["neurons"], "ratio": wanted / neurons}},)
         of_neurons = {name: {"cut": ["neurons"], "ratio": (wanted - heads * attention) / neurons}}
         runs[f"{name}, heads and neurons"] = ({name: {"cut": ["heads"], "ratio": heads}}, of_neurons)
     return runs
+
+
+def channels() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
+    judged = Language(None)
+    source = judged.judge.source
+    found: dict[str, Any] = judged.judge.describe()
+    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
+    whole = source.anatomy.parameters + source.anatomy.tied * source.shell_parameters()
+    plain = {"normalised": False, "refit": False}
+    ways = {
+        "slice_gpt": {},
+        "slice_gpt, published choice": {"by": "energy", **plain},
+        "slice_gpt, channels of most energy": {"by": "channels", **plain},
+        "slice_gpt, drawn": {"by": "random", **plain},
+    }
+    for ratio in (0.2, 0.33):
+        gone = 1 - (1 - ratio) * source.anatomy.parameters / whole
+        runs = {name: ({"slice_gpt": {"ratio": gone, **settings}},) for name, settings in ways.items()}
+        others = ("svd_llm", "olica as published", "flap, neurons")
+        runs |= {name: steps for name, steps in _language_steps(judged, ratio).items() if name in others}
+        both = {name: judged.scored(*steps) for name, steps in runs.items()}
+        scores = {name: pair[0] for name, pair in both.items()}
+        pairs = {"slice_gpt": (*list(ways)[1:], *others), "slice_gpt, published choice": list(ways)[2:]}
+        parameters = {name: pair[1] for name, pair in both.items()}
+        found[f"{ratio:.0%} of the parameters"] = {**compared(scores, pairs, figures, beside), "parameters left": parameters}
+        yield found
 
 
 if __name__ == "__main__":
