@@ -379,5 +379,32 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
     return runs
 
 
+def channels() -> Iterator[dict]:
+    """What was found so far, after every ratio."""
+    judged = Language(None)
+    source = judged.judge.source
+    found: dict[str, Any] = judged.judge.describe()
+    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
+    whole = source.anatomy.parameters + source.anatomy.tied * source.shell_parameters()
+    plain = {"normalised": False, "refit": False}
+    ways = {
+        "slice_gpt": {},
+        "slice_gpt, published choice": {"by": "energy", **plain},
+        "slice_gpt, channels of most energy": {"by": "channels", **plain},
+        "slice_gpt, drawn": {"by": "random", **plain},
+    }
+    for ratio in (0.2, 0.33):
+        gone = 1 - (1 - ratio) * source.anatomy.parameters / whole
+        runs = {name: ({"slice_gpt": {"ratio": gone, **settings}},) for name, settings in ways.items()}
+        others = ("svd_llm", "olica as published", "flap, neurons")
+        runs |= {name: steps for name, steps in _language_steps(judged, ratio).items() if name in others}
+        both = {name: judged.scored(*steps) for name, steps in runs.items()}
+        scores = {name: pair[0] for name, pair in both.items()}
+        pairs = {"slice_gpt": (*list(ways)[1:], *others), "slice_gpt, published choice": list(ways)[2:]}
+        parameters = {name: pair[1] for name, pair in both.items()}
+        found[f"{ratio:.0%} of the parameters"] = {**compared(scores, pairs, figures, beside), "parameters left": parameters}
+        yield found
+
+
 if __name__ == "__main__":
     main()

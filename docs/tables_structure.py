@@ -125,6 +125,11 @@ def chosen_language() -> str:
     return _compared(read("structure_methods.json")["language"], "kl", "perplexity")
 
 
+def chosen_channels() -> str:
+    """Ways to the same number of parameters of the same model: fewer channels of its hidden states, and others."""
+    return _compared(read("structure_methods.json")["channels"], "kl", "perplexity")
+
+
 def _compared(part: dict[str, Any], error: str, quality: str) -> str:
     """What each case loses, and what it loses more or less than another."""
     words = {"kl": "KL divergence", "relative_error": "relative error of the logits"}[error]
@@ -153,4 +158,5 @@ TABLES = {
     "chosen states": chosen_states,
     "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
+    "chosen channels": chosen_channels,
 }

@@ -99,7 +99,7 @@ def test_training_right_after_a_cut_heals_it(tmp_path: Path) -> None:
 
 
 STOPS = {
-    "first link": (reshape, "_write", 2),
+    "first link": (reshape, "write_result", 2),
     "between": (chain, "open_model", 1),
     "training": (tuning.Network, "loss", 3),
     "last link": (stored, "save_file", 2),
@@ -140,7 +140,7 @@ def test_finished_links_are_not_carried_out_again(llama: Path, tmp_path: Path, m
         patched.setattr(stored, "save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(llama, tmp_path / "out", [CUT, CODES])
-    monkeypatch.setattr(reshape, "_write", lambda *_: pytest.fail("the first link was carried out again"))
+    monkeypatch.setattr(reshape, "write_result", lambda *_: pytest.fail("the first link was carried out again"))
     assert len(run(llama, tmp_path / "out", [CUT, CODES])["links"]) == 2
 
 
