@@ -143,6 +143,27 @@ def _mamba2() -> Any:
     return hub.Mamba2ForCausalLM(hub.Mamba2Config(**settings, num_heads=4, head_dim=32, n_groups=2, chunk_size=16))
 
 
+def _dit() -> Any:
+    from diffusers import DiTTransformer2DModel
+
+    shape = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "sample_size": 8, "in_channels": 4, "out_channels": 8}
+    return DiTTransformer2DModel(**shape, num_embeds_ada_norm=10)
+
+
+def _pixart() -> Any:
+    from diffusers import PixArtTransformer2DModel
+
+    shape = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "sample_size": 8, "in_channels": 4, "out_channels": 8}
+    return PixArtTransformer2DModel(**shape, cross_attention_dim=64, caption_channels=32)
+
+
+def _flux() -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    shape = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "num_single_layers": 2, "in_channels": 4}
+    return FluxTransformer2DModel(**shape, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8))
+
+
 _BUILD: dict[str, Callable[[], Any]] = {
     "llama": _llama,
     "qwen2": _qwen2,
@@ -167,6 +188,11 @@ _BUILD: dict[str, Callable[[], Any]] = {
     "mamba2": _mamba2,
 }
 ARCHITECTURES = tuple(_BUILD)
+"""Models of transformers."""
+
+_BUILD |= {"dit": _dit, "pixart": _pixart, "flux": _flux}
+DIFFUSION = ("dit", "pixart", "flux")
+"""Transformers of diffusers."""
 
 
 def build(name: str, seed: int = 0) -> Any:
@@ -223,8 +249,27 @@ def _characters() -> hub.PreTrainedTokenizerFast:
 
 
 def inputs(name: str, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs for the model called `name`: token ids [rows, length], pixels [rows, 3, 32, 32], or both."""
+    """Random inputs for the model called `name`: token ids [rows, length], pixels [rows, 3, 32, 32], or both; noisy
+    latents with their time steps and classes for a diffusion transformer."""
     generator = torch.Generator().manual_seed(seed)
+    if name in DIFFUSION:
+        latents = torch.randn(rows, 4, 8, 8, generator=generator)
+        steps, classes = (torch.randint(0, most, (rows,), generator=generator) for most in (1000, 11))
+        if name == "dit":
+            return {"hidden_states": latents, "timestep": steps, "class_labels": classes}
+        text = torch.randn(rows, 6, 32, generator=generator)
+        if name == "pixart":
+            mask = torch.arange(6) < torch.randint(2, 7, (rows, 1), generator=generator)
+            return {"hidden_states": latents, "timestep": steps, "encoder_hidden_states": text, "encoder_attention_mask": mask.long()}
+        places = torch.cartesian_prod(torch.arange(1.0), torch.arange(4.0), torch.arange(4.0)).expand(rows, 16, 3)
+        return {
+            "hidden_states": latents.reshape(rows, 64, 4)[:, :16],
+            "timestep": steps / 1000,
+            "encoder_hidden_states": text,
+            "pooled_projections": torch.randn(rows, 32, generator=generator),
+            "img_ids": places,
+            "txt_ids": torch.zeros(rows, 6, 3),
+        }
     pixels = torch.randn(rows, 3, IMAGE, IMAGE, generator=generator)
     tokens = torch.randint(3, IMAGE_TOKEN, (rows, length), generator=generator)
     if name == "vit":

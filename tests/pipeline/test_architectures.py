@@ -21,7 +21,7 @@ from packaging.version import Version
 from torch import Tensor
 
 import thrifty
-from tests.tiny import ARCHITECTURES, add_reader, inputs, tiny
+from tests.tiny import ARCHITECTURES, DIFFUSION, add_reader, inputs, tiny
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
@@ -138,7 +138,7 @@ ALIKE = alike()
 
 
 @pytest.mark.parametrize("group", ALIKE)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", (*ARCHITECTURES, DIFFUSION[0]))
 def test_contract(architecture: str, group: str, folder_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = folder_of(architecture)
     stages = [
@@ -164,7 +164,7 @@ def test_contract(architecture: str, group: str, folder_of: Callable[..., Path],
     ("architecture", "steps"),
     [
         pytest.param(architecture, steps, id=f"{architecture}-{name}")
-        for architecture, (name, steps) in zip(ARCHITECTURES, cycle(RECIPES), strict=False)
+        for architecture, (name, steps) in zip((*ARCHITECTURES, *DIFFUSION), cycle(RECIPES), strict=False)
     ],
 )
 def test_contract_in_bfloat16(architecture: str, steps: list[dict[str, Any]], folder_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def is_packed(source: Source, work: Work, certificate: Certificate, out: Path) -
         if outline.layout == "dense":
             continue
         old = outline.standard not in ("", "fp8") and Version(transformers.__version__) < FLOATS_SINCE
-        if layer.simulated or linear.storage != "linear" or whole or old:
+        if layer.simulated or linear.storage != "linear" or whole or old or source.library != "transformers":
             assert linear.source in stored
             dense = True
             continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 from thrifty.base.store import write_text
 from thrifty.export.card import brings_code, classes_of, license_of, model_card
 from thrifty.export.container import METHOD
+from thrifty.export.side import library_of
 from thrifty.measure.certificate import Certificate
 from thrifty.report.headline import markdown
 from thrifty.report.page import write_report
@@ -29,6 +31,7 @@ def write_pages(name: str, source: Path, folder: Path, certificate: Certificate)
         library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
         container=request.get("format") == METHOD,
         own_code=brings_code(folder),
+        library=library_of(json.loads((folder / "config.json").read_text())),
     )
     write_text(folder / "README.md", card)
 

@@ -30,6 +30,7 @@ from thrifty.pipeline.price import Load, inside_block
 from thrifty.pipeline.rebuild import shaped
 from thrifty.pipeline.shaping import Shaping, structural
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.trajectories import trajectory_rows
 from thrifty.pipeline.tuning import check_tuning
 from thrifty.recipe.chain import Part, parts_of
 from thrifty.recipe.language import Calibration, Evaluation, Recipe
@@ -227,7 +228,11 @@ def _say(calibration: Rows | None, evaluation: Rows | None) -> None:
 
 def _amount(rows: Rows) -> str:
     length = rows.tokens // rows.rows
-    return f"{rows.rows} rows of {length} tokens" if "input_ids" in rows.inputs else f"{rows.rows} images"
+    return (
+        f"{rows.rows} rows of {length} tokens"
+        if "input_ids" in rows.inputs
+        else f"{rows.rows} {'images' if 'pixel_values' in rows.inputs else 'rows'}"
+    )
 
 
 def _load(source: Source, rows: Rows | None, scored: Rows | None, dtype: torch.dtype) -> Load:
@@ -320,6 +325,9 @@ def _calibration(request: Request, recipe: Recipe, source: Source) -> Rows:
         return request.calibration
     if isinstance(request.calibration, Mapping):
         return Rows.of(request.calibration)
+    if source.anatomy.kind == "diffusion":
+        _check_made(_words(request.calibration) or wanted.text, "--calibration")
+        return trajectory_rows(source, "calibration", request.samples or wanted.samples, request.seed)
     texts, images = _sources(_words(request.calibration), wanted, source, "--calibration")
     judged = None if isinstance(request.evaluation, Mapping | Rows) else _judged_on(request, recipe, source)[1]
     return load_rows(
@@ -335,6 +343,12 @@ def _calibration(request: Request, recipe: Recipe, source: Source) -> Rows:
         share=FOR_CALIBRATION if images and judged and Path(images).resolve() == Path(judged).resolve() else 1.0,
         trust_remote_code=request.trust_remote_code,
     )
+
+
+def _check_made(words: Sequence[str], option: str) -> None:
+    """Raise InputError for data that a diffusion transformer does not look at."""
+    if words:
+        raise InputError(f"{option} {words[0]}: a diffusion transformer makes its own rows from noise, or takes tensors; leave it out")
 
 
 def _judged_on(request: Request, recipe: Recipe, source: Source) -> tuple[tuple[str, ...], str | None]:
@@ -354,6 +368,9 @@ def _evaluation(request: Request, recipe: Recipe, source: Source, calibration: R
     if request.given_rows and request.evaluation is None:
         return None
     wanted = recipe.evaluation
+    if source.anatomy.kind == "diffusion":
+        _check_made(_words(request.evaluation) or wanted.text, "--evaluation")
+        return trajectory_rows(source, "evaluation", wanted.samples, request.seed)
     texts, images = _judged_on(request, recipe, source)
     return load_rows(
         folder=source.folder,

@@ -31,6 +31,7 @@ from thrifty.measure.task_scores import summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
 from thrifty.models import open_model
 from thrifty.models.folder import find_folder
+from thrifty.pipeline.trajectories import trajectory_rows
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
 from thrifty.runtime.load import load
@@ -86,18 +87,21 @@ def evaluate(
     if original is not None and (other := kind_of(original, **allowed)) != kind:
         raise InputError(f"{model or folder} is a model of kind {kind} and {against} one of kind {other}; they cannot be compared")
     measured = load(folder, dtype=torch.float32, **allowed)
-    rows = load_rows(
-        folder=folder,
-        config=measured.config,
-        kind=kind,
-        purpose="evaluation",
-        text=words,
-        images=None if images is None else str(images),
-        samples=samples,
-        tokens=tokens,
-        stride=stride,
-        seed=seed,
-    )
+    if kind == "diffusion":
+        rows = trajectory_rows(open_model(original or folder, **allowed), "evaluation", samples, seed)
+    else:
+        rows = load_rows(
+            folder=folder,
+            config=measured.config,
+            kind=kind,
+            purpose="evaluation",
+            text=words,
+            images=None if images is None else str(images),
+            samples=samples,
+            tokens=tokens,
+            stride=stride,
+            seed=seed,
+        )
     beside = None if original is None else load(original, dtype=torch.float32, **allowed)
     if beside is not None:
         _check_vocabulary(measured.config, beside.config)
@@ -113,6 +117,8 @@ def _check_data(kind: Kind, texts: Sequence[str], images: str | Path | None) -> 
     """Raise InputError for what a model of this kind does not look at."""
     if images is not None and kind in ("causal_lm", "masked_lm"):
         raise InputError(f"a model of kind {kind} reads text, not images; give --text FILE, or nothing")
+    if kind == "diffusion" and (texts or images is not None):
+        raise InputError("a diffusion transformer makes its own rows from noise; give neither --text nor --images")
     if texts and kind == "vision":
         raise InputError("this model sees images and reads no text; give --images FOLDER")
 

@@ -12,18 +12,37 @@ from typing import Any, Literal
 
 Commutes = Literal["none", "scale", "permutation", "rotation", "any"]
 UnitKind = Literal["neurons", "heads", "experts", "channels", "states"]
-Kind = Literal["causal_lm", "masked_lm", "vision", "dual_encoder", "vision_language", "other"]
+Kind = Literal["causal_lm", "masked_lm", "vision", "dual_encoder", "vision_language", "diffusion", "other"]
+Library = Literal["transformers", "diffusers"]
+STEMS: dict[Library, str] = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}
+"""What a library calls the files that hold weights."""
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What stands in place of a norm's weight and bias: outputs of a linear, `gain` and `shift` where those of the norm's width begin.
+
+    The norm multiplies by one plus the former and adds the latter, which differ from row to row.
+    """
+
+    linear: str
+    gain: int
+    shift: int
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalization: `rms` or `layer`; `plus_one` multiplies by (1 + weight), as Gemma does."""
+    """A normalization: `rms` or `layer`; `plus_one` multiplies by (1 + weight), as Gemma does.
+
+    modulation: where weight and bias are made by a linear of the block.
+    """
 
     path: str
     kind: Literal["rms", "layer"]
     width: int
     plus_one: bool = False
     bias: bool = False
+    modulation: Modulation | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,8 @@ class Block:
     chain: blocks of one chain feed each other (a text decoder; a vision tower is a chain of its own).
     spaces: every space of the block, the shared ones of experts included.
     routers: linears that only choose experts; they are never compressed, but read a space.
+    carries: arguments of the block that differ from row to row besides the hidden states (time steps, embeddings of a text). returns: what
+        it puts out, in order, where that is more than the hidden states.
     """
 
     path: str
@@ -141,6 +162,8 @@ class Block:
     experts: Experts | None = None
     state_space: StateSpace | None = None
     routers: tuple[Linear, ...] = ()
+    carries: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -190,7 +213,10 @@ class Units:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A whole model. `inferred` says what was worked out rather than declared, `missing` what no method may rely on."""
+    """A whole model. `inferred` says what was worked out rather than declared, `missing` what no method may rely on.
+
+    library: whose class it is. shared: modules inside blocks that the model uses outside of them, too.
+    """
 
     architecture: str
     model_type: str
@@ -205,6 +231,8 @@ class Anatomy:
     inferred: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     parameters: int = 0
+    library: Library = "transformers"
+    shared: tuple[str, ...] = ()
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:

@@ -64,6 +64,9 @@ def load_rows(
         raise InputError(f"a stride slides over a text that a model continues; leave it out for {folder}, which is no such model ({kind}).")
     if kind in ("causal_lm", "masked_lm"):
         return _text_rows(folder, config, kind, purpose, text, samples, tokens, stride, seed, trust_remote_code, exclude)
+    if kind == "diffusion":
+        words = "latents, time steps and what they are conditioned on"
+        raise InputError(f"{folder} takes {words}, which no file here holds; make them yourself and give them as Rows.of({{...}}).")
     if kind == "other":
         raise InputError(f"{folder}: the inputs of this kind of model are not known; make them yourself and give them as Rows.of({{...}}).")
     if images is None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from thrifty.base.anatomy import Library
+from thrifty.export.side import library_of
+
 _CARD = """---
 {front}---
 
@@ -25,13 +28,12 @@ Made from {base} with [thrifty](https://pypi.org/project/thrifty/). The figures 
 {reader}:
 
 ```python
-{imports}from transformers import {classes}
+{imports}from {library} import {classes}
 
-model = {model}.from_pretrained({name}, dtype="auto"{trusted})
-{prepare} = {preparer}.from_pretrained({name})
+model = {model}.from_pretrained({name}{words}){prepare}
 ```
 
-{beside}`thrifty.load({name})` keeps the weights packed on the processor.
+{beside}
 
 ## Make it again
 
@@ -45,6 +47,7 @@ Versions: {versions}.
 """
 
 _PLAIN = "Plain transformers (with the package `compressed-tensors` where the weights are quantized)"
+_DIFFUSERS = "Plain diffusers, as the transformer of a pipeline or by itself"
 _CONTAINER = "The weights lie in thrifty's own container, which transformers reads after `import thrifty` and not without"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -64,35 +67,51 @@ def model_card(
     library_note: str,
     container: bool = False,
     own_code: bool = False,
+    library: Library = "transformers",
 ) -> str:
     """README.md as text.
 
     table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front matter. license: see
     `license_of`. classes: see `classes_of`. container: whether the weights lie in our own container. own_code: whether the folder brings
-    code.
+    code. library: whose classes these are.
     """
     front: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base_model):
         front |= {"base_model": base_model, "base_model_relation": "quantized"}
-    front |= {**license, "library_name": "transformers", "tags": ["thrifty", "compressed"]}
+    front |= {**license, "library_name": library, "tags": ["thrifty", "compressed"]}
+    quoted = json.dumps(name, ensure_ascii=False)
+    model, preparer = classes
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         title=" ".join(name.split()),
-        name=json.dumps(name, ensure_ascii=False),
+        name=quoted,
         base=f"`{base_model}`",
         table=table,
-        reader=_CONTAINER if container else _PLAIN,
+        library=library,
+        reader=_CONTAINER if container else _PLAIN if library == "transformers" else _DIFFUSERS,
         imports="import thrifty\n" if container else "",
-        trusted=", trust_remote_code=True" if own_code else "",
-        beside="" if container else "vLLM reads the same format by its documentation. ",
-        classes=", ".join(sorted(classes)),
-        model=classes[0],
-        preparer=classes[1],
-        prepare="tokenizer" if "Tokenizer" in classes[1] else "processor",
+        words=_words(library, own_code),
+        beside=_beside(library, quoted, container),
+        classes=", ".join(sorted(filter(None, classes))),
+        model=model,
+        prepare=f"\n{'tokenizer' if 'Tokenizer' in preparer else 'processor'} = {preparer}.from_pretrained({quoted})" if preparer else "",
         command=_fenced(command),
         recipe=_fenced(recipe_yaml.strip(), "yaml"),
         versions=library_note,
     )
+
+
+def _words(library: Library, own_code: bool) -> str:
+    """What the class is told besides the name."""
+    return ("", ', dtype="auto"')[library == "transformers"] + (", trust_remote_code=True" if own_code else "")
+
+
+def _beside(library: Library, name: str, container: bool) -> str:
+    """What else reads the result."""
+    if library != "transformers":
+        return f"`thrifty.load({name})` gives the same model."
+    others = "" if container else "vLLM reads the same format by its documentation. "
+    return f"{others}`thrifty.load({name})` keeps the weights packed on the processor."
 
 
 def license_of(folder: Path) -> dict[str, Any]:
@@ -106,8 +125,10 @@ def license_of(folder: Path) -> dict[str, Any]:
 
 
 def classes_of(folder: Path) -> tuple[str, str]:
-    """(the class of transformers that loads the model in a folder, the one that prepares its inputs)."""
+    """(the class that loads the model in a folder, the one that prepares its inputs; empty where none does)."""
     config = json.loads((folder / "config.json").read_text())
+    if library_of(config) != "transformers":
+        return str(config["_class_name"]), ""
     model = next(iter(config.get("architectures") or ()), "ForCausalLM")
     brought = [auto for auto, place in _auto_map(config).items() if auto.startswith("AutoModelFor") and str(place).endswith("." + model)]
     model = "AutoModelForCausalLM" if model.endswith("ForCausalLM") else next(iter(brought), model)

@@ -17,6 +17,7 @@ from thrifty.base.store import write_bytes, write_json, writing
 from thrifty.export.compressed import INTEGERS, PARTS, check_format, check_parts, packed_shape, packed_stems, read_packed
 from thrifty.export.container import METHOD, Container
 from thrifty.export.shards import INDEX, Made, Piece, check_shards, stored_in, write_shards
+from thrifty.export.side import stem_of
 
 OUTDATED = ("certificate.json", "report.html", "README.md")
 """Files of a result that say how large and how fast it is."""
@@ -46,13 +47,14 @@ def write_folder(
 
     check: looks at what was written before it takes its place. What tells of the weights as they were stored is left behind.
     """
-    left = {INDEX, "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
+    stem = stem_of(config)
+    left = {INDEX, f"{stem}.safetensors.index.json", "config.json", *(OUTDATED if (folder / OUTDATED[0]).exists() else ())}
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with writing(out):
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            check_shards(staging, write_shards(staging, pieces))
+            check_shards(staging, write_shards(staging, pieces, stem=stem))
             check(staging)
             write_json(staging / "config.json", config)
             for path in sorted(folder.rglob("*")):

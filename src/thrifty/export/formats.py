@@ -10,6 +10,7 @@ from typing import Any
 from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.base.method import nearest
+from thrifty.export.side import library_of
 
 FORMATS = {
     "dense": "safetensors without codes, for runtimes that read no packed weights",
@@ -35,6 +36,8 @@ def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
         raise InputError(f"unknown format {to!r}{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
+    if to != "dense" and library_of(json.loads((folder / "config.json").read_text())) != "transformers":
+        raise InputError(f"{to} holds models of transformers, and {folder} is one of diffusers; it can be exported to dense only")
     folder = folder.absolute()
     out = out or folder.with_name(f"{folder.name}.gguf" if to == "gguf" else f"{folder.name}-{to}")
     if out.exists():

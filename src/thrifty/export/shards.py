@@ -113,14 +113,14 @@ def stored_in(folder: Path) -> dict[str, Piece]:
         raise InputError(f"{error}; copy or download it again.") from None
 
 
-def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = LARGEST) -> dict[str, str]:
+def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = LARGEST, *, stem: str = "model") -> dict[str, str]:
     """Write `model.safetensors`, or numbered shards with an index where that would be larger than `max_bytes`.
 
-    A tensor that is larger by itself gets a shard of its own. Returns the sha256 of each tensor's type, shape and bytes by key. Raises
-    RunError when a source ends early or the disk is full.
+    stem: what files of weights are called. A tensor that is larger by itself gets a shard of its own. Returns the sha256 of each tensor's
+    type, shape and bytes by key. Raises RunError when a source ends early or the disk is full.
     """
     shards = _split(pieces, max_bytes)
-    names = [_name(index, len(shards)) for index in range(len(shards))]
+    names = [_name(stem, index, len(shards)) for index in range(len(shards))]
     digests: dict[str, str] = {}
     with events.task("writing", sum(piece.nbytes for piece in pieces)) as advance:
         done = 0
@@ -131,7 +131,9 @@ def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = 
     if len(shards) > 1:
         weight_map = {piece.key: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         total = sum(piece.nbytes for piece in pieces)
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        write_json(
+            folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        )
     return digests
 
 
@@ -166,8 +168,8 @@ def _split(pieces: Sequence[Piece | Made], max_bytes: int) -> list[list[Piece | 
     return [sorted(shard, key=lambda piece: -piece.dtype.itemsize) for shard in shards]
 
 
-def _name(index: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+def _name(stem: str, index: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
 def _write(path: Path, pieces: Sequence[Piece | Made]) -> dict[str, str]:

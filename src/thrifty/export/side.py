@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thrifty.base.anatomy import STEMS, Library
 from thrifty.base.store import write_bytes, write_json
 
 REPLACED = ("README.md",)
 """Files that the result writes anew."""
+
+
+def library_of(config: Mapping[str, Any]) -> Library:
+    """Whose model a config.json describes."""
+    return "diffusers" if "_class_name" in config else "transformers"
+
+
+def stem_of(config: Mapping[str, Any]) -> str:
+    """What the files of its weights are called."""
+    return STEMS[library_of(config)]
 
 
 def copy_side_files(files: Sequence[Path], folder: Path, out: Path) -> None:

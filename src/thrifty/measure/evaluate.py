@@ -47,7 +47,8 @@ def evaluate(
 
 
 def output_of(outputs: Any) -> tuple[Float[Tensor, "rows ..."], bool]:
-    """(what a model's outputs are compared by, whether they are class logits): class logits, else embeddings, else last hidden states.
+    """(what a model's outputs are compared by, whether they are class logits): class logits, else embeddings, else last hidden states,
+    else what a diffusion transformer predicts.
 
     Raises InputError when there is none of these.
     """
@@ -55,7 +56,7 @@ def output_of(outputs: Any) -> tuple[Float[Tensor, "rows ..."], bool]:
         value = getattr(outputs, name, None)
         if value is not None:
             return value, value.ndim == 2
-    for name in ("image_embeds", "last_hidden_state", "pooler_output"):
+    for name in ("image_embeds", "last_hidden_state", "pooler_output", "sample"):
         value = getattr(outputs, name, None)
         if value is not None:
             return value, False

@@ -14,7 +14,7 @@ import torch
 
 from thrifty.base.memory import peak_rss_bytes, rss_bytes, status_bytes
 
-LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy")
+LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy", "diffusers")
 _CLEAR = Path("/proc/self/clear_refs")
 _GROUP = Path("/sys/fs/cgroup")
 

@@ -7,8 +7,8 @@ lacks is left out; a linear whose values do not lie on disk as one matrix is lef
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -21,17 +21,19 @@ from thrifty.base.anatomy import (
     Experts,
     Kind,
     Linear,
+    Modulation,
     Norm,
     Part,
     Space,
     Stage,
     StateSpace,
 )
+from thrifty.models.diffusion import DiffusionConfig
 from thrifty.models.experts import is_fused
 from thrifty.models.infer import infer
 from thrifty.models.names import NameMap
 from thrifty.models.pieces import with_pieces
-from thrifty.models.template import BlockForm, NormForm, SpaceForm, family_of
+from thrifty.models.template import BlockForm, Family, ModulationForm, NormForm, SpaceForm, families, family_of
 
 _SCALING_ACTIVATIONS = ("relu",)
 
@@ -66,7 +68,8 @@ def describe_model(model: Any, names: NameMap, *, declared: bool = True) -> Anat
     if composition is not None and composition.chains:
         for form in composition.chains:
             path = _join(core, form.module)
-            _read_chain(model, names, path, form.name, declared, _used_blocks(model.config, form.hidden_state), findings)
+            own = families()[form.family] if form.family and declared else None
+            _read_chain(model, names, path, form.name, declared, _used_blocks(model.config, form.hidden_state), findings, own)
     else:
         name = "vision" if _reads_pixels(model) else "text"
         _read_chain(model, names, core, family.chain if family else name, declared, None, findings)
@@ -84,14 +87,18 @@ def describe_model(model: Any, names: NameMap, *, declared: bool = True) -> Anat
         final_norms=tuple(findings.final_norms),
         inferred=tuple(findings.inferred),
         missing=tuple(findings.missing),
+        library="diffusers" if isinstance(model.config, DiffusionConfig) else "transformers",
+        shared=tuple(_join(core, item) for item in composition.shared) if composition else (),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
-def _read_chain(model: Any, names: NameMap, core: str, chain: str, declared: bool, used: int | None, findings: _Findings) -> None:
-    """Read the blocks of one chain below the module path `core`."""
+def _read_chain(
+    model: Any, names: NameMap, core: str, chain: str, declared: bool, used: int | None, findings: _Findings, own: Family | None = None
+) -> None:
+    """Read the blocks of one chain below the module path `core`. own: their form, where the config there does not say."""
     inner = model.get_submodule(core)
-    family = family_of(inner.config) if declared else None
+    family = own or (family_of(inner.config) if declared else None)
     if used == 0:
         findings.lacks(core, "its blocks are read at several layers at once, so they are left as they are")
         return
@@ -115,7 +122,8 @@ def _read_chain(model: Any, names: NameMap, core: str, chain: str, declared: boo
     findings.final_norms.extend(filter(None, (_norm(model, _join(core, form.path), form) for form in family.final_norms)))
     for index, form in enumerate(forms):
         reader = _BlockReader(model, names, _config_of(inner.config, index), f"{path}.{index}", form, findings)
-        findings.blocks.append(reader.read(index, chain))
+        reader.leave(family.kept)
+        findings.blocks.append(replace(reader.read(index, chain), carries=family.carries, returns=family.returns))
 
 
 def _config_of(config: Any, index: int) -> Any:
@@ -138,7 +146,9 @@ class _BlockReader:
         self.routers = self._linears([("router", path) for path in self.form.routers])
         self.stages = [self._linears(stage.linears) for stage in self.form.stages]
         self.known = {linear.path: linear for group in (self.routers, *self.stages) for linear in group}
-        self.norms = tuple(filter(None, (_norm(self.model, self._full(form.path), form) for form in self.form.norms)))
+        plain = [form for form in self.form.norms if form.modulated is None]
+        moved = [self._modulated(form.path, form.kind, form.modulated) for form in self.form.norms if form.modulated is not None]
+        self.norms = tuple(filter(None, [*(_norm(self.model, self._full(form.path), form) for form in plain), *moved]))
         self.attention = self._attention()
         self.experts = self._experts()
         for path in self.form.untouched:
@@ -166,6 +176,21 @@ class _BlockReader:
             state_space=self._state_space(),
             routers=tuple(self.routers),
         )
+
+    def leave(self, kept: dict[str, tuple[str, ...]]) -> None:
+        """Say which linears are left as they are, and why."""
+        for reason, paths in kept.items():
+            for path in paths:
+                if _module(self.model, self._full(path)) is not None:
+                    self.findings.lacks(self._full(path), reason)
+
+    def _modulated(self, path: str, kind: Literal["rms", "layer"], form: ModulationForm) -> Norm | None:
+        """A norm that a linear moves, where that adds a bias of its own."""
+        linear = self.known.get(self._full(form.by))
+        if linear is None or linear.bias_source is None or _module(self.model, self._full(path)) is None:
+            return None
+        width = linear.out_features // form.parts
+        return Norm(self._full(path), kind, width, True, True, Modulation(linear.path, form.gain * width, form.shift * width))
 
     def _full(self, path: str) -> str:
         return _join(self.path, path)

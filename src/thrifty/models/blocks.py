@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from thrifty.base.anatomy import Block
 from thrifty.base.errors import RunError, ThriftyError
+from thrifty.models.carried import Carried
 from thrifty.models.experts import is_fused, unfused
 
 
@@ -21,12 +22,14 @@ from thrifty.models.experts import is_fused, unfused
 class Call:
     """What a block's forward gets besides the hidden states, recorded with one row: masks and position embeddings broadcast over more.
 
-    hidden: the keyword that the hidden states are passed by; None where they are the first positional argument.
+    hidden: the keyword that the hidden states are passed by; None where they are the first positional argument. carried: what each row
+    brings besides hidden states, which lies behind them.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     hidden: str | None = None
+    carried: Carried | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Call:
         """The same call with its tensors on `device`, floating ones in `dtype`."""
@@ -38,7 +41,7 @@ class Call:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Call:
         """The same call with every tensor in it changed."""
-        return Call(_map(self.args, change), _map(self.kwargs, change), self.hidden)
+        return Call(_map(self.args, change), _map(self.kwargs, change), self.hidden, self.carried)
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -72,8 +75,10 @@ def run_with_weights(
 
 
 def _run(module: nn.Module, hidden: Tensor, call: Call, weights: dict[str, Tensor]) -> Tensor:
-    call = call.to(hidden.device, hidden.dtype)
-    args, kwargs = (hidden, *call.args), dict(call.kwargs)
+    call, carried = call.to(hidden.device, hidden.dtype), {}
+    if call.carried is not None:
+        hidden, carried = call.carried.unpack(hidden)
+    args, kwargs = (hidden, *call.args), {**call.kwargs, **carried}
     if call.hidden is not None:
         args, kwargs = call.args, {call.hidden: hidden, **kwargs}
     try:
@@ -83,6 +88,8 @@ def _run(module: nn.Module, hidden: Tensor, call: Call, weights: dict[str, Tenso
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RunError(f"a {type(module).__name__} cannot be run on its own ({said}); this architecture is not supported yet") from error
+    if call.carried is not None:
+        return call.carried.after(out, carried)
     return out[0] if isinstance(out, tuple | list) else out
 
 
@@ -126,8 +133,8 @@ def linear_modules(module: nn.Module, block: Block) -> dict[str, nn.Module]:
 
 
 def norm_modules(module: nn.Module, block: Block) -> dict[str, nn.Module]:
-    """The modules of a block's norms, by path in the model."""
-    return {norm.path: _inside(module, block, norm.path) for norm in block.norms}
+    """The modules of a block's norms that have a weight, by path in the model."""
+    return {norm.path: _inside(module, block, norm.path) for norm in block.norms if norm.modulation is None}
 
 
 def _inside(module: nn.Module, block: Block, path: str) -> nn.Module:

@@ -112,6 +112,8 @@ def _how(space: Space) -> str:
 
 
 def _norm(norm: Norm) -> str:
+    if norm.modulation is not None:
+        return f"{norm.path} ({norm.kind}, moved by {norm.modulation.linear.rpartition('.')[2]})"
     return f"{norm.path} ({norm.kind}{', one plus weight' if norm.plus_one else ''}{', bias' if norm.bias else ''})"
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from thrifty.base.anatomy import STEMS
 from thrifty.base.errors import InputError
 from thrifty.base.store import as_path
+from thrifty.models.diffusion import CLASS, read_diffusion
 from thrifty.models.disk import TensorInfo, scan
 
 _INDEX = "model.safetensors.index.json"
@@ -57,7 +59,7 @@ def _download(name: str) -> Path:
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """The transformers config of a folder that holds an ordinary model.
+    """The config of a folder that holds an ordinary model of transformers, or a transformer of diffusers.
 
     Raises InputError for an adapter, a quantized model, code of its own that is not trusted, or an unknown architecture.
     """
@@ -66,12 +68,17 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         raise InputError(
             f"{folder} holds an adapter, not a model; merge it into its base model (peft's merge_and_unload) and give that folder."
         )
+    if (folder / "model_index.json").exists() and not file.exists():
+        raise InputError(f"{folder} holds a pipeline of diffusers; give the folder of its transformer ({folder / 'transformer'}).")
     if not file.exists():
         raise InputError(f"{folder} is not a model folder: it has no config.json.")
     try:
         raw = json.loads(file.read_text())
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid JSON ({error}); download it again.") from None
+    if isinstance(raw, dict) and isinstance(raw.get(CLASS), str) and "model_type" not in raw:
+        _refuse_quantized(folder, raw)
+        return read_diffusion(file, raw)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise InputError(f"{file} names no model_type; it is not the config of a transformers model.")
     _refuse_quantized(folder, raw)
@@ -119,14 +126,16 @@ def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo]
 
     Raises InputError for missing or broken files, for pickled weights that are not allowed, and for a folder without weights.
     """
-    if (folder / _INDEX).exists():
-        return _scan_shards(folder), {}
-    if (folder / _WEIGHTS).exists():
-        return scan(folder / _WEIGHTS), {}
+    for stem in STEMS.values():
+        index, weights = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+        if index.exists():
+            return _scan_shards(folder, index), {}
+        if weights.exists():
+            return scan(weights), {}
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1 and loose[0].name != "adapter_model.safetensors":
         return scan(loose[0]), {}
-    pickles = sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    pickles = sorted([*folder.glob("*pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickles and allow_pickle:
         return _unpickle(pickles)
     if pickles:
@@ -137,13 +146,14 @@ def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo]
     raise InputError(f"{folder} holds no weights: neither {_WEIGHTS} nor {_INDEX} is there.")
 
 
-def _scan_shards(folder: Path) -> dict[str, TensorInfo]:
+def _scan_shards(folder: Path, file: Path) -> dict[str, TensorInfo]:
+    """file: the index."""
     try:
-        index = json.loads((folder / _INDEX).read_text())["weight_map"]
+        index = json.loads(file.read_text())["weight_map"]
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder / _INDEX} is not a valid index of shards; download it again.") from None
+        raise InputError(f"{file} is not a valid index of shards; download it again.") from None
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(set(index.values())):
         if not (folder / name).is_file():

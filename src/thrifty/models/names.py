@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 
+from thrifty.models.diffusion import DiffusionConfig
+
 Read = Callable[[str], Tensor]
 
 
@@ -93,6 +95,9 @@ def _reader(read: Read, key: str) -> Callable[[], Tensor]:
 
 def map_names(keys: Iterable[str], model: Any) -> NameMap:
     """The map for a checkpoint with these disk keys and this model (its parameters may be on the meta device)."""
+    if isinstance(model.config, DiffusionConfig):  # diffusers has no such tables: names in memory are those on disk
+        state = model.state_dict()
+        return NameMap({key: key for key in keys if key in state}, tied=_tied(model), unused=[key for key in keys if key not in state])
     transforms = get_model_conversion_mapping(model)
     renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
     converters = [item for item in transforms if isinstance(item, WeightConverter)]

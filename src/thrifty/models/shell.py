@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from thrifty.base.anatomy import Anatomy, Block
 from thrifty.base.errors import RunError
 from thrifty.models.blocks import Call, hollow_block
+from thrifty.models.carried import Carried
 
 _HEADS = ("logits", "logits_per_image", "prediction_logits", "last_hidden_state")
 
@@ -98,7 +99,7 @@ class Shell:
         """What the model makes of the final hidden states of all chains, differentiable in these.
 
         Logits [rows, length, vocabulary] of language models, logits [rows, classes] of classifiers, the image-text similarities
-        [images, texts] of dual encoders, else the last hidden state.
+        [images, texts] of dual encoders, the prediction of diffusion transformers, else the last hidden state.
         """
         with self._passing(done, None):
             return main_output(self._forward(inputs))
@@ -121,6 +122,8 @@ class Shell:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split(args, kwargs, names)
+            if block.carries:
+                hidden, call = _packed(hidden, call, names, block)
             if first and shell._entering == block.chain:
                 shell._entered = hidden
                 raise _Reached
@@ -129,10 +132,12 @@ class Shell:
             shell.entering[block.path] = hidden.shape
             if shell._leaving and len(shell._noted) == len(shell.anatomy.blocks):
                 raise _Reached
-            if block.chain not in shell._tuples:
+            if call.carried is None and block.chain not in shell._tuples:
                 shell._tuples[block.chain] = shell._returns_tuple(block, hidden, call)
             if last and block.chain in shell._done:
                 hidden = shell._done[block.chain].to(hidden.device)
+            if call.carried is not None:
+                return call.carried.put_out(hidden)
             return (hidden,) if shell._tuples[block.chain] else hidden
 
         # An attribute of this one instance: its class, its other attributes and its hooks stay what the model expects of a block.
@@ -152,6 +157,15 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]) -> t
     if args:
         return args[0], Call(args[1:], dict(kwargs))
     return kwargs[names[0]], Call((), {name: value for name, value in kwargs.items() if name != names[0]}, names[0])
+
+
+def _packed(hidden: Tensor, call: Call, names: list[str], block: Block) -> tuple[Tensor, Call]:
+    """What the block carries behind its hidden states instead of in the call."""
+    position = call.hidden is None
+    given = {**dict(zip(names[1:], call.args, strict=False)), **call.kwargs} if position else dict(call.kwargs)
+    values = {name: given.pop(name) for name in block.carries if isinstance(given.get(name), Tensor)}
+    carried = Carried.of(hidden, values, block.returns, names[0])
+    return carried.pack(hidden, values), Call((), given, names[0], carried)
 
 
 def _apply(forward: Callable[..., Any], hidden: Tensor, call: Call) -> Any:

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.initialization import no_init_weights
 
 from thrifty.base.errors import InputError
+from thrifty.models.diffusion import DiffusionConfig, build_diffusion, diffusion_class
 
 _ALLOCATORS = (torch.empty, torch.randn, torch.rand)
 
@@ -45,7 +46,7 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype = torch.float32,
     meant = model_class(config, remote_code)
     try:
         with _default_dtype(dtype), _Hollow(), no_init_weights():
-            model = meant(config)
+            model = build_diffusion(config) if isinstance(config, DiffusionConfig) else meant(config)
     except Exception as error:  # the constructors check nothing, so whatever they stumble over is the config's
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{config._name_or_path}: config.json describes no {meant.__name__} that can be built ({said}).") from error
@@ -94,8 +95,11 @@ def _fails_to_fill(owner: PreTrainedModel, module: nn.Module) -> bool:
 def model_class(config: PreTrainedConfig, remote_code: str | None) -> Any:
     """The class that `config` means; InputError where there is none.
 
-    It is one that stands beside the class of `config`, or one of the trusted folder `remote_code`, or one of transformers.
+    It is one of diffusers for a config of its, else one that stands beside the class of `config`, or one of the trusted folder
+    `remote_code`, or one of transformers.
     """
+    if isinstance(config, DiffusionConfig):
+        return diffusion_class(config)
     names = config.architectures or []
     for name in names:
         beside = getattr(sys.modules[type(config).__module__], name, None)

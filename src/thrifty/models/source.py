@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.base import events
-from thrifty.base.anatomy import Anatomy, Block, Part
+from thrifty.base.anatomy import STEMS, Anatomy, Block, Library, Part
 from thrifty.base.errors import InputError, RunError
 from thrifty.models.anatomy import describe_model
 from thrifty.models.blocks import hollow_block
@@ -207,12 +207,26 @@ class Source:
             if path.is_file() and path.name != "config.json" and not path.name.startswith(".") and not path.name.endswith(_NOT_COPIED)
         )
 
+    @property
+    def library(self) -> Library:
+        """Whose class the model is."""
+        return self.anatomy.library
+
+    @property
+    def stem(self) -> str:
+        """What its library calls files of weights."""
+        return STEMS[self.library]
+
+    def _outside(self, model: nn.Module) -> list[str]:
+        """Names of what is outside the blocks, or used there, too."""
+        blocks = tuple(block.path + "." for block in self.anatomy.blocks)
+        shared = tuple(path + "." for path in self.anatomy.shared)
+        return [name for name in _names(model) if not name.startswith(blocks) or name.startswith(shared)]
+
     def shell(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Shell:
         """The model without its blocks, its weights read from disk in `dtype`."""
         model = build_skeleton(self.config, dtype, self.remote_code)
-        blocks = tuple(block.path + "." for block in self.anatomy.blocks)
-        outside = [name for name in _names(model) if not name.startswith(blocks)]
-        self._materialise(model, {name: name for name in outside}, dtype, device, {})
+        self._materialise(model, {name: name for name in self._outside(model)}, dtype, device, {})
         return Shell(model, self.anatomy, lambda block: self.block(block, dtype, device), device)
 
     def hollow_shell(self) -> Shell:
@@ -221,9 +235,8 @@ class Source:
         What blocks are called with (masks, positions) does not depend on weights.
         """
         model = build_skeleton(self.config, torch.float32, self.remote_code)
-        blocks = tuple(block.path + "." for block in self.anatomy.blocks)
-        for name in _names(model):
-            if not name.startswith(blocks) and model.get_parameter_or_buffer(name).is_meta:
+        for name in self._outside(model):
+            if model.get_parameter_or_buffer(name).is_meta:
                 value = model.get_parameter_or_buffer(name)
                 _place(model, name, torch.empty(value.shape, dtype=value.dtype), torch.float32, "cpu")
         return Shell(model, self.anatomy, lambda block: self.hollow_block(block, torch.float32), "cpu")

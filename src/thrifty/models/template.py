@@ -20,12 +20,22 @@ class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ModulationForm(_Form):
+    """The linear whose outputs, in so many equal `parts`, hold the gain and the shift of a norm; counted from 0."""
+
+    by: str
+    parts: int
+    gain: int
+    shift: int
+
+
 class NormForm(_Form):
     """A norm, by path."""
 
     path: str
     kind: Literal["rms", "layer"]
     plus_one: bool = False
+    modulated: ModulationForm | None = None
 
 
 class SpaceForm(_Form):
@@ -79,11 +89,15 @@ class StateSpaceForm(_Form):
 
 
 class ChainForm(_Form):
-    """One member of a composition. hidden_state: config attribute that tells which layer's hidden state the next member reads."""
+    """One member of a composition. hidden_state: config attribute that tells which layer's hidden state the next member reads.
+
+    family: the form of its blocks, where its own config does not say.
+    """
 
     name: str
     module: str
     hidden_state: str | None = None
+    family: str | None = None
 
 
 class BlockForm(_Form):
@@ -100,7 +114,11 @@ class BlockForm(_Form):
 
 
 class Family(BlockForm):
-    """A family: one chain of blocks, or a composition of chains."""
+    """A family: one chain of blocks, or a composition of chains.
+
+    carries, returns: see `anatomy.Block`. shared: modules inside blocks that the model uses outside of them, too. kept: linears of a block
+    that are left as they are, by the reason in words.
+    """
 
     model_types: tuple[str, ...]
     kind: Kind | None = None
@@ -109,6 +127,10 @@ class Family(BlockForm):
     blocks: str = ""
     embeddings: tuple[str, ...] = ()
     final_norms: tuple[NormForm, ...] = ()
+    carries: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    kept: dict[str, tuple[str, ...]] = {}
 
 
 @cache

@@ -37,7 +37,7 @@ def assemble(
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
     pieces = [*_shell_pieces(source, folder), *(piece for record in records for piece in pieces_of(record.tensors))]
-    check_shards(staging, write_shards(staging, pieces))
+    check_shards(staging, write_shards(staging, pieces, stem=source.stem))
     forms = {path: form for record in records for path, form in record.packed.items()}
     config = packing.config(source, forms) if forms else None
     original = json.loads((source.folder / "config.json").read_text())

@@ -85,6 +85,8 @@ def key_of(linear: Linear) -> str:
 
 def container_packing(source: Source, work: Work) -> ContainerPacking:
     """Decide for a whole model which matrices are stored as codes, or without their zeros. Raises InputError for what it cannot hold."""
+    if source.library != "transformers":
+        raise InputError(f"{source.library} does not read the container, which holds models of transformers; leave --format out")
     rounded = next((path for path in work.treatments if work.activation(path) is not None), None)
     if rounded is not None:
         raise InputError(f"the recipe rounds the inputs of {rounded}, which the container does not hold; leave --format out")

@@ -129,6 +129,8 @@ def packing(source: Source, work: Work) -> Packing:
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}
     outlines = {path: pair for path, pair in outlines.items() if pair[1].layout != "dense"}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
+    if source.library != "transformers":
+        reasons = dict.fromkeys(outlines, f"{source.library} reads no such codes")
     schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
     if schemes and experts and (not experts <= schemes.keys() or len({schemes[path] for path in experts}) > 1):
         reasons |= dict.fromkeys(schemes, "transformers reads packed files of this architecture only where all experts are packed alike")

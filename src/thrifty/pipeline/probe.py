@@ -183,6 +183,8 @@ def _pass_seconds(source: Source, kind: Kind, batch: int, dtype: torch.dtype, de
     module = source.random_block(kind.block, dtype, device)
     call = kind.call.to(device, dtype)
     hidden = torch.randn(batch, *kind.shape, device=device).to(dtype)
+    if call.carried is not None:
+        hidden = call.carried.blank(hidden)
     alone = best(lambda: run_block(module, hidden[:1], call), device, 0.0)
     if alone > BRIEF or batch == 1:
         return alone

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thrifty.base.anatomy import Linear
-from thrifty.base.errors import RunError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
 from thrifty.core.linalg import row_forms
 from thrifty.export.uneven.outline import uneven_config
@@ -40,6 +40,10 @@ class Rebuilding(Shaping):
 
 def shaped(source: Source, step: Step) -> Shaping:
     """What a structural step will make of this model. Raises InputError where the architecture cannot have it."""
+    if source.library != "transformers":
+        raise InputError(
+            f"{step.name} changes what a config of transformers says, and {source.anatomy.architecture} is of {source.library}"
+        )
     return rebuilding(source, step) if isinstance(step, Rebuilder) else shape_plainly(source, step)
 
 

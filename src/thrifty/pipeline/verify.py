@@ -1,4 +1,4 @@
-"""The result in the runtime it is meant for: plain transformers loads the folder and must give the logits of the walk."""
+"""The result in the runtime it is meant for: the plain library loads the folder and must give the logits of the walk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS = 2
 
 
 def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -> float:
-    """Load `folder` with plain transformers in float32 and compare what it makes of the first rows; returns the largest difference.
+    """Load `folder` with the plain library in float32 and compare what it makes of the first rows; returns the largest difference.
 
     The difference is that of logits, over the largest logit where that is above 1. Raises RunError when it is above 1e-4.
     """
@@ -30,11 +30,11 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
         with torch.inference_mode():
             found = main_output(model(**inputs)).to(torch.float32)
     except Exception as error:
-        raise RunError(f"transformers cannot run {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise RunError(f"{source.library} cannot run {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error
     difference = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
     if not difference <= TOLERANCE:
         raise RunError(
-            f"transformers gives logits that differ by {difference:.2g} (relative) from those of the walk; the result is kept in {folder}"
+            f"{source.library} gives outputs that differ by {difference:.2g} (relative) from those of the walk; the result is in {folder}"
         )
     return difference
 
@@ -42,7 +42,8 @@ def verify_runtime(folder: Path, source: Source, rows: Rows, streams: Streams) -
 def _load(folder: Path, source: Source) -> nn.Module:
     found = model_class(source.config, None if source.remote_code is None else str(folder))
     try:
+        model = found.from_pretrained(folder, dtype=torch.float32).eval()
         # Packed experts are decoded in the type of their scales whatever is asked for.
-        return found.from_pretrained(folder, dtype=torch.float32).to(torch.float32).eval()
+        return model.to(torch.float32) if source.library == "transformers" else model
     except Exception as error:  # whatever it is, the result cannot be read by those it was made for
-        raise RunError(f"transformers cannot load {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise RunError(f"{source.library} cannot load {folder} ({type(error).__name__}: {' '.join(str(error).split())})") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from thrifty.base.anatomy import Block, Linear, Norm
+from thrifty.base.anatomy import Block, Linear, Modulation, Norm
 from thrifty.base.records import Encoded
 from thrifty.core import fold
 from thrifty.core.activations import Rounding
@@ -84,18 +84,42 @@ class BlockView:
     def _norm(self, norm: Norm, rewrite: Rewrite) -> Rewrite:
         if rewrite.turn is not None:
             raise ValueError(f"{norm.path} multiplies channel by channel; no rotation can be folded into it")
+        if norm.modulation is not None:
+            return self._modulated(norm, norm.modulation, rewrite)
         key = self.source.disk_name(f"{norm.path}.weight")
         before = self._vector(key)
         self._keep(key, fold.divide_norm(before, rewrite.scale, norm.plus_one))
         after = self.vectors[key]
         one = 1.0 if norm.plus_one else 0.0
-        scale = (before + one) / (after + one)
-        exact = replace(rewrite, scale=torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale)))
+        exact = replace(rewrite, scale=_quotient(before + one, after + one))
         if norm.bias:
             exact = self._bias(self.source.disk_name(f"{norm.path}.bias"), exact)
         elif rewrite.shift is not None:
             raise ValueError(f"{norm.path} has no bias to take a constant off with")
         return exact
+
+    def _modulated(self, norm: Norm, by: Modulation, rewrite: Rewrite) -> Rewrite:
+        """Divide the outputs that are the norm's gain and shift, row by row of the matrix that makes them.
+
+        (1 + W c + b) / s = 1 + (W / s) c + (b + 1) / s - 1
+        """
+        key = self.linears[by.linear].bias_source
+        assert key is not None
+        gain, shift = (slice(start, start + norm.width) for start in (by.gain, by.shift))
+        before = self._vector(key)
+        after = before.clone()
+        after[gain] = fold.divide_norm(before[gain], rewrite.scale, plus_one=True)
+        exact = replace(rewrite, scale=_quotient(before[gain] + 1, self._rounded(key, after)[gain] + 1))
+        after[shift] = exact.producer_bias(before[shift])
+        self._keep(key, after)
+        weight = self.read(by.linear).clone()
+        for rows in (gain, shift):
+            weight[rows] = fold.divide_rows(weight[rows], exact.scale)
+        self.weights[by.linear] = weight
+        self.touched.add(by.linear)
+        if rewrite.shift is None:
+            return exact
+        return replace(exact, shift=before[shift] - self.vectors[key][shift] * exact.scale)
 
     def _rows(self, path: str, rewrite: Rewrite) -> Rewrite:
         self.weights[path] = rewrite.producer(self.read(path))
@@ -151,6 +175,12 @@ class BlockView:
             linear = self.linears[path]
             place(changed, self.source, linear, self.weights[path])
         return changed
+
+
+def _quotient(before: Tensor, after: Tensor) -> Tensor:
+    """What gains were really divided by; 1 where that is no positive number."""
+    scale = before / after
+    return torch.where(torch.isfinite(scale) & (scale > 0), scale, torch.ones_like(scale))
 
 
 def read_matrix(source: Source, linear: Linear) -> Tensor:
