@@ -1,0 +1,278 @@
+"""Inputs and weights of few bits in a diffusion transformer, on the one of training/dit that nothing was tuned on.
+
+Usage: python bench/diffusion.py [PART ...]     (writes bench/results/diffusion.json; what is in bench/build/diffusion is scored again)
+
+Parts: inputs, weights; both without a name.
+
+Calibrated on images that it was trained on, with noise, at random times; judged on the 599 that were held out, each at one time, with the
+same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Besides, digits are drawn from the same
+200 starts with each result, and digits-vit is asked which they are. Differences are taken row by row, so an interval of one that holds 0
+means that neither is better.
+
+`inputs` are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
+grid of its own, its weights to the nearest, a scale a row. What precedes that is HadaNorm's order of operations, and parts of it:
+
+    y = ((x - mu) / s) H,   out = round(y) round(H^T diag(s) W) + mu W + b
+
+mu is the mean over the tokens of one row (of all calibration rows where it says static), s the mean spread of a channel to the power alpha,
+H a rotation by a Hadamard matrix. `folded` is what the recipe `hadanorm` does without a reader: means and scales in the modulation and in
+biases, a rotation of the values of each head. `weights` are what `thrifty compress` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from judge import BUILD, HERE, RESULTS, write
+from torch import Tensor, nn
+
+import thrifty
+from thrifty.api.request import Request, prepare
+from thrifty.core.hadamard import Rotation
+from thrifty.measure.hardware import hardware, versions
+from thrifty.measure.hidden import RowScores, score_hidden
+from thrifty.measure.intervals import mean_interval, ratio_interval
+from thrifty.models import open_model
+from thrifty.pipeline.run import run
+from thrifty.recipe.settings import build_method
+from thrifty.weights.activation.dynamic import Dynamic
+from thrifty.weights.target.int import Int
+from thrifty.weights.transform.hadanorm import spread
+
+sys.path.insert(0, str(HERE.parent / "training" / "dit"))
+from train import CLASSES, held_out_loss, load, noisy
+
+HOME = BUILD / "diffusion"
+MODEL, READER = HERE / "models" / "digits-dit", HERE / "models" / "digits-vit"
+CALIBRATION, DRAWN, STEPS = 384, 200, 20
+WIDTHS = {"8 and 4 bits": (8, 4), "4 and 4 bits": (4, 4), "8 and 3 bits": (8, 3)}
+"""Weights and inputs."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What precedes rounding."""
+
+    mean: str = ""
+    alpha: float | None = None
+    turned: bool = False
+
+
+REWRITES = {
+    "as it is": Rewrite(),
+    "centred": Rewrite("dynamic"),
+    "hadamard": Rewrite(turned=True),
+    "hadanorm, alpha 0": Rewrite("dynamic", turned=True),
+    "hadanorm, alpha 0.5": Rewrite("dynamic", 0.5, True),
+    "hadanorm, alpha 0, static": Rewrite("static", turned=True),
+    "hadanorm, alpha 0.5, static": Rewrite("static", 0.5, True),
+    "folded, alpha 0": Rewrite(),
+    "folded, alpha 0.5": Rewrite(),
+}
+INT, ADDITIVE = "int", "additive"
+WEIGHTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gptq, 2 bits, a row": (INT, {"bits": 2, "group_size": 0, "symmetric": False}, {"obs": {}}),
+    "gptq, 2 bits, 32": (INT, {"bits": 2, "group_size": 32, "symmetric": False}, {"obs": {}}),
+    "aqlm, 2 x 4 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 4, "group_size": 4}, {"aqlm": {}}),
+    "aqlm, 2 x 6 bits for 8": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 8}, {"aqlm": {}}),
+    "gptq, 3 bits, a row": (INT, {"bits": 3, "group_size": 0, "symmetric": False}, {"obs": {}}),
+    "gptq, 3 bits, 32": (INT, {"bits": 3, "group_size": 32, "symmetric": False}, {"obs": {}}),
+    "aqlm, 2 x 6 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 4}, {"aqlm": {}}),
+    "aqlm, 3 x 4 bits for 4": (ADDITIVE, {"codebooks": 3, "bits": 4, "group_size": 4}, {"aqlm": {}}),
+}
+"""The target's name and settings, and the solver."""
+PAIRS = {
+    "aqlm, 2 x 4 bits for 4": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
+    "aqlm, 2 x 6 bits for 8": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
+    "aqlm, 2 x 6 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
+    "aqlm, 3 x 4 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
+}
+
+
+class Digits:
+    """Noisy digits: what results are calibrated on, and how they are judged."""
+
+    def __init__(self) -> None:
+        images, labels = load("train")
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:CALIBRATION]
+        self.calibration, _ = noisy(images[chosen], labels[chosen], torch.Generator().manual_seed(2))
+        self.rows, self.noise = noisy(*load("held-out"), torch.Generator().manual_seed(0))
+        self.model = thrifty.load(MODEL, torch.float32)
+        self.expected = predicted(self.model, self.rows)
+        self.reader = thrifty.load(READER, torch.float32)
+        self.read = self.recognised(self.model)
+
+    def recognised(self, model: nn.Module) -> Tensor:
+        """Whether digits-vit takes each digit that the model draws for what it was to be."""
+        scheduler = DDIMScheduler.from_pretrained(MODEL)
+        scheduler.set_timesteps(STEPS)
+        latents = torch.randn(DRAWN, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+        classes = torch.arange(DRAWN) % CLASSES
+        for step in scheduler.timesteps:
+            noise = predicted(model, {"hidden_states": latents, "timestep": step.repeat(DRAWN), "class_labels": classes})
+            latents = scheduler.step(noise, step, latents).prev_sample
+        pixels = ((latents + 1) * 120 / 255 - 0.5) / 0.5  # greys as the image processor of digits-vit has them
+        with torch.inference_mode():
+            return (self.reader(pixel_values=pixels.expand(-1, 3, -1, -1)).logits.argmax(1) == classes).double()
+
+    def scores(self, model: nn.Module) -> tuple[RowScores, Tensor, Tensor]:
+        """(the prediction beside the original's, by how much the loss of each row rises, which of the drawn digits are recognised)."""
+        found = predicted(model, self.rows)
+        rise = (found - self.noise).square().mean((1, 2, 3)) - (self.expected - self.noise).square().mean((1, 2, 3))
+        return score_hidden(self.expected, found), rise.double(), self.recognised(model)
+
+    def figures(self, found: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
+        scores, rise, read = found
+        return {
+            "relative_error": ratio_interval(scores.error, scores.norm).to_json(),
+            "loss_difference": mean_interval(rise).to_json(),
+            "recognised": mean_interval(read).to_json(),
+        }
+
+    @staticmethod
+    def beside(ours: tuple[RowScores, Tensor, Tensor], theirs: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
+        return {
+            "relative_error_difference": ratio_interval(ours[0].error - theirs[0].error, ours[0].norm).to_json(),
+            "loss_difference": mean_interval(ours[1] - theirs[1]).to_json(),
+            "recognised_difference": mean_interval(ours[2] - theirs[2]).to_json(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The head of a part."""
+        return {
+            "images": len(self.noise),
+            "calibration": CALIBRATION,
+            "drawn": DRAWN,
+            "loss": held_out_loss(self.model),
+            "recognised": mean_interval(self.read).to_json(),
+        }
+
+
+def predicted(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
+    """The noise that a model finds in rows."""
+    with torch.inference_mode():
+        parts = zip(*(tensor.split(128) for tensor in rows.values()), strict=True)
+        return torch.cat([model(**dict(zip(rows, part, strict=True))).sample for part in parts])
+
+
+# -- inputs ---------------------------------------------------------------------------------------------------------------
+
+
+class Rounded(nn.Module):
+    """A linear whose weights and inputs are rounded, behind a rewrite of both."""
+
+    def __init__(self, linear: nn.Linear, rewrite: Rewrite, bits: tuple[int, int], seen: Tensor) -> None:
+        super().__init__()
+        width = linear.in_features
+        self.linear, self.static, self.mean = linear, rewrite.mean == "static", rewrite.mean
+        self.register_buffer("average", seen.mean((0, 1)))
+        within = seen.var(1, correction=0) if rewrite.mean != "static" else seen.var((0, 1), correction=0)[None]
+        self.scale = torch.ones(width) if rewrite.alpha is None else spread(within.sqrt().mean(0).square(), rewrite.alpha)
+        self.turn: Callable[[Tensor], Tensor] = Rotation.random(width, 0).of if rewrite.turned else lambda values: values
+        weight = self.turn(linear.weight.detach() * self.scale)
+        self.weight = Int(bits=bits[0], group_size=0).fit(weight).project(weight)
+        self.round = Dynamic(bits=bits[1]).fit(None)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.mean:
+            return nn.functional.linear(self.round(self.turn(inputs / self.scale)), self.weight, self.linear.bias)
+        mean = self.average if self.static else inputs.mean(1, keepdim=True)
+        centred = nn.functional.linear(self.round(self.turn((inputs - mean) / self.scale)), self.weight, self.linear.bias)
+        return centred + nn.functional.linear(mean, self.linear.weight)
+
+
+def rounded(judge: Digits, folder: Path, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
+    """The model in a folder, its linears that read tokens rounded."""
+    model = thrifty.load(folder, torch.float32)
+    paths = [linear.path for linear in open_model(folder).anatomy.linears if linear.role != "other"]
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(lambda _, arguments, path=path: seen.__setitem__(path, arguments[0]))
+        for path in paths
+    ]
+    with torch.no_grad():
+        model(**judge.calibration)
+    for handle in handles:
+        handle.remove()
+    for path in paths:
+        model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen[path]))
+    return model
+
+
+def folded(judge: Digits, alpha: float) -> Path:
+    """The model after the recipe `hadanorm` and nothing else."""
+    return made(judge, f"hadanorm {alpha}", [{"hadanorm": {"alpha": alpha}}])
+
+
+def inputs(judge: Digits) -> list[dict[str, Any]]:
+    """Every rewrite at every width, beside none and beside the rotation alone."""
+    rows = []
+    for width, bits in WIDTHS.items():
+        found = {}
+        for name, rewrite in REWRITES.items():
+            folder = folded(judge, float(name.split()[-1])) if name.startswith("folded") else MODEL
+            found[name] = judge.scores(rounded(judge, folder, rewrite, bits))
+        for name, scores in found.items():
+            beside = {f"minus {other}": judge.beside(scores, found[other]) for other in ("as it is", "hadamard") if other != name}
+            rows.append({"weights and inputs": width, "rewrite": name, **judge.figures(scores), **beside})
+    return rows
+
+
+# -- weights --------------------------------------------------------------------------------------------------------------
+
+
+def made(judge: Digits, name: str, steps: list[Any]) -> Path:
+    """The folder of a result."""
+    out = HOME / name.replace(" ", "-").replace(",", "")
+    if not (out / "certificate.json").exists():
+        job = prepare(Request(MODEL, {"steps": steps}, calibration=judge.calibration))
+        run(job, out, force=True, finish=lambda folder, certificate: None)
+    return out
+
+
+def rate(target: str, settings: dict[str, Any]) -> float:
+    """Bits of a weight, everything that is stored counted."""
+    chosen = build_method(target, settings)
+    linears = open_model(MODEL).anatomy.linears
+    bits = [chosen.outline(linear.out_features, linear.in_features).stored_bits for linear in linears]
+    return sum(bits) / sum(linear.out_features * linear.in_features for linear in linears)
+
+
+def weights(judge: Digits) -> list[dict[str, Any]]:
+    """Additive codebooks beside evenly spaced grids, by the rate that they are held at."""
+    found = {}
+    for name, (target, settings, solver) in WEIGHTS.items():
+        folder = made(judge, name, [{"solve": {"by": solver, "into": {target: settings}}}])
+        found[name] = judge.scores(thrifty.load(folder, torch.float32))
+    return [
+        {
+            "weights": name,
+            "bits_per_weight": rate(target, settings),
+            **judge.figures(found[name]),
+            **{f"minus {other}": judge.beside(found[name], found[other]) for other in PAIRS.get(name, ())},
+        }
+        for name, (target, settings, _) in WEIGHTS.items()
+    ]
+
+
+PARTS = {part.__name__: part for part in (inputs, weights)}
+
+
+def main() -> None:
+    judge = Digits()
+    for name in sys.argv[1:] or PARTS:
+        part = {**judge.describe(), "rows": PARTS[name](judge), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
+        path = RESULTS / "diffusion.json"
+        write("diffusion.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
+
+
+if __name__ == "__main__":
+    main()
