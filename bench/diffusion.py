@@ -5,9 +5,8 @@ Usage: python bench/diffusion.py [PART ...]     (writes bench/results/diffusion.
 Parts: inputs, weights; both without a name.
 
 Calibrated on images that it was trained on, with noise, at random times; judged on the 599 that were held out, each at one time, with the
-same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Besides, digits are drawn from the same
-200 starts with each result, and digits-vit is asked which they are. Differences are taken row by row, so an interval of one that holds 0
-means that neither is better.
+same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Differences are taken row by row, so an
+interval of one that holds 0 means that neither is better.
 
 `inputs` are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
 grid of its own, its weights to the nearest, a scale a row. What precedes that is HadaNorm's order of operations, and parts of it:
@@ -30,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from judge import BUILD, HERE, RESULTS, write
 from torch import Tensor, nn
 
@@ -48,11 +46,11 @@ from thrifty.weights.target.int import Int
 from thrifty.weights.transform.hadanorm import spread
 
 sys.path.insert(0, str(HERE.parent / "training" / "dit"))
-from train import CLASSES, held_out_loss, load, noisy
+from train import held_out_loss, load, noisy
 
 HOME = BUILD / "diffusion"
-MODEL, READER = HERE / "models" / "digits-dit", HERE / "models" / "digits-vit"
-CALIBRATION, DRAWN, STEPS = 384, 200, 20
+MODEL = HERE / "models" / "digits-dit"
+CALIBRATION = 384
 WIDTHS = {"8 and 4 bits": (8, 4), "4 and 4 bits": (4, 4), "8 and 3 bits": (8, 3)}
 """Weights and inputs."""
 
@@ -107,53 +105,42 @@ class Digits:
         self.rows, self.noise = noisy(*load("held-out"), torch.Generator().manual_seed(0))
         self.model = thrifty.load(MODEL, torch.float32)
         self.expected = predicted(self.model, self.rows)
-        self.reader = thrifty.load(READER, torch.float32)
-        self.read = self.recognised(self.model)
+        self._seen: dict[Path, dict[str, Tensor]] = {}
 
-    def recognised(self, model: nn.Module) -> Tensor:
-        """Whether digits-vit takes each digit that the model draws for what it was to be."""
-        scheduler = DDIMScheduler.from_pretrained(MODEL)
-        scheduler.set_timesteps(STEPS)
-        latents = torch.randn(DRAWN, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-        classes = torch.arange(DRAWN) % CLASSES
-        for step in scheduler.timesteps:
-            noise = predicted(model, {"hidden_states": latents, "timestep": step.repeat(DRAWN), "class_labels": classes})
-            latents = scheduler.step(noise, step, latents).prev_sample
-        pixels = ((latents + 1) * 120 / 255 - 0.5) / 0.5  # greys as the image processor of digits-vit has them
-        with torch.inference_mode():
-            return (self.reader(pixel_values=pixels.expand(-1, 3, -1, -1)).logits.argmax(1) == classes).double()
+    def seen(self, folder: Path) -> dict[str, Tensor]:
+        """What every linear of a model that reads tokens reads of the calibration rows, [rows, tokens, in], by path."""
+        if folder not in self._seen:
+            model, found = thrifty.load(folder, torch.float32), {}
+            for linear in open_model(folder).anatomy.linears:
+                if linear.role != "other":
+                    module = model.get_submodule(linear.path)
+                    module.register_forward_pre_hook(lambda _, arguments, path=linear.path: found.__setitem__(path, arguments[0]))
+            with torch.no_grad():
+                model(**self.calibration)
+            self._seen[folder] = found
+        return self._seen[folder]
 
-    def scores(self, model: nn.Module) -> tuple[RowScores, Tensor, Tensor]:
-        """(the prediction beside the original's, by how much the loss of each row rises, which of the drawn digits are recognised)."""
+    def scores(self, model: nn.Module) -> tuple[RowScores, Tensor]:
+        """(the prediction beside the original's, by how much the loss of each row rises)."""
         found = predicted(model, self.rows)
         rise = (found - self.noise).square().mean((1, 2, 3)) - (self.expected - self.noise).square().mean((1, 2, 3))
-        return score_hidden(self.expected, found), rise.double(), self.recognised(model)
-
-    def figures(self, found: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
-        scores, rise, read = found
-        return {
-            "relative_error": ratio_interval(scores.error, scores.norm).to_json(),
-            "loss_difference": mean_interval(rise).to_json(),
-            "recognised": mean_interval(read).to_json(),
-        }
+        return score_hidden(self.expected, found), rise.double()
 
     @staticmethod
-    def beside(ours: tuple[RowScores, Tensor, Tensor], theirs: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
+    def figures(found: tuple[RowScores, Tensor]) -> dict[str, Any]:
+        scores, rise = found
+        return {"relative_error": ratio_interval(scores.error, scores.norm).to_json(), "loss_rise": mean_interval(rise).to_json()}
+
+    @staticmethod
+    def beside(ours: tuple[RowScores, Tensor], theirs: tuple[RowScores, Tensor]) -> dict[str, Any]:
         return {
             "relative_error_difference": ratio_interval(ours[0].error - theirs[0].error, ours[0].norm).to_json(),
             "loss_difference": mean_interval(ours[1] - theirs[1]).to_json(),
-            "recognised_difference": mean_interval(ours[2] - theirs[2]).to_json(),
         }
 
     def describe(self) -> dict[str, Any]:
         """The head of a part."""
-        return {
-            "images": len(self.noise),
-            "calibration": CALIBRATION,
-            "drawn": DRAWN,
-            "loss": held_out_loss(self.model),
-            "recognised": mean_interval(self.read).to_json(),
-        }
+        return {"images": len(self.noise), "calibration": CALIBRATION, "loss": held_out_loss(self.model)}
 
 
 def predicted(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
@@ -192,18 +179,8 @@ class Rounded(nn.Module):
 def rounded(judge: Digits, folder: Path, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
     """The model in a folder, its linears that read tokens rounded."""
     model = thrifty.load(folder, torch.float32)
-    paths = [linear.path for linear in open_model(folder).anatomy.linears if linear.role != "other"]
-    seen: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(lambda _, arguments, path=path: seen.__setitem__(path, arguments[0]))
-        for path in paths
-    ]
-    with torch.no_grad():
-        model(**judge.calibration)
-    for handle in handles:
-        handle.remove()
-    for path in paths:
-        model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen[path]))
+    for path, seen in judge.seen(folder).items():
+        model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen))
     return model
 
 
