@@ -14,8 +14,7 @@ grid of its own, its weights to the nearest, a scale a row. What precedes that i
     y = ((x - mu) / s) H,   out = round(y) round(H^T diag(s) W) + mu W + b
 
 mu is the mean over the tokens of one row (of all calibration rows where it says static), s the mean spread of a channel to the power alpha,
-H a rotation by a Hadamard matrix. `folded` is what the recipe `hadanorm` does without a reader: means and scales in the modulation and in
-biases, a rotation of the values of each head. `weights` are what `thrifty compress` makes.
+H a rotation by a Hadamard matrix. `weights` are what `thrifty compress` makes.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,6 @@ REWRITES = {
     "hadanorm, alpha 0.5": Rewrite("dynamic", 0.5, True),
     "hadanorm, alpha 0, static": Rewrite("static", turned=True),
     "hadanorm, alpha 0.5, static": Rewrite("static", 0.5, True),
-    "folded, alpha 0": Rewrite(),
-    "folded, alpha 0.5": Rewrite(),
 }
 INT, ADDITIVE = "int", "additive"
 WEIGHTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -105,20 +103,18 @@ class Digits:
         self.rows, self.noise = noisy(*load("held-out"), torch.Generator().manual_seed(0))
         self.model = thrifty.load(MODEL, torch.float32)
         self.expected = predicted(self.model, self.rows)
-        self._seen: dict[Path, dict[str, Tensor]] = {}
 
-    def seen(self, folder: Path) -> dict[str, Tensor]:
-        """What every linear of a model that reads tokens reads of the calibration rows, [rows, tokens, in], by path."""
-        if folder not in self._seen:
-            model, found = thrifty.load(folder, torch.float32), {}
-            for linear in open_model(folder).anatomy.linears:
-                if linear.role != "other":
-                    module = model.get_submodule(linear.path)
-                    module.register_forward_pre_hook(lambda _, arguments, path=linear.path: found.__setitem__(path, arguments[0]))
-            with torch.no_grad():
-                model(**self.calibration)
-            self._seen[folder] = found
-        return self._seen[folder]
+    @cached_property
+    def seen(self) -> dict[str, Tensor]:
+        """What every linear that reads tokens reads of the calibration rows, [rows, tokens, in], by path."""
+        model, found = thrifty.load(MODEL, torch.float32), {}
+        for linear in open_model(MODEL).anatomy.linears:
+            if linear.role != "other":
+                module = model.get_submodule(linear.path)
+                module.register_forward_pre_hook(lambda _, arguments, path=linear.path: found.__setitem__(path, arguments[0]))
+        with torch.no_grad():
+            model(**self.calibration)
+        return found
 
     def scores(self, model: nn.Module) -> tuple[RowScores, Tensor]:
         """(the prediction beside the original's, by how much the loss of each row rises)."""
@@ -176,17 +172,12 @@ class Rounded(nn.Module):
         return centred + nn.functional.linear(mean, self.linear.weight)
 
 
-def rounded(judge: Digits, folder: Path, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
-    """The model in a folder, its linears that read tokens rounded."""
-    model = thrifty.load(folder, torch.float32)
-    for path, seen in judge.seen(folder).items():
+def rounded(judge: Digits, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
+    """The model, its linears that read tokens rounded."""
+    model = thrifty.load(MODEL, torch.float32)
+    for path, seen in judge.seen.items():
         model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen))
     return model
-
-
-def folded(judge: Digits, alpha: float) -> Path:
-    """The model after the recipe `hadanorm` and nothing else."""
-    return made(judge, f"hadanorm {alpha}", [{"hadanorm": {"alpha": alpha}}])
 
 
 def inputs(judge: Digits) -> list[dict[str, Any]]:
@@ -195,8 +186,7 @@ def inputs(judge: Digits) -> list[dict[str, Any]]:
     for width, bits in WIDTHS.items():
         found = {}
         for name, rewrite in REWRITES.items():
-            folder = folded(judge, float(name.split()[-1])) if name.startswith("folded") else MODEL
-            found[name] = judge.scores(rounded(judge, folder, rewrite, bits))
+            found[name] = judge.scores(rounded(judge, rewrite, bits))
         for name, scores in found.items():
             beside = {f"minus {other}": judge.beside(scores, found[other]) for other in ("as it is", "hadamard") if other != name}
             rows.append({"weights and inputs": width, "rewrite": name, **judge.figures(scores), **beside})

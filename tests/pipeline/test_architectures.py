@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle
+from itertools import chain, cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,7 @@ def place(outline: Encoded) -> int:
 ALIKE = alike()
 
 
-@pytest.mark.parametrize("group", ALIKE)
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, DIFFUSION[0]))
+@pytest.mark.parametrize(("architecture", "group"), [*product(ARCHITECTURES, ALIKE), (DIFFUSION[0], "rescaled")])
 def test_contract(architecture: str, group: str, folder_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = folder_of(architecture)
     stages = [
