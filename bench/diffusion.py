@@ -1,46 +1,39 @@
-"""Inputs and weights of few bits in a diffusion transformer, on the one of training/dit that nothing was tuned on.
+"""Inputs of few bits in a diffusion transformer, on the one of training/dit that nothing was tuned on.
 
-Usage: python bench/diffusion.py [PART ...]     (writes bench/results/diffusion.json; what is in bench/build/diffusion is scored again)
-
-Parts: inputs, weights; both without a name.
+Usage: python bench/diffusion.py     (writes bench/results/diffusion.json)
 
 Calibrated on images that it was trained on, with noise, at random times; judged on the 599 that were held out, each at one time, with the
 same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Differences are taken row by row, so an
 interval of one that holds 0 means that neither is better.
 
-`inputs` are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
+Inputs are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
 grid of its own, its weights to the nearest, a scale a row. What precedes that is HadaNorm's order of operations, and parts of it:
 
     y = ((x - mu) / s) H,   out = round(y) round(H^T diag(s) W) + mu W + b
 
 mu is the mean over the tokens of one row (of all calibration rows where it says static), s the mean spread of a channel to the power alpha,
-H a rotation by a Hadamard matrix. `weights` are what `thrifty compress` makes.
+H a rotation by a Hadamard matrix.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from judge import BUILD, HERE, RESULTS, write
+from judge import HERE, write
 from torch import Tensor, nn
 
 import thrifty
-from thrifty.api.request import Request, prepare
 from thrifty.core.hadamard import Rotation
 from thrifty.measure.hardware import hardware, versions
 from thrifty.measure.hidden import RowScores, score_hidden
 from thrifty.measure.intervals import mean_interval, ratio_interval
 from thrifty.models import open_model
-from thrifty.pipeline.run import run
-from thrifty.recipe.settings import build_method
 from thrifty.weights.activation.dynamic import Dynamic
 from thrifty.weights.target.int import Int
 from thrifty.weights.transform.hadanorm import spread
@@ -48,7 +41,6 @@ from thrifty.weights.transform.hadanorm import spread
 sys.path.insert(0, str(HERE.parent / "training" / "dit"))
 from train import held_out_loss, load, noisy
 
-HOME = BUILD / "diffusion"
 MODEL = HERE / "models" / "digits-dit"
 CALIBRATION = 384
 WIDTHS = {"8 and 4 bits": (8, 4), "4 and 4 bits": (4, 4), "8 and 3 bits": (8, 3)}
@@ -72,24 +64,6 @@ REWRITES = {
     "hadanorm, alpha 0.5": Rewrite("dynamic", 0.5, True),
     "hadanorm, alpha 0, static": Rewrite("static", turned=True),
     "hadanorm, alpha 0.5, static": Rewrite("static", 0.5, True),
-}
-INT, ADDITIVE = "int", "additive"
-WEIGHTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gptq, 2 bits, a row": (INT, {"bits": 2, "group_size": 0, "symmetric": False}, {"obs": {}}),
-    "gptq, 2 bits, 32": (INT, {"bits": 2, "group_size": 32, "symmetric": False}, {"obs": {}}),
-    "aqlm, 2 x 4 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 4, "group_size": 4}, {"aqlm": {}}),
-    "aqlm, 2 x 6 bits for 8": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 8}, {"aqlm": {}}),
-    "gptq, 3 bits, a row": (INT, {"bits": 3, "group_size": 0, "symmetric": False}, {"obs": {}}),
-    "gptq, 3 bits, 32": (INT, {"bits": 3, "group_size": 32, "symmetric": False}, {"obs": {}}),
-    "aqlm, 2 x 6 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 4}, {"aqlm": {}}),
-    "aqlm, 3 x 4 bits for 4": (ADDITIVE, {"codebooks": 3, "bits": 4, "group_size": 4}, {"aqlm": {}}),
-}
-"""The target's name and settings, and the solver."""
-PAIRS = {
-    "aqlm, 2 x 4 bits for 4": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
-    "aqlm, 2 x 6 bits for 8": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
-    "aqlm, 2 x 6 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
-    "aqlm, 3 x 4 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
 }
 
 
@@ -146,9 +120,6 @@ def predicted(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
         return torch.cat([model(**dict(zip(rows, part, strict=True))).sample for part in parts])
 
 
-# -- inputs ---------------------------------------------------------------------------------------------------------------
-
-
 class Rounded(nn.Module):
     """A linear whose weights and inputs are rounded, behind a rewrite of both."""
 
@@ -193,52 +164,10 @@ def inputs(judge: Digits) -> list[dict[str, Any]]:
     return rows
 
 
-# -- weights --------------------------------------------------------------------------------------------------------------
-
-
-def made(judge: Digits, name: str, steps: list[Any]) -> Path:
-    """The folder of a result."""
-    out = HOME / name.replace(" ", "-").replace(",", "")
-    if not (out / "certificate.json").exists():
-        job = prepare(Request(MODEL, {"steps": steps}, calibration=judge.calibration))
-        run(job, out, force=True, finish=lambda folder, certificate: None)
-    return out
-
-
-def rate(target: str, settings: dict[str, Any]) -> float:
-    """Bits of a weight, everything that is stored counted."""
-    chosen = build_method(target, settings)
-    linears = open_model(MODEL).anatomy.linears
-    bits = [chosen.outline(linear.out_features, linear.in_features).stored_bits for linear in linears]
-    return sum(bits) / sum(linear.out_features * linear.in_features for linear in linears)
-
-
-def weights(judge: Digits) -> list[dict[str, Any]]:
-    """Additive codebooks beside evenly spaced grids, by the rate that they are held at."""
-    found = {}
-    for name, (target, settings, solver) in WEIGHTS.items():
-        folder = made(judge, name, [{"solve": {"by": solver, "into": {target: settings}}}])
-        found[name] = judge.scores(thrifty.load(folder, torch.float32))
-    return [
-        {
-            "weights": name,
-            "bits_per_weight": rate(target, settings),
-            **judge.figures(found[name]),
-            **{f"minus {other}": judge.beside(found[name], found[other]) for other in PAIRS.get(name, ())},
-        }
-        for name, (target, settings, _) in WEIGHTS.items()
-    ]
-
-
-PARTS = {part.__name__: part for part in (inputs, weights)}
-
-
 def main() -> None:
     judge = Digits()
-    for name in sys.argv[1:] or PARTS:
-        part = {**judge.describe(), "rows": PARTS[name](judge), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
-        path = RESULTS / "diffusion.json"
-        write("diffusion.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
+    found = {**judge.describe(), "rows": inputs(judge), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
+    write("diffusion.json", found)
 
 
 if __name__ == "__main__":
