@@ -466,6 +466,7 @@ TABLES = {
     "attention probabilities": tables_vision.attention_probabilities,
     "recalibrated": tables_vision.recalibrated,
     "centred": tables_vision.centred,
+    "diffusion": tables_vision.diffusion,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,
