@@ -470,6 +470,7 @@ TABLES = {
     "recalibrated": tables_vision.recalibrated,
     "trained digits": tables_vision.trained_digits,
     "centred": tables_vision.centred,
+    "diffusion": tables_vision.diffusion,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,

@@ -64,6 +64,22 @@ def centred() -> str:
     return table(["digits: weights and inputs", "rewrite", "recognised", "relative error", "KL divergence", "difference"], rows)
 
 
+def diffusion() -> str:
+    """Inputs of a diffusion transformer after each rewrite."""
+    found = read("diffusion.json")
+    rows = [
+        [
+            row["weights and inputs"],
+            row["rewrite"],
+            f"{row['relative_error']['value']:.3%}",
+            _beside(row.get("minus as it is"), "relative_error_difference", 4),
+            _beside(row.get("minus hadamard"), "relative_error_difference", 4),
+        ]
+        for row in found["rows"]
+    ]
+    return table(["digits: weights and inputs", "rewrite", "relative error", "minus as it is", "minus hadamard"], rows)
+
+
 def recalibrated() -> str:
     """Solvers with and without recalibration."""
     found = read("vision.json")
