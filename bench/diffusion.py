@@ -1,58 +1,48 @@
-"""Inputs and weights of few bits in a diffusion transformer, on the one of training/dit that nothing was tuned on.
+"""Inputs of few bits in a diffusion transformer, on the one of training/dit that nothing was tuned on.
 
-Usage: python bench/diffusion.py [PART ...]     (writes bench/results/diffusion.json; what is in bench/build/diffusion is scored again)
-
-Parts: inputs, weights; both without a name.
+Usage: python bench/diffusion.py     (writes bench/results/diffusion.json)
 
 Calibrated on images that it was trained on, with noise, at random times; judged on the 599 that were held out, each at one time, with the
-same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Besides, digits are drawn from the same
-200 starts with each result, and digits-vit is asked which they are. Differences are taken row by row, so an interval of one that holds 0
-means that neither is better.
+same noise for all: the relative error of the noise that is predicted, and what that costs in loss. Differences are taken row by row, so an
+interval of one that holds 0 means that neither is better.
 
-`inputs` are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
+Inputs are rounded here, for no reader of a diffusion transformer rounds any: those of every linear that reads tokens, each token on a
 grid of its own, its weights to the nearest, a scale a row. What precedes that is HadaNorm's order of operations, and parts of it:
 
     y = ((x - mu) / s) H,   out = round(y) round(H^T diag(s) W) + mu W + b
 
 mu is the mean over the tokens of one row (of all calibration rows where it says static), s the mean spread of a channel to the power alpha,
-H a rotation by a Hadamard matrix. `folded` is what the recipe `hadanorm` does without a reader: means and scales in the modulation and in
-biases, a rotation of the values of each head. `weights` are what `thrifty compress` makes.
+H a rotation by a Hadamard matrix.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
-from judge import BUILD, HERE, RESULTS, write
+from judge import HERE, write
 from torch import Tensor, nn
 
 import thrifty
-from thrifty.api.request import Request, prepare
 from thrifty.core.hadamard import Rotation
 from thrifty.measure.hardware import hardware, versions
 from thrifty.measure.hidden import RowScores, score_hidden
 from thrifty.measure.intervals import mean_interval, ratio_interval
 from thrifty.models import open_model
-from thrifty.pipeline.run import run
-from thrifty.recipe.settings import build_method
 from thrifty.weights.activation.dynamic import Dynamic
 from thrifty.weights.target.int import Int
 from thrifty.weights.transform.hadanorm import spread
 
 sys.path.insert(0, str(HERE.parent / "training" / "dit"))
-from train import CLASSES, held_out_loss, load, noisy
+from train import held_out_loss, load, noisy
 
-HOME = BUILD / "diffusion"
-MODEL, READER = HERE / "models" / "digits-dit", HERE / "models" / "digits-vit"
-CALIBRATION, DRAWN, STEPS = 384, 200, 20
+MODEL = HERE / "models" / "digits-dit"
+CALIBRATION = 384
 WIDTHS = {"8 and 4 bits": (8, 4), "4 and 4 bits": (4, 4), "8 and 3 bits": (8, 3)}
 """Weights and inputs."""
 
@@ -74,26 +64,6 @@ REWRITES = {
     "hadanorm, alpha 0.5": Rewrite("dynamic", 0.5, True),
     "hadanorm, alpha 0, static": Rewrite("static", turned=True),
     "hadanorm, alpha 0.5, static": Rewrite("static", 0.5, True),
-    "folded, alpha 0": Rewrite(),
-    "folded, alpha 0.5": Rewrite(),
-}
-INT, ADDITIVE = "int", "additive"
-WEIGHTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gptq, 2 bits, a row": (INT, {"bits": 2, "group_size": 0, "symmetric": False}, {"obs": {}}),
-    "gptq, 2 bits, 32": (INT, {"bits": 2, "group_size": 32, "symmetric": False}, {"obs": {}}),
-    "aqlm, 2 x 4 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 4, "group_size": 4}, {"aqlm": {}}),
-    "aqlm, 2 x 6 bits for 8": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 8}, {"aqlm": {}}),
-    "gptq, 3 bits, a row": (INT, {"bits": 3, "group_size": 0, "symmetric": False}, {"obs": {}}),
-    "gptq, 3 bits, 32": (INT, {"bits": 3, "group_size": 32, "symmetric": False}, {"obs": {}}),
-    "aqlm, 2 x 6 bits for 4": (ADDITIVE, {"codebooks": 2, "bits": 6, "group_size": 4}, {"aqlm": {}}),
-    "aqlm, 3 x 4 bits for 4": (ADDITIVE, {"codebooks": 3, "bits": 4, "group_size": 4}, {"aqlm": {}}),
-}
-"""The target's name and settings, and the solver."""
-PAIRS = {
-    "aqlm, 2 x 4 bits for 4": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
-    "aqlm, 2 x 6 bits for 8": ("gptq, 2 bits, a row", "gptq, 2 bits, 32"),
-    "aqlm, 2 x 6 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
-    "aqlm, 3 x 4 bits for 4": ("gptq, 3 bits, a row", "gptq, 3 bits, 32"),
 }
 
 
@@ -107,53 +77,40 @@ class Digits:
         self.rows, self.noise = noisy(*load("held-out"), torch.Generator().manual_seed(0))
         self.model = thrifty.load(MODEL, torch.float32)
         self.expected = predicted(self.model, self.rows)
-        self.reader = thrifty.load(READER, torch.float32)
-        self.read = self.recognised(self.model)
 
-    def recognised(self, model: nn.Module) -> Tensor:
-        """Whether digits-vit takes each digit that the model draws for what it was to be."""
-        scheduler = DDIMScheduler.from_pretrained(MODEL)
-        scheduler.set_timesteps(STEPS)
-        latents = torch.randn(DRAWN, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-        classes = torch.arange(DRAWN) % CLASSES
-        for step in scheduler.timesteps:
-            noise = predicted(model, {"hidden_states": latents, "timestep": step.repeat(DRAWN), "class_labels": classes})
-            latents = scheduler.step(noise, step, latents).prev_sample
-        pixels = ((latents + 1) * 120 / 255 - 0.5) / 0.5  # greys as the image processor of digits-vit has them
-        with torch.inference_mode():
-            return (self.reader(pixel_values=pixels.expand(-1, 3, -1, -1)).logits.argmax(1) == classes).double()
+    @cached_property
+    def seen(self) -> dict[str, Tensor]:
+        """What every linear that reads tokens reads of the calibration rows, [rows, tokens, in], by path."""
+        model, found = thrifty.load(MODEL, torch.float32), {}
+        for linear in open_model(MODEL).anatomy.linears:
+            if linear.role != "other":
+                module = model.get_submodule(linear.path)
+                module.register_forward_pre_hook(lambda _, arguments, path=linear.path: found.__setitem__(path, arguments[0]))
+        with torch.no_grad():
+            model(**self.calibration)
+        return found
 
-    def scores(self, model: nn.Module) -> tuple[RowScores, Tensor, Tensor]:
-        """(the prediction beside the original's, by how much the loss of each row rises, which of the drawn digits are recognised)."""
+    def scores(self, model: nn.Module) -> tuple[RowScores, Tensor]:
+        """(the prediction beside the original's, by how much the loss of each row rises)."""
         found = predicted(model, self.rows)
         rise = (found - self.noise).square().mean((1, 2, 3)) - (self.expected - self.noise).square().mean((1, 2, 3))
-        return score_hidden(self.expected, found), rise.double(), self.recognised(model)
-
-    def figures(self, found: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
-        scores, rise, read = found
-        return {
-            "relative_error": ratio_interval(scores.error, scores.norm).to_json(),
-            "loss_difference": mean_interval(rise).to_json(),
-            "recognised": mean_interval(read).to_json(),
-        }
+        return score_hidden(self.expected, found), rise.double()
 
     @staticmethod
-    def beside(ours: tuple[RowScores, Tensor, Tensor], theirs: tuple[RowScores, Tensor, Tensor]) -> dict[str, Any]:
+    def figures(found: tuple[RowScores, Tensor]) -> dict[str, Any]:
+        scores, rise = found
+        return {"relative_error": ratio_interval(scores.error, scores.norm).to_json(), "loss_rise": mean_interval(rise).to_json()}
+
+    @staticmethod
+    def beside(ours: tuple[RowScores, Tensor], theirs: tuple[RowScores, Tensor]) -> dict[str, Any]:
         return {
             "relative_error_difference": ratio_interval(ours[0].error - theirs[0].error, ours[0].norm).to_json(),
             "loss_difference": mean_interval(ours[1] - theirs[1]).to_json(),
-            "recognised_difference": mean_interval(ours[2] - theirs[2]).to_json(),
         }
 
     def describe(self) -> dict[str, Any]:
         """The head of a part."""
-        return {
-            "images": len(self.noise),
-            "calibration": CALIBRATION,
-            "drawn": DRAWN,
-            "loss": held_out_loss(self.model),
-            "recognised": mean_interval(self.read).to_json(),
-        }
+        return {"images": len(self.noise), "calibration": CALIBRATION, "loss": held_out_loss(self.model)}
 
 
 def predicted(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
@@ -161,9 +118,6 @@ def predicted(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
     with torch.inference_mode():
         parts = zip(*(tensor.split(128) for tensor in rows.values()), strict=True)
         return torch.cat([model(**dict(zip(rows, part, strict=True))).sample for part in parts])
-
-
-# -- inputs ---------------------------------------------------------------------------------------------------------------
 
 
 class Rounded(nn.Module):
@@ -189,27 +143,12 @@ class Rounded(nn.Module):
         return centred + nn.functional.linear(mean, self.linear.weight)
 
 
-def rounded(judge: Digits, folder: Path, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
-    """The model in a folder, its linears that read tokens rounded."""
-    model = thrifty.load(folder, torch.float32)
-    paths = [linear.path for linear in open_model(folder).anatomy.linears if linear.role != "other"]
-    seen: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(lambda _, arguments, path=path: seen.__setitem__(path, arguments[0]))
-        for path in paths
-    ]
-    with torch.no_grad():
-        model(**judge.calibration)
-    for handle in handles:
-        handle.remove()
-    for path in paths:
-        model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen[path]))
+def rounded(judge: Digits, rewrite: Rewrite, bits: tuple[int, int]) -> nn.Module:
+    """The model, its linears that read tokens rounded."""
+    model = thrifty.load(MODEL, torch.float32)
+    for path, seen in judge.seen.items():
+        model.set_submodule(path, Rounded(model.get_submodule(path), rewrite, bits, seen))
     return model
-
-
-def folded(judge: Digits, alpha: float) -> Path:
-    """The model after the recipe `hadanorm` and nothing else."""
-    return made(judge, f"hadanorm {alpha}", [{"hadanorm": {"alpha": alpha}}])
 
 
 def inputs(judge: Digits) -> list[dict[str, Any]]:
@@ -218,60 +157,17 @@ def inputs(judge: Digits) -> list[dict[str, Any]]:
     for width, bits in WIDTHS.items():
         found = {}
         for name, rewrite in REWRITES.items():
-            folder = folded(judge, float(name.split()[-1])) if name.startswith("folded") else MODEL
-            found[name] = judge.scores(rounded(judge, folder, rewrite, bits))
+            found[name] = judge.scores(rounded(judge, rewrite, bits))
         for name, scores in found.items():
             beside = {f"minus {other}": judge.beside(scores, found[other]) for other in ("as it is", "hadamard") if other != name}
             rows.append({"weights and inputs": width, "rewrite": name, **judge.figures(scores), **beside})
     return rows
 
 
-# -- weights --------------------------------------------------------------------------------------------------------------
-
-
-def made(judge: Digits, name: str, steps: list[Any]) -> Path:
-    """The folder of a result."""
-    out = HOME / name.replace(" ", "-").replace(",", "")
-    if not (out / "certificate.json").exists():
-        job = prepare(Request(MODEL, {"steps": steps}, calibration=judge.calibration))
-        run(job, out, force=True, finish=lambda folder, certificate: None)
-    return out
-
-
-def rate(target: str, settings: dict[str, Any]) -> float:
-    """Bits of a weight, everything that is stored counted."""
-    chosen = build_method(target, settings)
-    linears = open_model(MODEL).anatomy.linears
-    bits = [chosen.outline(linear.out_features, linear.in_features).stored_bits for linear in linears]
-    return sum(bits) / sum(linear.out_features * linear.in_features for linear in linears)
-
-
-def weights(judge: Digits) -> list[dict[str, Any]]:
-    """Additive codebooks beside evenly spaced grids, by the rate that they are held at."""
-    found = {}
-    for name, (target, settings, solver) in WEIGHTS.items():
-        folder = made(judge, name, [{"solve": {"by": solver, "into": {target: settings}}}])
-        found[name] = judge.scores(thrifty.load(folder, torch.float32))
-    return [
-        {
-            "weights": name,
-            "bits_per_weight": rate(target, settings),
-            **judge.figures(found[name]),
-            **{f"minus {other}": judge.beside(found[name], found[other]) for other in PAIRS.get(name, ())},
-        }
-        for name, (target, settings, _) in WEIGHTS.items()
-    ]
-
-
-PARTS = {part.__name__: part for part in (inputs, weights)}
-
-
 def main() -> None:
     judge = Digits()
-    for name in sys.argv[1:] or PARTS:
-        part = {**judge.describe(), "rows": PARTS[name](judge), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
-        path = RESULTS / "diffusion.json"
-        write("diffusion.json", {**(json.loads(path.read_text()) if path.exists() else {}), name: part})
+    found = {**judge.describe(), "rows": inputs(judge), "hardware": hardware(), "versions": versions(), "load": os.getloadavg()}
+    write("diffusion.json", found)
 
 
 if __name__ == "__main__":

@@ -138,8 +138,7 @@ def place(outline: Encoded) -> int:
 ALIKE = alike()
 
 
-@pytest.mark.parametrize("group", ALIKE)
-@pytest.mark.parametrize("architecture", (*ARCHITECTURES, DIFFUSION[0]))
+@pytest.mark.parametrize(("architecture", "group"), [*product(ARCHITECTURES, ALIKE), (DIFFUSION[0], "rescaled")])
 def test_contract(architecture: str, group: str, folder_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = folder_of(architecture)
     stages = [

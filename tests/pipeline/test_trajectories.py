@@ -105,10 +105,8 @@ def test_what_is_not_for_them_is_refused_in_a_sentence(steps, settings, words, d
 
 
 def test_codes_are_tuned_on_rows_that_differ_in_time(dit: Path, tmp_path: Path) -> None:
-    """What rows carry is no part of what a block is healed by, and comes through."""
+    """What rows carry is no part of what a block is healed by, and comes through to the next block."""
     rows = {"calibration": inputs("dit", 6, 0), "evaluation": inputs("dit", 2, 0, seed=1)}
-    losses = []
-    for name, steps in (("plain", [{"gptq": {"bits": 3, "group_size": 32}}]), ("tuned", [{"auto_round": {"bits": 3, "group_size": 32}}])):
-        found = thrifty.compress(dit, {"steps": steps}, out=tmp_path / name, speed=False, verify="full", **rows)
-        losses.append(found["relative_error"]["value"])
-    assert all(0 < loss < 0.5 for loss in losses)
+    steps = [{"auto_round": {"bits": 3, "group_size": 32, "iterations": 4}, "only": ["*.attn1.*"]}]
+    found = thrifty.compress(dit, {"steps": steps}, out=tmp_path / "out", speed=False, verify="full", **rows)
+    assert 0 < found["relative_error"]["value"] < 0.5
