@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import AutoConfig
 
 from thrifty.api.pages import write_pages
 from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
-from thrifty.base.errors import InputError
+from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.store import as_path, file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.container import METHOD
-from thrifty.export.formats import export_result
+from thrifty.export.formats import check_export, export_result
 from thrifty.measure.certificate import FILE as CERTIFICATE
 from thrifty.measure.certificate import Certificate, made_of_bytes
 from thrifty.measure.evaluate import evaluate as measure
@@ -30,14 +32,19 @@ from thrifty.measure.size import weight_bytes
 from thrifty.measure.task_scores import summarise_tasks
 from thrifty.measure.tasks import open_tasks, run_tasks
 from thrifty.models import open_model
+from thrifty.models.diffusion import DiffusionConfig
 from thrifty.models.folder import find_folder
+from thrifty.models.shell import main_output
 from thrifty.pipeline.trajectories import trajectory_rows
+from thrifty.pipeline.verify import verify_outputs
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
 from thrifty.runtime.load import load
 
 NEW_TOKENS = 64
 PROMPT_LENGTH = 64
+COMPARED, COMPARED_TOKENS = 2, 64
+"""Rows that an export is compared on, and tokens in each."""
 
 
 def evaluate(
@@ -184,20 +191,58 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> Com
     return found
 
 
-def export(folder: str | Path, to: str, out: str | Path | None = None) -> dict[str, Any]:
-    """Write a result in another format (`gguf`, `dense`, `thrifty`) and read it back; returns {folder, format, out, bytes}.
+def export(folder: str | Path, to: str, out: str | Path | None = None, *, verify: Literal["exact", "full"] = "exact") -> dict[str, Any]:
+    """Write a result in another format (`gguf`, `dense`, `thrifty`, `aqlm`) and read it back; returns {folder, format, out, bytes}.
 
-    A folder gets a certificate of its own: the quality is that of the result, size and speed are not. Raises InputError for a format or an
-    architecture that cannot be written, RunError when it reads back otherwise.
+    verify: `full` also loads what was written in transformers (diffusers for a model of its) and compares outputs with those here, on two
+    windows of text; then `difference` is returned, too. A folder gets a certificate of its own: the quality is that of the result, size and
+    speed are not. Raises InputError for a format or an architecture that cannot be written or compared, RunError when it reads back or
+    answers otherwise, and then nothing is left.
     """
     folder = as_path(folder)
+    compared = _rows_for(folder, to) if verify == "full" else None
     written = export_result(folder, to, None if out is None else as_path(out))
     place = Path(written["out"])
+    if compared is not None:
+        written["difference"] = _compared(folder, place, *compared)
     if place.is_dir() and (folder / CERTIFICATE).exists():
         certificate = _of_export(Certificate.read(folder), folder, place, written)
         write_pages(place.name, folder, place, certificate)
         certificate.write(place)
     return written
+
+
+def _rows_for(folder: Path, to: str) -> tuple[Any, dict[str, Tensor]]:
+    """(config, inputs) that an export is compared on. Raises InputError where it cannot be."""
+    check_export(folder, to)
+    if to == "aqlm":
+        raise InputError("what the package aqlm reads is not run here; leave --verify full out")
+    kind = kind_of(folder)
+    if kind == "diffusion":
+        source = open_model(folder)
+        config, rows = source.config, trajectory_rows(source, "evaluation", COMPARED, 0)
+    elif kind in ("causal_lm", "masked_lm"):
+        config = AutoConfig.from_pretrained(str(folder))
+        rows = load_rows(folder=folder, config=config, kind=kind, purpose="evaluation", samples=COMPARED, tokens=COMPARED_TOKENS, seed=0)
+    else:
+        raise InputError(f"outputs are compared on text, and {folder} is a model of kind {kind}; leave --verify full out")
+    return config, {name: tensor[:COMPARED] for name, tensor in rows.inputs.items()}
+
+
+def _compared(folder: Path, place: Path, config: Any, inputs: Mapping[str, Tensor]) -> float:
+    """By how much the outputs of an export in the library it is for differ from those here; one that answers otherwise is taken away."""
+    with torch.inference_mode():
+        # A folder may hold values that were rounded to the type of the model, as it says; a file of llama.cpp's is not read here.
+        ours = load(place if place.is_dir() else folder, dtype=torch.float32)
+        outputs = main_output(ours(**inputs)).to(torch.float32)
+    try:
+        return verify_outputs(place, config, inputs, outputs, "diffusers" if isinstance(config, DiffusionConfig) else "transformers")
+    except RunError as error:
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+        raise RunError(f"{error}; it was removed") from error
 
 
 def _of_export(certificate: Certificate, folder: Path, place: Path, written: dict[str, Any]) -> Certificate:

@@ -178,10 +178,11 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="dense, gguf, thrifty or aqlm.")],
     out: NewOut = None,
+    verify: Verify = "exact",
     json: Json = False,
 ) -> None:
     """Write a result in another format, and read it back."""
-    call_and_show("export", lambda api: api.export(folder, to, out), json)
+    call_and_show("export", lambda api: api.export(folder, to, out, verify=verify), json)
 
 
 def repeat(folder: Folder, out: Out = None, json: Json = False) -> None:

@@ -31,18 +31,23 @@ def rounds_inputs(folder: Path) -> bool:
     )
 
 
-def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
-    """Write a result folder in another format and read it back; returns {folder, format, out, bytes, tensors}.
-
-    out: `<folder>-dense` or `<folder>.gguf` by default. Raises InputError for a format or an architecture that cannot be written, and for
-    an `out` that exists; RunError when what was written reads back otherwise.
-    """
+def check_export(folder: Path, to: str) -> None:
+    """Raise InputError for a format that there is not, and for a folder that it does not take."""
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}{nearest(to, FORMATS)}; there are: {', '.join(FORMATS)}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
     if to != "dense" and library_of(json.loads((folder / "config.json").read_text())) != "transformers":
         raise InputError(f"{to} holds models of transformers, and {folder} is one of diffusers; it can be exported to dense only")
+
+
+def export_result(folder: Path, to: str, out: Path | None) -> dict[str, Any]:
+    """Write a result folder in another format and read it back; returns {folder, format, out, bytes, tensors}.
+
+    out: `<folder>-dense` or `<folder>.gguf` by default. Raises InputError for a format or an architecture that cannot be written, and for
+    an `out` that exists; RunError when what was written reads back otherwise.
+    """
+    check_export(folder, to)
     folder = folder.absolute()
     out = out or folder.with_name(f"{folder.name}.gguf" if to == "gguf" else f"{folder.name}-{to}")
     if out.exists():
