@@ -252,7 +252,7 @@ def test_two_bits_of_the_model_inside_the_package_come_nearer_to_it(tmp_path: Pa
     assert distilled["top1_agreement"] > on_the_text["top1_agreement"]
 
 
-FEATURES = {"distill_features": {"steps": 4, "batch": 2}}
+FEATURES = {"distill_features": {"steps": 4, "batch": 2, "rate": 0.003}}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "olmoe", "mamba", "bert", "vit", "clip"])
