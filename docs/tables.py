@@ -461,7 +461,6 @@ TABLES = {
     "rotations": rotations,
     "hadamard": hadamard,
     "quantization aware": tables_training.quantization_aware,
-    "additive trained": tables_training.additive_trained,
     "online": online,
     "on cuda": on_cuda,
     "solvers": solvers,
