@@ -126,21 +126,32 @@ def compared(scores: Mapping[str, Any], ours: Mapping[str, tuple[str, ...]], des
 
 # -- neurons of a vision transformer -----------------------------------------------------------------------------------
 
+CHOICES = {
+    "norms": {"magnitude_units": {}},
+    "draw": {"random_units": {}},
+    "dgmr": {"dgmr": {"refit": False}},
+    "norms, refitted": {"norms_refitted": {}},
+    "draw, refitted": {"draw_refitted": {}},
+    "dgmr, refitted": {"dgmr": {}},
+}
+"""Ways to choose neurons, without and with the same refit."""
+
+
+def _images() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(images to calibrate and train on, held-out images, their labels)."""
+    sys.path.insert(0, str(HERE.parent / "training" / "digits"))
+    from train import load
+
+    (images, _), (held_out, labels) = load("train"), load("held-out")
+    return images, held_out, labels
+
 
 def digits() -> Iterator[dict]:
     """What was found so far, after every ratio."""
-    sys.path.insert(0, str(HERE.parent / "training" / "digits"))
-    from train import load as pixels_of
-
-    (images, _), (held_out, labels) = pixels_of("train"), pixels_of("held-out")
+    images, held_out, labels = _images()
     expected = _classes(DIGITS, held_out)
     steps = {
-        "norms": {"magnitude_units": {}},
-        "draw": {"random_units": {}},
-        "dgmr": {"dgmr": {"refit": False}},
-        "norms, refitted": {"norms_refitted": {}},
-        "draw, refitted": {"draw_refitted": {}},
-        "dgmr, refitted": {"dgmr": {}},
+        **CHOICES,
         "dgmr weighted, refitted": {"dgmr": {"by": "weighted"}},
         "dgmr by activations, refitted": {"dgmr": {"by": "activations"}},
         "dgmr by outputs, refitted": {"dgmr": {"by": "outputs"}},
@@ -161,19 +172,9 @@ def digits() -> Iterator[dict]:
 
 def distilled() -> Iterator[dict]:
     """What was found so far, after every ratio. All images of the training split are used, none of their labels."""
-    sys.path.insert(0, str(HERE.parent / "training" / "digits"))
-    from train import load as pixels_of
-
-    (images, _), (held_out, labels) = pixels_of("train"), pixels_of("held-out")
+    images, held_out, labels = _images()
     expected = _classes(DIGITS, held_out)
-    steps = {
-        "norms": {"magnitude_units": {}},
-        "draw": {"random_units": {}},
-        "dgmr": {"dgmr": {"refit": False}},
-        "norms, refitted": {"norms_refitted": {}},
-        "draw, refitted": {"draw_refitted": {}},
-        "dgmr, refitted": {"dgmr": {}},
-    }
+
     pairs = {name: tuple(name.replace("dgmr", other) for other in ("norms", "draw")) for name in ("dgmr", "dgmr, refitted")}
     pairs["dgmr, refitted"] += ("dgmr",)
     training = {"distill_features": {"steps": STEPS, "batch": BATCH}}
@@ -184,7 +185,7 @@ def distilled() -> Iterator[dict]:
     }
     for ratio in RATIOS:
         scores = {}
-        for name, step in steps.items():
+        for name, step in CHOICES.items():
             ((method, settings),) = step.items()
             cut = {method: {"cut": ["neurons"], "ratio": ratio, **settings}}
             runs = (made(DIGITS, cut, {"pixel_values": images}, then=[training], seed=seed)[0] for seed in SEEDS)
