@@ -174,7 +174,6 @@ def distilled() -> Iterator[dict]:
     """What was found so far, after every ratio. All images of the training split are used, none of their labels."""
     images, held_out, labels = _images()
     expected = _classes(DIGITS, held_out)
-
     pairs = {name: tuple(name.replace("dgmr", other) for other in ("norms", "draw")) for name in ("dgmr", "dgmr, refitted")}
     pairs["dgmr, refitted"] += ("dgmr",)
     training = {"distill_features": {"steps": STEPS, "batch": BATCH}}
