@@ -76,13 +76,13 @@ def main() -> None:
 
 def bits_of(folder: Path, judge: Judge) -> float:
     """Bits of a weight of the matrices that were changed: all their tensors in the files."""
-    stems = {linear.source.removesuffix(".weight") for linear in judge.source.anatomy.linears}
+    stems = tuple(f"{linear.source.removesuffix('.weight')}." for linear in judge.source.anatomy.linears)
     weights = sum(linear.out_features * linear.in_features for linear in judge.source.anatomy.linears)
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 (no mapping)
-                if key.rpartition(".")[0] in stems and not key.endswith(".bias"):
+                if key.startswith(stems) and not key.endswith(".bias"):
                     tensor = opened.get_tensor(key)
                     total += 8 * tensor.numel() * tensor.element_size()
     return total / weights
