@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from thrifty.base import events
 from thrifty.base.anatomy import STEMS, Anatomy, Block, Library, Part
 from thrifty.base.errors import InputError, RunError
+from thrifty.core.finite import all_finite
 from thrifty.models.anatomy import describe_model
 from thrifty.models.blocks import hollow_block
 from thrifty.models.disk import TensorInfo, read_tensor
@@ -390,9 +391,5 @@ def _check_complete(folder: Path, model: Any, names: NameMap, tensors: Mapping[s
 
 
 def _check_finite(key: str, info: TensorInfo, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        return
-    for chunk in tensor.reshape(-1).split(_CHUNK):
-        values = chunk if chunk.dtype.itemsize > 1 else chunk.to(torch.float32)
-        if not bool(torch.isfinite(values).all()):
-            raise InputError(f"{info.file}: tensor {key} holds NaN or infinite values; take weights without them.")
+    if not all(map(all_finite, tensor.reshape(-1).split(_CHUNK))):
+        raise InputError(f"{info.file}: tensor {key} holds NaN or infinite values; take weights without them.")

@@ -280,6 +280,7 @@ class BlockRun:
         if not wanted:
             return
         gram, tokens = self._gram(stage, statistics)
+        return_free_memory()  # what the last stage left scattered in the heap would stand beside what this one takes
         self._solve_group(wanted, gram, tokens)
         self._round(stage)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
+from thrifty.core.finite import all_finite
 from thrifty.core.linalg import row_forms
 from thrifty.export.uneven.outline import uneven_config
 from thrifty.models import Call, Source
@@ -131,7 +132,7 @@ class RebuildWalk(ReshapeWalk):
         infos = self.shaping.resized.source.tensors
         tensors |= {key: values.to(infos[key].dtype).contiguous() for key, values in changed.items()}
         for key, values in changed.items():
-            if tuple(values.shape) != infos[key].shape or not bool(torch.isfinite(values).all()):
+            if tuple(values.shape) != infos[key].shape or not all_finite(values):
                 raise RunError(f"{key}: {step.name} made values for it that are not finite, or of another shape than it had planned")
         self.rebuilt = made
         return tensors, [], []

@@ -18,6 +18,7 @@ from thrifty.base import events
 from thrifty.base.anatomy import Block
 from thrifty.base.errors import RunError
 from thrifty.base.memory import return_free_memory
+from thrifty.core.finite import all_finite
 from thrifty.data import Rows
 from thrifty.models import Call, Rotated, Shell, Source, linear_modules, run_block
 from thrifty.models.blocks import tensors_of
@@ -273,7 +274,7 @@ def check_finite(block: Block, streams: Streams) -> None:
     which = {"calibration": "calibration rows", "before": "the original's evaluation rows", "after": "the result's evaluation rows"}
     for name, words in which.items():
         rows = streams.now.get(name)
-        if rows is not None and not bool(torch.isfinite(rows).all()):
+        if rows is not None and not all_finite(rows):
             raise RunError(f"{block.path}: {words} leave it with values that are not finite; are its weights, or the recipe, sound?")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Problem, Solution
+from thrifty.core.finite import all_finite
 from thrifty.weights.base import Preset, Treatment
 from thrifty.weights.base import solve as _solve  # `solve` is a folder here
 
@@ -54,6 +55,6 @@ def _matrix(name: str, values: Tensor) -> Tensor:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"the {name} must be a float tensor of two dimensions, got {got}")
     values = values.detach()
-    if not bool(values.to(torch.float32).isfinite().all()):
+    if not all_finite(values.to(torch.float32)):
         raise InputError(f"the {name} holds numbers that are not finite")
     return values

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.core.finite import all_finite
 from thrifty.export.container.inputs import Inputs, inputs_from_json, inputs_to_json
 from thrifty.export.container.layout import WEIGHTS_PER_BYTE, Layout, Parts, Stored, layout_from_json, names_of
 
@@ -175,6 +176,6 @@ class Container:
 
     def _values(self, key: str) -> Tensor:
         values = self.encoded(key).decode()
-        if not bool(torch.isfinite(values).all()):
+        if not all_finite(values):
             raise Parts(key, self._stored).fail("", "stands for numbers that are not finite")
         return self.readings[key].folded(values) if key in self.readings else values

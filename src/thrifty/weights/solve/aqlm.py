@@ -24,6 +24,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
 from thrifty.core.codebooks.gram import Coded, fit_codebooks, fit_scales, held_codebooks, held_scale, search_codes, sweep_codes
+from thrifty.core.finite import all_finite
 from thrifty.core.linalg import row_forms
 from thrifty.weights.base import Solver, Target
 from thrifty.weights.target.additive import Additive
@@ -54,7 +55,7 @@ class AQLM(Solver):
         if not isinstance(target, Additive):
             raise InputError(f"aqlm fits codebooks, and {target.name} has none; use into: additive")
         weight, gram = problem.weight.to(torch.float32), problem.gram.to(torch.float32)
-        if not bool(gram.isfinite().all()):
+        if not all_finite(gram):
             said = f"{problem.name}: the Gram matrix holds values that are not finite, so every group was rounded to the nearest sum"
             points = target.fit(weight)
             points.project(weight)
