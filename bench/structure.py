@@ -7,7 +7,7 @@ Usage: python bench/structure.py           (writes bench/results/structure.json)
 All are calibrated and judged on the same windows; differences are paired, window by window. Blocks are also removed by hand, one and two at
 a time in every combination, without any of our code for it: the best that a choice could do. Speed is that of a random Llama of 314 million
 parameters, dense, with half of its neurons and heads, and with 30 % fewer blocks; and dense again beside half of the channels of its hidden
-states, which embeddings and head have, too.
+states, which embeddings and head have, too, and beside half of all parameters: neurons, heads, and as many channels as are left to go.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ BLOCKS = {"short_gpt": (0.25, 0.5), "efficient_vla": (0.25, 0.5)}
 PROMPT, NEW, ROUNDS = 512, 64, 7
 
 
-SPEED = {
-    "half the width": {"magnitude_units": {"ratio": 0.5, "cut": ["neurons", "heads"]}},
-    "70 % of the blocks": {"short_gpt": {"ratio": 0.3}},
+NARROW = {"magnitude_units": {"ratio": 0.5, "cut": ["neurons", "heads"]}}
+SPEED = {"half the width": [NARROW], "70 % of the blocks": [{"short_gpt": {"ratio": 0.3}}]}
+CHANNELS = {
+    "half of the channels": [{"slice_gpt": {"ratio": 0.5, "by": "energy", "refit": False}}],
+    "half of the parameters": [NARROW, {"slice_gpt": {"ratio": 0.171875, "by": "energy", "refit": False}}],
 }
-CHANNELS = {"half of the channels": {"slice_gpt": {"ratio": 0.5, "by": "energy", "refit": False}}}
 
 
 def main() -> None:
@@ -127,23 +128,23 @@ def against(judge: Judge, after: list[torch.Tensor]) -> WindowScores:
     return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts])
 
 
-def speed(steps: dict[str, dict], file: str) -> None:
-    """Prefill and decode of the dense model against what each of these steps makes of it, all in turn."""
+def speed(cases: dict[str, list[dict]], file: str) -> None:
+    """Prefill and decode of the dense model against what each of these lists of steps makes of it, all in turn."""
     dense = BUILD / "random-llama"
     if not dense.exists():
         subprocess.run([sys.executable, HERE / "random_llama.py", dense], check=True)
     source = open_model(dense)
     tokens = torch.randint(3, source.vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     models, structure = {"dense": load_source(source)}, {}
-    for name, step in steps.items():
-        out = BUILD / f"speed-{next(iter(step))}"
-        result = thrifty.compress(dense, {"steps": [step]}, {"input_ids": tokens}, out=out, force=True, speed=False)
+    for name, steps in cases.items():
+        out = BUILD / f"speed-{name.replace(' ', '-').replace('%', 'percent')}"
+        result = thrifty.compress(dense, {"steps": steps}, {"input_ids": tokens}, out=out, force=True, speed=False)
         structure[name] = {key: [value["before"], value["after"]] for key, value in result["structure"].items()}
         models[name] = load(out)
     prompt = torch.randint(3, source.vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(1))
     found = measure_speed(models, prompt, new_tokens=NEW, rounds=ROUNDS)
     times = {
-        phase: {name: found[f"{phase}_tokens_per_second"][name] / found[f"{phase}_tokens_per_second"]["dense"] for name in steps}
+        phase: {name: found[f"{phase}_tokens_per_second"][name] / found[f"{phase}_tokens_per_second"]["dense"] for name in cases}
         for phase in ("prefill", "decode")
     }
     write(file, {"model": "random Llama, 314 million parameters", "structure": structure, "times dense": times, **found})
