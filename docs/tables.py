@@ -461,6 +461,7 @@ TABLES = {
     "rotations": rotations,
     "hadamard": hadamard,
     "quantization aware": tables_training.quantization_aware,
+    "rates": tables_training.rates,
     "online": online,
     "on cuda": on_cuda,
     "solvers": solvers,

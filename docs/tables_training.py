@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from result_files import interval, read, table
 
 
 def quantization_aware() -> str:
     """What training after solving gives back."""
-    found = read("quantization_aware.json")
+    return _trained(read("quantization_aware.json"), "bits_per_weight")
+
+
+def quantization_aware_library() -> str:
+    """The same with more text and more steps."""
+    return _trained(read("quantization_aware_library.json"), "bits_per_weight")
+
+
+def additive_trained() -> str:
+    """Additive codebooks after training, beside grids of 2 bits."""
+    return _trained(read("additive_trained.json"), "bits_of_a_matrix")
+
+
+def rates() -> str:
+    """Rates of their own for matrices that are trained together, beside one rate."""
+    found = read("rates.json")
+    cases = {"healing": "60 % pruned, healed", "codes": "2 bits, trained"}
+    rows = [
+        [words, row["name"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}"]
+        for name, words in cases.items()
+        for row in found[name]["rows"]
+    ]
+    pairs = [
+        [words, name, interval(pair["perplexity_difference"], 3), interval(pair["kl_difference"], 4)]
+        for case, words in cases.items()
+        for name, pair in found[case]["differences"].items()
+    ]
+    scratch = found["scratch"]
+    images = [[row["name"], f"{row['loss']['value']:.4f}", f"{100 * row['accuracy']['value']:.2f} %"] for row in scratch["rows"]]
+    beside = [
+        [name, interval(pair["loss_difference"], 4), interval(pair["errors_difference"], 4)]
+        for name, pair in scratch["differences"].items()
+    ]
+    said = f"{found['healing']['steps']} steps a training, {found['healing']['evaluation']['rows']} held-out windows."
+    drawn = f"From random weights: {scratch['epochs']} epochs, {scratch['seeds']} seeds, {scratch['images']} held-out images."
+    return "\n\n".join(
+        [
+            table(["", "rates", "perplexity", "KL divergence"], rows),
+            said,
+            table(["", "paired", "perplexity", "KL divergence"], pairs),
+            drawn,
+            table(["rates", "loss", "recognised"], images),
+            table(["paired", "loss", "share of errors"], beside),
+        ]
+    )
+
+
+def _trained(found: dict[str, Any], bits: str) -> str:
+    """What each solved and each trained result loses, at which bits (a key of its rows), and how they differ."""
     rows = [
         [
             row["name"],
-            f"{row['bits_per_weight']:.2f}",
+            f"{row[bits]:.2f}",
             f"{row['perplexity']['value']:.3f}",
             f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
             f"{row['seconds']:.0f} s",
@@ -27,5 +77,6 @@ def quantization_aware() -> str:
     said += (
         f" {found['load'][0]:.1f} on {found['hardware']['cores']} cores, {found['threads']} threads: read seconds beside each other only."
     )
-    head = ["", "bits a weight in the file", "perplexity", "KL divergence", "whole run"]
+    where = {"bits_per_weight": "in the file", "bits_of_a_matrix": "of a matrix"}[bits]
+    head = ["", f"bits a weight {where}", "perplexity", "KL divergence", "whole run"]
     return "\n\n".join([table(head, rows), said, table(["paired", "perplexity", "KL divergence"], pairs)])

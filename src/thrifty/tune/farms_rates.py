@@ -34,7 +34,6 @@ class FarmsRates(LayerRates):
         2025,
         "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
         "2506.06280",
-        part="rates of training, whose gain was not measured",
     )
 
     least: Annotated[float, Field(gt=0, le=1)] = 0.1

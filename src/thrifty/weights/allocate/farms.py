@@ -32,7 +32,6 @@ class Farms(ByRank):
         2025,
         "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
         "2506.06280",
-        part="sparsity by block",
     )
 
     rule: Rule = "peak"
