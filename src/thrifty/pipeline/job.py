@@ -28,8 +28,8 @@ class Job:
     """Everything that decides a result.
 
     name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
-    there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
-    JSON values. gate: the loss that the user allows.
+    there is, for the price; device_load: the same where blocks pass through a device other than the processor. calibration, evaluation:
+    the rows; None where there are none. request: what else the user asked for, as plain JSON values. gate: the loss that the user allows.
     speed: whether both models are timed at the end, which is no part of the result. safety: pairs of requests that both are asked then.
     shaping: what a structural step makes of the model, where the steps are one; then nothing is solved.
     then: the links after this one, where the recipe is a chain. against: what a link after the first is judged by. ending: the file in
@@ -54,6 +54,7 @@ class Job:
     then: Then | None = None
     against: Against | None = None
     ending: Path | None = None
+    device_load: Load | None = None
 
     @property
     def original(self) -> Source:
