@@ -74,7 +74,8 @@ class Job:
         return " + ".join(dict.fromkeys(name for names in self.work.names.values() for name in names.split("+")))
 
     def key(self, digest: dict[str, str]) -> str:
-        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
+        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it, nor is
+        the gate, which only judges them."""
         return content_key(
             {
                 "thrifty": versions().get("thrifty", ""),
@@ -82,7 +83,6 @@ class Job:
                 "steps": self.steps,
                 "setting": self.setting.to_json(),
                 "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
-                "gate": None if self.gate is None else str(self.gate),
                 **({} if self.packing.format == Packing.format else {"format": self.packing.format}),
             }
         )
