@@ -148,6 +148,7 @@ def run(device: str, name: str, **words: Any) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     if "calibration" in words:
         words["evaluation"] = {"input_ids": words["calibration"]["input_ids"][:8]}
+    planned = thrifty.plan(out=out, device=device, **words).cost.device_memory if device == "cuda" else 0
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -157,7 +158,7 @@ def run(device: str, name: str, **words: Any) -> dict[str, Any]:
     found["mean_relative_error"] = sum(layer["relative_error"] for layer in result["layers"]) / len(result["layers"])
     found["warnings"] = result["warnings"]
     if device == "cuda":
-        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        found |= {"peak_device_bytes": torch.cuda.max_memory_allocated(), "planned_device_bytes": planned}
     shutil.rmtree(out, ignore_errors=True)
     return found
 

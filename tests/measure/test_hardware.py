@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from thrifty.measure.hardware import PeakMemory, hardware, peak_rss_bytes, rss_bytes, versions
+from thrifty.measure.hardware import PeakMemory, free_device_bytes, hardware, peak_rss_bytes, rss_bytes, versions
 
 MIB = 2**20
 
@@ -43,3 +43,10 @@ def test_an_earlier_peak_does_not_count():
 
 def test_memory_now_is_at_most_the_peak():
     assert 0 < rss_bytes() <= peak_rss_bytes() + MIB
+
+
+def test_what_torch_keeps_of_a_device_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 20)
+    assert free_device_bytes("cuda") == 130 and free_device_bytes("cpu") == 0

@@ -491,8 +491,80 @@ def test_the_gate(home: Path, tmp_path: Path, solved: list[str], capsys: pytest.
 
     ungated = command(home, out, step="rtn: {bits: 2}")
     assert main(ungated) == 0
-    assert weights_of(out) == weights_of(rejected)
-    assert digests(rejected) == before
+    assert len(solved) == 2 and not rejected.exists()
+    assert {name: digest for name, digest in before.items() if name in weights_of(out)} == weights_of(out)
+    assert json.loads((out / CERTIFICATE).read_text())["gate"] is None
+
+
+def test_another_gate_judges_the_same_result(home: Path, tmp_path: Path, solved: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What is asked of a result is no part of how it is made: it says and lies where the newest gate wants it."""
+    out, rejected = tmp_path / "out", tmp_path / "out.rejected"
+
+    def run(limit: str) -> tuple[int, dict[str, Any]]:
+        code = main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}"))
+        place = rejected if code == 3 else out
+        assert not (out if code == 3 else rejected).exists() and not (place / ".run").exists()
+        assert (sorted(path.name for path in place.iterdir())) == files
+        certificate = json.loads((place / CERTIFICATE).read_text())
+        assert certificate["request"]["max_perplexity_increase"] == limit and certificate["gate"]["passed"] is (code == 0)
+        assert certificate["gate"]["reason"] in (place / "report.html").read_text()
+        return code, certificate
+
+    assert main(command(home, out, *GATE, step="rtn: {bits: 2}")) == 3
+    files, bytes_ = sorted(path.name for path in rejected.iterdir()), weights_of(rejected)
+    assert [run(limit)[0] for limit in ("0.002%", "900%", "899%", "0.001%", "900%")] == [3, 0, 0, 3, 0]
+    assert len(solved) == 2 and weights_of(out) == bytes_
+    capsys.readouterr()
+
+    assert main(["repeat", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert weights_of(tmp_path / "again") == bytes_
+
+
+def test_another_gate_goes_on_with_the_finished_blocks(home: Path, undisturbed: Path, tmp_path: Path, solved: list[str]) -> None:
+    out = tmp_path / "out"
+    with at_block(1, interrupt):
+        assert main(command(home, out, *GATE)) == 130
+    assert len(solved) == 1
+    assert main(command(home, out, "--max-perplexity-increase", "900%")) == 0
+    assert len(solved) == 2 and weights_of(out) == weights_of(undisturbed)
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_another_verdict_replaces_no_other_result(
+    passes: bool, home: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """out, rejected: what is judged again, and where it would go the result of another request."""
+    out, rejected = tmp_path / "out", tmp_path / "out.rejected"
+    assert main(command(home, out, *(GATE if passes else ()), step="rtn: {bits: 2}")) == (3 if passes else 0)
+    shutil.copytree(undisturbed, out if passes else rejected)
+    before = digests(out), digests(rejected)
+    capsys.readouterr()
+    assert main(command(home, out, *(() if passes else GATE), step="rtn: {bits: 2}")) == 2
+    said = sentence(capsys.readouterr())
+    assert f"{out if passes else rejected} holds " in said and "result of another request" in said
+    assert (digests(out), digests(rejected)) == before
+
+
+def test_a_result_on_its_way_to_another_place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at any moment of that, the same command ends with the same bytes."""
+    out, rejected = tmp_path / "out", tmp_path / "out.rejected"
+    assert main(command(home, out, *GATE, step="rtn: {bits: 2}")) == 3
+    bytes_, move = weights_of(rejected), os.replace
+    for last in range(0, 24, 4):
+        done: list[Any] = []
+
+        def stopping(start: Any, end: Any, last: int = last, done: list[Any] = done) -> None:
+            done.append(end)
+            if len(done) > last:
+                raise KeyboardInterrupt
+            move(start, end)
+
+        limit = "900%" if rejected.exists() else "0.001%"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}"))
+        assert main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}")) == (0 if limit == "900%" else 3)
+        assert weights_of(out if limit == "900%" else rejected) == bytes_
 
 
 def test_a_gate_that_is_met(home: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.lock import alone
 from thrifty.base.store import as_path, file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
-from thrifty.measure.hardware import hardware, rss_bytes
+from thrifty.measure.hardware import free_device_bytes, hardware, rss_bytes
 from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
 from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.job import Job
+from thrifty.pipeline.on_device import device_memory, parts_of_job
 from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
@@ -41,8 +42,11 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; what is needed of a device only where there is one."""
+        found = asdict(self)
+        if self.setting["device"] == "cpu":
+            del found["cost"]["device_memory"]
+        return found
 
 
 def compress(
@@ -177,13 +181,16 @@ def _cost(job: Job) -> Cost:
     costs = [_cost_of_one(link, resident) for link in job.links]
     widest = max(costs, key=lambda cost: cost.memory)
     kept = [sum(cost.output for cost in costs[:position]) + cost.disk for position, cost in enumerate(costs)]
-    return replace(widest, disk=max(kept), output=costs[-1].output)
+    there = max(cost.device_memory for cost in costs)
+    return replace(widest, disk=max(kept), output=costs[-1].output, device_memory=there)
 
 
 def _cost_of_one(job: Job, resident: int) -> Cost:
+    there = 0 if job.setting.device == "cpu" else device_memory(parts_of_job(job))
     if job.shaping is not None:
-        return price_shaping(job.source, job.shaping, job.setting, job.load, resident)
-    return price(job.source, job.work, job.setting, job.load, resident, output_bytes(job.source, job.packing))
+        return replace(price_shaping(job.source, job.shaping, job.setting, job.load, resident), device_memory=there)
+    cost = price(job.source, job.work, job.setting, job.load, resident, output_bytes(job.source, job.packing))
+    return replace(cost, device_memory=there)
 
 
 def _seconds(job: Job, place: Path) -> float:
@@ -206,6 +213,8 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
         found.append(f"it needs {size(cost.memory)} of memory ({largest} takes most) and this machine has {size(ram)}; use {advice}")
+    if job.setting.device != "cpu":
+        found.extend(_device_refusals(job, free_device_bytes(job.setting.device)))
     parent = place.absolute()
     while not parent.exists():
         parent = parent.parent
@@ -213,6 +222,28 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
     if disk and cost.disk > free:
         found.append(f"it needs {size(cost.disk)} of disk and {parent} has {size(free)} free; choose another --out")
     return found
+
+
+DEVICE_ADVICE = {
+    "cutting": "shorter --tokens or ",
+    "evaluating": "shorter evaluation rows (`evaluation: {tokens: ..}` in the recipe) or ",
+    "healing": "shorter --tokens or ",
+    "passing": "shorter --tokens or ",
+    "tuning": "a smaller `batch` in the step that trains, shorter --tokens, or ",
+}
+"""What else than the processor helps, by the phase that takes most of a device."""
+
+
+def _device_refusals(job: Job, free: int) -> list[str]:
+    """Why the first link that needs more than so many bytes of its device cannot run, with as few rows at a time as it can go on with."""
+    for link in job.links:
+        parts = parts_of_job(link, least=True)
+        if device_memory(parts) > free:
+            largest = max(parts, key=lambda name: parts[name])
+            fewest = " even with one row at a time" if link.shaping is None else ""
+            need = f"it needs {size(device_memory(parts))} on the device{fewest} ({largest} takes most) and {size(free)} are free there"
+            return [f"{need}; use {DEVICE_ADVICE.get(largest, '')}--device cpu"]
+    return []
 
 
 def repeat(folder: str | Path, out: str | Path | None = None) -> dict[str, Any]:

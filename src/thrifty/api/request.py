@@ -208,6 +208,7 @@ class _Common:
         calibration = self.calibration if link.calibrated else None
         dtype = calibration_dtype(source.dtype, self.device)
         load = _load(source, calibration, self.evaluation, dtype)
+        there = None if self.device == "cpu" else _load(source, calibration, self.evaluation, dtype, self.device)
         return Job(
             name="the model inside the package" if request.model is None else str(request.model),
             source=source,
@@ -224,6 +225,7 @@ class _Common:
             speed=request.speed,
             safety=self.safety,
             shaping=link.shaping,
+            device_load=there,
         )
 
 
@@ -243,16 +245,16 @@ def _amount(rows: Rows) -> str:
     )
 
 
-def _load(source: Source, rows: Rows | None, scored: Rows | None, dtype: torch.dtype) -> Load:
-    """How much data a job carries, for its price; dtype: of the calibration pass."""
+def _load(source: Source, rows: Rows | None, scored: Rows | None, dtype: torch.dtype, device: str = "cpu") -> Load:
+    """How much data a job carries, for its price; dtype: of the calibration pass. device: where blocks hold what is in the price."""
     return Load(
         rows=rows.rows if rows else 0,
         tokens=rows.tokens // rows.rows if rows else 0,
         evaluation_rows=scored.rows if scored else 0,
         evaluation_tokens=scored.tokens // scored.rows if scored else 0,
         vocabulary=source.vocabulary,
-        calibration=footprints_of(source, rows, dtype, BATCH),
-        evaluation=footprints_of(source, scored, torch.float32, BATCH),
+        calibration=footprints_of(source, rows, dtype, BATCH, device),
+        evaluation=footprints_of(source, scored, torch.float32, BATCH, device),
     )
 
 

@@ -69,7 +69,12 @@ def _plan(found: Any) -> RenderableType:
     plan = _json(found)
     cost = plan.get("cost") or {}
     rest = {key: value for key, value in plan.items() if key not in ("cost", "refusals", "warnings")}
-    sizes = {"peak memory": cost.get("memory"), "disk": cost.get("disk"), "size of the result": cost.get("output")}
+    sizes = {
+        "peak memory": cost.get("memory"),
+        "device memory": cost.get("device_memory"),
+        "disk": cost.get("disk"),
+        "size of the result": cost.get("output"),
+    }
     price = {what: size(count) for what, count in sizes.items() if count is not None}
     if cost.get("seconds") is not None:
         price["time"] = duration(cost["seconds"])

@@ -37,6 +37,13 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def free_device_bytes(device: str) -> int:
+    """What this process can still have of a device's memory, with what torch keeps there unused; 0 for the processor."""
+    if device == "cpu":
+        return 0
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result depends on; those not installed are left out."""
     found = {"python": platform.python_version()}

@@ -116,7 +116,7 @@ class RunFolder:
         recorded = None if force else self._recorded_key()
         if recorded is not None and recorded != key:
             raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
-        if recorded is None:
+        if recorded is None or not (self.path / "request.json").exists():
             write_json(self.path / "request.json", {"key": key, **request})
         return recorded is not None
 

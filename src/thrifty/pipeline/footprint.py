@@ -1,7 +1,8 @@
 """What a block holds while rows pass through it: found by a pass over tensors that have shapes and no values.
 
 The blocks are run on the meta device, and every tensor that they make is counted until it is let go. Fused attention makes no scores there,
-as on the processor and on CUDA; attention that a model computes by itself does. So what an architecture does beside its linears (scans of
+as on the processor and on CUDA; attention that a model computes by itself does, and what CUDA has no fused kernel for, where that is asked
+for. So what an architecture does beside its linears (scans of
 state-space mixers, capped scores, images in many patches) is in the price without being known by name.
 """
 
@@ -43,25 +44,25 @@ class Footprint:
     stages: Mapping[str, int]
 
 
-def footprints_of(source: Source, rows: Rows | None, dtype: torch.dtype, batch: int) -> dict[str, Footprint]:
+def footprints_of(source: Source, rows: Rows | None, dtype: torch.dtype, batch: int, device: str = "cpu") -> dict[str, Footprint]:
     """The footprint of each block for these rows; empty where there are none, or where the model cannot be run without values."""
     if rows is None:
         return {}
     try:
-        return footprints(source, rows.select(0, 1).inputs, dtype, batch)
+        return footprints(source, rows.select(0, 1).inputs, dtype, batch, device)
     except Exception:  # whatever a model does with values: the price is then worked out from the widths of its linears
         return {}
 
 
-def footprints(source: Source, inputs: Mapping[str, Tensor], dtype: torch.dtype, batch: int) -> dict[str, Footprint]:
-    """The footprint of each block by path, for rows like `inputs` (one row each) in `dtype`, of which `batch` pass together.
+def footprints(source: Source, inputs: Mapping[str, Tensor], dtype: torch.dtype, batch: int, device: str = "cpu") -> dict[str, Footprint]:
+    """The footprint of each block by path, for rows like `inputs` (one row each) in `dtype`, of which `batch` pass together on `device`.
 
     Raises whatever the model raises where it cannot be run without values.
     """
     found = {}
     for kind in kinds(source, inputs):
         hidden = torch.empty(2, *kind.shape, dtype=dtype, device="meta")
-        footprint = _footprint(source, kind.block, kind.call, hidden, HEAP // batch)
+        footprint = _footprint(source, kind.block, kind.call, hidden, HEAP // batch, device)
         found.update(dict.fromkeys(kind.paths, footprint))
     return found
 
@@ -97,20 +98,20 @@ def _made_of(source: Source, block: Block, call: Call, shape: torch.Size) -> str
     return repr((shapes, linears, sorted(call.kwargs)))
 
 
-def _footprint(source: Source, block: Block, call: Call, hidden: Tensor, small: int) -> Footprint:
+def _footprint(source: Source, block: Block, call: Call, hidden: Tensor, small: int, device: str) -> Footprint:
     """small: bytes a row below which a tensor lies in the heap."""
-    one, two = (_pass(source, block, call, hidden[:rows], small * rows) for rows in (1, 2))
+    one, two = (_pass(source, block, call, hidden[:rows], small * rows, device) for rows in (1, 2))
     # masks and positions are made once, however many rows there are
     stages = {name: two.stages[name] - one.stages[name] for name in one.stages}
     return Footprint(one.tokens, two.row - one.row, two.peak - one.peak, max(0, two.heap - one.heap), stages)
 
 
-def _pass(source: Source, block: Block, call: Call, hidden: Tensor, small: int) -> Footprint:
+def _pass(source: Source, block: Block, call: Call, hidden: Tensor, small: int, device: str) -> Footprint:
     """The bytes of one pass of some rows."""
     module = source.hollow_block(block, hidden.dtype)
     ledger = Ledger([hidden, *module.parameters(), *module.buffers(), *_held(call)], small)
     stages: dict[str, int] = {}
-    with _noting(module, block, ledger, stages), _FusedAttention(), ledger:
+    with _noting(module, block, ledger, stages), _FusedAttention(device), ledger:
         out = run_block(module, hidden, call.to("meta"))
     tokens = hidden.shape[1:-1].numel()
     return Footprint(tokens, out.numel() * out.itemsize, ledger.peak, ledger.heap, stages)
@@ -176,8 +177,22 @@ class Ledger(TorchDispatchMode):
 class _FusedAttention(TorchFunctionMode):
     """Attention without scores in memory, which the meta device would make."""
 
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is nn.functional.scaled_dot_product_attention:
-            query, value = args[0], args[2]
+        kwargs = kwargs or {}
+        if function is not nn.functional.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, key, value = args[:3]
+        if not self._scores(query, kwargs):
             return query.new_empty((*query.shape[:-1], value.shape[-1]))
-        return function(*args, **(kwargs or {}))
+        hidden = query.new_empty((*query.shape[:-1], key.shape[-2]), dtype=torch.bool)  # which scores are masked, known beside them
+        out = function(*args, **kwargs)
+        del hidden
+        return out
+
+    def _scores(self, query: Tensor, words: Mapping[str, Any]) -> bool:
+        """Whether the kernels of the device make scores: those of CUDA for float32 do not take heads that share keys."""
+        return self._device != "cpu" and query.dtype == torch.float32 and bool(words.get("enable_gqa"))

@@ -28,8 +28,8 @@ class Job:
     """Everything that decides a result.
 
     name: the model as the user named it. recipe: canonical text; steps: those of the recipe, as plain JSON values. load: how much data
-    there is, for the price. calibration, evaluation: the rows; None where there are none. request: what else the user asked for, as plain
-    JSON values. gate: the loss that the user allows.
+    there is, for the price; device_load: the same where blocks pass through a device other than the processor. calibration, evaluation:
+    the rows; None where there are none. request: what else the user asked for, as plain JSON values. gate: the loss that the user allows.
     speed: whether both models are timed at the end, which is no part of the result. safety: pairs of requests that both are asked then.
     shaping: what a structural step makes of the model, where the steps are one; then nothing is solved.
     then: the links after this one, where the recipe is a chain. against: what a link after the first is judged by. ending: the file in
@@ -54,6 +54,7 @@ class Job:
     then: Then | None = None
     against: Against | None = None
     ending: Path | None = None
+    device_load: Load | None = None
 
     @property
     def original(self) -> Source:
@@ -73,7 +74,8 @@ class Job:
         return " + ".join(dict.fromkeys(name for names in self.work.names.values() for name in names.split("+")))
 
     def key(self, digest: dict[str, str]) -> str:
-        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it."""
+        """What names the run: two jobs with one key make the same bytes. Where model and texts lie is no part of it, nor is
+        the gate, which only judges them."""
         return content_key(
             {
                 "thrifty": versions().get("thrifty", ""),
@@ -81,7 +83,6 @@ class Job:
                 "steps": self.steps,
                 "setting": self.setting.to_json(),
                 "rows": [None if rows is None else rows.digest for rows in (self.calibration, self.evaluation)],
-                "gate": None if self.gate is None else str(self.gate),
                 **({} if self.packing.format == Packing.format else {"format": self.packing.format}),
             }
         )

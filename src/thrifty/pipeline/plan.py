@@ -31,13 +31,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run needs. Bytes and seconds (0 where nobody asked); `parts` names what the memory peak is made of."""
+    """What a run needs. Bytes and seconds (0 where nobody asked); `parts` names what the memory peak is made of. device_memory: bytes on a
+    device of its own, 0 where the processor does everything."""
 
     memory: int
     disk: int
     output: int
     seconds: float = 0.0
     parts: dict[str, int] = field(default_factory=dict)
+    device_memory: int = 0
 
 
 def calibration_dtype(stored: torch.dtype, device: str) -> torch.dtype:

@@ -153,11 +153,11 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     tokens = load.calibration[block.path].tokens if block.path in load.calibration else load.tokens
     done, peak = 0, 0
     for stage in block.stages:
-        alive = _alive(source, block, stage, setting, load)
+        alive = waiting_at(source, block, stage, setting, load)
         if apart:
-            peak = max(peak, held + alive + _gathering(stage, min(setting.batch, load.rows) * tokens))
+            peak = max(peak, held + alive + gathering(stage, min(setting.batch, load.rows) * tokens))
         if in_passing:
-            peak = max(peak, held + done + alive + _gathering(stage, load.rows * tokens))
+            peak = max(peak, held + done + alive + gathering(stage, load.rows * tokens))
         peak = max(peak, held + done + (alive if in_passing else 0) + _treating(stage, work, sums=not apart))
         # what stays of a solved matrix: its values in float32 and its codes
         done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
@@ -185,7 +185,7 @@ def looks_at_rows(work: Work) -> bool:
     return any(treatment.allocator is not None and treatment.allocator.calibrated for treatment in work.shares)
 
 
-def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: Load) -> int:
+def waiting_at(source: Source, block: Block, stage: Stage, setting: Setting, load: Load) -> int:
     """Bytes of the rows that are on their way through a block when a stage is reached."""
     if block.path in load.calibration:
         known = load.calibration[block.path]
@@ -194,7 +194,7 @@ def _alive(source: Source, block: Block, stage: Stage, setting: Setting, load: L
     return waiting(block, stage, tokens, source.anatomy.hidden_size, setting.dtype.itemsize)
 
 
-def _gathering(stage: Stage, tokens: int) -> int:
+def gathering(stage: Stage, tokens: int) -> int:
     """Bytes while so many tokens are added to a Gram matrix: the sum, the new part, and then both together or a chunk twice in float32."""
     square = stage.reads.width**2 * 4
     return 2 * square + max(square, min(CHUNK, tokens) * stage.reads.width * 8)
@@ -236,15 +236,21 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
     blocks, size = source.anatomy.blocks, setting.dtype.itemsize
     rows = min(work.tuner.batch, load.rows)
     modules = sum(source.block_parameters(block) for block in blocks) * size * (2 if work.tuner.reference else 1)
-    matrices = sum(_trained(linear, work) for linear in source.anatomy.linears if linear.path in work.tuned)
-    known = [load.calibration[block.path].row for block in blocks if block.path in load.calibration]
-    between = rows * (sum(known) or len(blocks) * load.tokens * source.anatomy.hidden_size * size)
+    matrices = sum(trained(linear, work) for linear in source.anatomy.linears if linear.path in work.tuned)
+    between = between_blocks(source, rows, setting, load)
     inside = KEPT * max((inside_block(source, block, load, rows, setting.dtype) for block in blocks), default=0)
     logits = LOGITS_HELD * rows * load.tokens * load.vocabulary * 4 if work.tuner.reads_logits else 0
-    return source.shell_parameters() * 4 + modules + matrices + max(between + inside + logits, _rating(source, work))
+    return source.shell_parameters() * 4 + modules + matrices + max(between + inside + logits, rating(source, work))
 
 
-def _rating(source: Source, work: Work) -> int:
+def between_blocks(source: Source, rows: int, setting: Setting, load: Load) -> int:
+    """Bytes of some calibration rows as they leave each of the blocks, which training keeps."""
+    blocks = source.anatomy.blocks
+    known = [load.calibration[block.path].row for block in blocks if block.path in load.calibration]
+    return rows * (sum(known) or len(blocks) * load.tokens * source.anatomy.hidden_size * setting.dtype.itemsize)
+
+
+def rating(source: Source, work: Work) -> int:
     """Bytes that are held while one matrix is looked at for its rate: its values, their piece in double precision, and what that takes."""
     if work.tuner is None or work.tuner.rates is None:
         return 0
@@ -252,7 +258,7 @@ def _rating(source: Source, work: Work) -> int:
     return max((16 * out * width + work.tuner.rates.cost(out, width)[1] for out, width in shapes), default=0)
 
 
-def _trained(linear: Linear, work: Work) -> int:
+def trained(linear: Linear, work: Work) -> int:
     """Bytes that a matrix takes while it is trained."""
     assert work.tuner is not None
     entries, target = linear.out_features * linear.in_features, work.treatments[linear.path][-1].target

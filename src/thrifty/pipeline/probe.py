@@ -18,15 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from thrifty.base.anatomy import Space
 from thrifty.base.records import Problem
-from thrifty.core.statistics import Statistics
 from thrifty.data import Rows
 from thrifty.models import Source, run_block
 from thrifty.pipeline.footprint import Kind, kinds
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.readings import gather
-from thrifty.pipeline.sample import sample_problem, sample_widths
+from thrifty.pipeline.sample import rewritten, sample_problem, sample_widths
 from thrifty.pipeline.steps import Work
 from thrifty.tune.rates import LayerRates
 from thrifty.weights.base import Target, Transform, Treatment, solve
@@ -102,7 +100,7 @@ def probe(source: Source, work: Work, setting: Setting, calibration: Rows | None
             for treatment, width in _treatments(source, work).items()
         },
         {
-            pair: _growth(lambda problem, pair=pair: _rewrite(problem, *pair), pair[1] and pair[1].target, width, device)
+            pair: _growth(lambda problem, pair=pair: rewritten(problem, *pair), pair[1] and pair[1].target, width, device)
             for pair, width in _transforms(source, work).items()
         },
         {allocator: _scoring(allocator) for allocator in dict.fromkeys(treatment.allocator for treatment in work.shares)} | _rating(work),
@@ -225,14 +223,6 @@ def _growth(act: Callable[[Problem], object], target: Target | None, width: int,
     # seconds = column * width + product * width^3 at both
     product = max(0.0, (second / large - first / small) / (large**2 - small**2))
     return Growth(max(0.0, first / small - product * small**2), product)
-
-
-def _rewrite(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:
-    width = problem.weight.shape[1]
-    ones = torch.ones(width, device=problem.weight.device)
-    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones * 0, -ones, ones)
-    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale", normed=True)
-    return transform.rewrite(space, [problem.weight], seen, treatment)
 
 
 def _wait(device: str) -> None:

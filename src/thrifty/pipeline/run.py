@@ -22,7 +22,6 @@ from thrifty.base.store import file_digest, writing
 from thrifty.data import Rows
 from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, made_of_bytes, weights_digest
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
-from thrifty.measure.safety import Pair
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.chain import through
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
@@ -49,9 +48,9 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     """Carry a job out and leave its result in `out`.
 
     finish: writes whatever else belongs into the folder (report, model card), given the certificate. full: load the assembled folder in
-    transformers and compare its logits before it counts. Returns the certificate; a job whose result is already there is not run again.
-    Raises InputError when `out` holds something else, GateError when the result loses more than the gate allows: it is then kept in
-    `<out>.rejected`.
+    transformers and compare its logits before it counts. Returns the certificate; a job whose result is already there is not run
+    again, only judged again where its gate is another one. Raises InputError when `out` holds something else, GateError when the
+    result loses more than the gate allows: it is then kept in `<out>.rejected`.
     """
     folder = RunFolder(out)
     began = time.perf_counter()
@@ -60,9 +59,9 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         folder.free(force)
         digest = job.source.digest()
         key = job.key(digest)
-        done = None if force else _already(folder, key, full, job.safety)
+        done = None if force else _already(job, folder, key, full)
         if done is not None:
-            return done
+            return _judged_again(job, folder, key, *done, finish)
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
@@ -192,8 +191,8 @@ def _note(event: Event, said: list[str]) -> None:
         said.append(event.message)
 
 
-def _already(folder: RunFolder, key: str, full: bool, safety: tuple[Pair, ...]) -> Certificate | None:
-    """The certificate of the same job's finished result, in place or rejected, whose files are still those that were written."""
+def _already(job: Job, folder: RunFolder, key: str, full: bool) -> tuple[Path, Certificate] | None:
+    """(where the same job's finished result is, in place or rejected, its certificate), if its files are still those that were written."""
     for place in (folder.out, folder.rejected):
         found = RunFolder(place).finished()
         if found is None or found.get("run_key") != key:
@@ -204,12 +203,46 @@ def _already(folder: RunFolder, key: str, full: bool, safety: tuple[Pair, ...]) 
             events.note(f"{place / changed} is not as it was written; the result is made again")
         elif full and certificate.verified != "full":
             events.note(f"{place} holds this result, but was not loaded in transformers; it is made again")
-        elif safety and (certificate.safety or {}).get("requests") != digest_of(safety):
+        elif job.safety and (certificate.safety or {}).get("requests") != digest_of(job.safety):
             events.note(f"{place} holds this result, but it was not asked these requests; it is made again")
         else:
             events.note(f"{place} already holds this result")
-            return _judged(certificate, place)
+            return place, certificate
     return None
+
+
+def _judged_again(job: Job, folder: RunFolder, key: str, place: Path, certificate: Certificate, finish: Finish) -> Certificate:
+    """A finished result by the gate of this job: what it says and where it lies follow the verdict, and its bytes stay."""
+    found = certificate.to_json()
+    verdict = None if job.gate is None else job.gate.verdict(found["quality"])
+    if verdict == found["gate"]:
+        return _judged(certificate, place)
+    gate = "max_perplexity_increase"
+    certificate = Certificate.from_json({**found, "gate": verdict, "request": {**found["request"], gate: job.request.get(gate)}})
+    rejected = verdict is not None and not verdict["passed"]
+    if place == (folder.rejected if rejected else folder.out):
+        with writing(place):
+            finish(place, certificate)
+            certificate.write(place)
+        return _judged(certificate, place)
+    if rejected:
+        folder.free_rejected(key, force=False)
+    folder.claim(key, {"recipe": job.recipe, **job.request})
+    staging = folder.path / "result"
+    with writing(staging):
+        if staging.exists():
+            shutil.rmtree(staging)
+        if place == folder.rejected:
+            os.replace(place, staging)
+        else:  # which may be a link, or a place where something is mounted
+            staging.mkdir()
+            # the certificate first: from then on, what is left there does not pass for a result
+            for path in sorted(place.iterdir(), key=lambda path: path.name != CERTIFICATE):
+                if path != folder.path:
+                    os.replace(path, staging / path.name)
+    finish(staging, certificate)
+    certificate.write(staging)
+    return _deliver(folder, staging, certificate)
 
 
 def _judged(certificate: Certificate, place: Path) -> Certificate:
@@ -227,6 +260,8 @@ def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Cert
             if place.exists():
                 shutil.rmtree(place)
             os.replace(staging, place)
+            if not (folder.out / CERTIFICATE).exists():  # what a result that was on its way here and stopped has left behind
+                folder.clear()
             folder.close()
         return _judged(certificate, place)
     place, names = folder.out, sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
+from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.records import Problem
 from thrifty.core.statistics import Statistics
 from thrifty.pipeline.footprint import Ledger
-from thrifty.weights.base import Target, Treatment, solve
+from thrifty.weights.base import Target, Transform, Treatment, solve
 
 SIZES = (256, 512)
 """Widths of the square matrices that methods are tried on, about: a target may want multiples of something else."""
@@ -59,15 +61,34 @@ class Appetite:
 @cache
 def appetite(treatment: Treatment, width: int) -> Appetite:
     """What a treatment holds, found by doing it on small problems of few and of many rows, for matrices that have `width` inputs."""
-    size, wide = sample_widths(treatment.target, width)
-    few = _held(treatment, sample_problem(wide, rows=size // 8))
-    many, twice = (_held(treatment, sample_problem(size, rows=rows)) for rows in (2 * size, 4 * size))
+    return _appetite(lambda problem: solve(problem, treatment), treatment.target, width)
+
+
+@cache
+def appetite_of_rewriting(transform: Transform, treatment: Treatment | None, width: int) -> Appetite:
+    """The same of a transform, for matrices that read a space of this width and are then treated so."""
+    return _appetite(lambda problem: rewritten(problem, transform, treatment), None if treatment is None else treatment.target, width)
+
+
+def _appetite(act: Callable[[Problem], object], target: Target | None, width: int) -> Appetite:
+    size, wide = sample_widths(target, width)
+    few = _held(act, sample_problem(wide, rows=size // 8))
+    many, twice = (_held(act, sample_problem(size, rows=rows)) for rows in (2 * size, 4 * size))
     matrix = max(0.0, (twice - many) / (2 * size * size))
     return Appetite(few / wide**2, max(0.0, many / size**2 - 2 * matrix), matrix)
 
 
-def _held(treatment: Treatment, problem: Problem) -> int:
+def _held(act: Callable[[Problem], object], problem: Problem) -> int:
     ledger = Ledger([problem.weight, problem.gram], small=0)
     with ledger:
-        solve(problem, treatment)
+        act(problem)
     return ledger.peak
+
+
+def rewritten(problem: Problem, transform: Transform, treatment: Treatment | None) -> object:
+    """What a transform makes of a space that this matrix reads."""
+    width = problem.weight.shape[1]
+    ones = torch.ones(width, device=problem.weight.device)
+    seen = Statistics(problem.tokens, problem.gram * problem.tokens, ones * problem.tokens, ones * 0, -ones, ones)
+    space = Space("probe", width, producers=("norm",), consumers=("linear",), commutes_with="scale", normed=True)
+    return transform.rewrite(space, [problem.weight], seen, treatment)
