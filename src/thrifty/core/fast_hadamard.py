@@ -58,7 +58,7 @@ def _suits(values: Tensor, rest: int) -> bool:
     return (
         rest >= SMALLEST
         and type(values) in (Tensor, nn.Parameter)
-        and values.device.type == "cpu"
+        and values.is_cpu
         and (values.dtype in KINDS or values.dtype == torch.float16)
         and values.numel() > 0
         and not (values.requires_grad and torch.is_grad_enabled())
@@ -70,22 +70,29 @@ def _run(call: Call, values: Tensor, rest: int, outer: Tensor | None) -> Tensor:
     values = values.detach() if values.requires_grad else values
     values = values if values.is_contiguous() else values.contiguous()
     out = torch.empty_like(values)
-    width, kind = values.shape[-1], KINDS[values.dtype]
-    rows = values.numel() // width
+    count, width, kind = values.numel(), values.shape[-1], KINDS[values.dtype]
     base, place = (1, None) if outer is None else (len(outer), outer.data_ptr())
-    threads = min(values.numel() // SHARE, rows)
-    threads = min(threads, torch.get_num_threads()) if threads > 1 else 1
-    start, end = values.data_ptr(), out.data_ptr()
-    if threads == 1:
-        failed = call(start, end, rows, width, base, rest, place, kind)
+    if count < 2 * SHARE:
+        failed = call(values.data_ptr(), out.data_ptr(), count // width, width, base, rest, place, kind)
     else:
-        each, size = -(-rows // threads), width * values.element_size()
-        parts = [(start + row * size, end + row * size, min(each, rows - row)) for row in range(0, rows, each)]
-        with ThreadPoolExecutor(threads) as pool:  # a call lets go of the interpreter's lock
-            failed = any(pool.map(lambda part: call(*part, width, base, rest, place, kind), parts))
+        failed = _shared(call, values, out, (width, base, rest, place, kind))
     if failed:
         raise MemoryError("no memory for a row of a Hadamard transform")
     return out
+
+
+def _shared(call: Call, values: Tensor, out: Tensor, rest_of_call: tuple[int, int, int, int | None, int]) -> bool:
+    """The rows of many values, shared among torch's number of threads; whether one of them failed."""
+    width = rest_of_call[0]
+    rows = values.numel() // width
+    threads = min(values.numel() // SHARE, rows, torch.get_num_threads())
+    each, size = -(-rows // threads), width * values.element_size()
+    start, end = values.data_ptr(), out.data_ptr()
+    parts = [(start + row * size, end + row * size, min(each, rows - row)) for row in range(0, rows, each)]
+    if len(parts) == 1:
+        return bool(call(*parts[0], *rest_of_call))
+    with ThreadPoolExecutor(threads) as pool:  # a call lets go of the interpreter's lock
+        return any(pool.map(lambda part: call(*part, *rest_of_call), parts))
 
 
 @cache
