@@ -119,7 +119,9 @@ def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
     refusals = _refusals(job, _cost(job), place, disk=not resumed)
     if refusals:
         raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
-    certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=full)
+    quantized = any(link.work.quantizes for link in job.links)
+    pages = partial(write_pages, place.absolute().name, job.source.folder, quantized)
+    certificate = run(job, place, force=force, finish=pages, full=full)
     return certificate.result(place)
 
 
