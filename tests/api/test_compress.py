@@ -277,6 +277,20 @@ def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_counts_both_models_where_they_are_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("thrifty.api.compress")
+    monkeypatch.setattr(module, "_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(module, "memory_needed", lambda source: 1 << 50)
+    assert not thrifty.plan(**bench.request).refusals, "nothing was to be asked"
+    found = thrifty.plan(**bench.request, check="safety")
+    assert found.cost.memory >= found.cost.parts["asking"] == 1 << 50
+    assert "asking takes most" in found.refusals[0] and "leave out --check safety" in found.refusals[0]
+    with pytest.raises(InputError, match="pairs are what --check safety asks"):
+        thrifty.plan(**bench.request, pairs="pairs.jsonl")
+
+
 def test_two_ways_to_say_what_to_do_are_refused(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one of them"):
         thrifty.compress(bench.model, STEPS, rows(), bits=4, out=tmp_path / "out")

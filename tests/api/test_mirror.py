@@ -35,6 +35,12 @@ def test_a_function_takes_the_words_of_its_command(name: str) -> None:
         assert given == expected or (given is inspect.Parameter.empty) == (expected is inspect.Parameter.empty)
 
 
+def test_a_plan_takes_what_changes_it() -> None:
+    """All words of compress but those that only say what becomes of files."""
+    words = {name: set(inspect.signature(getattr(commands, name)).parameters) for name in ("compress", "plan")}
+    assert words["compress"] - words["plan"] == {"force", "verify"} and words["plan"] <= words["compress"]
+
+
 @pytest.mark.parametrize("name", api.__all__)
 def test_every_function_says_what_it_does(name: str) -> None:
     said = inspect.getdoc(getattr(api, name))

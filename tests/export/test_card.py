@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import thrifty
 from tests.tiny import inputs, tiny
+from thrifty.api import pages
 from thrifty.export.card import brings_code, classes_of, license_of, model_card
 from thrifty.measure.certificate import Certificate
 from thrifty.report.headline import markdown
@@ -27,6 +28,7 @@ PARTS: dict[str, Any] = {
     "classes": ("AutoModelForCausalLM", "AutoTokenizer"),
     "table": "| | original | result |\n|---|---:|---:|\n| weight files | 2 GB | 1 GB |",
     "recipe_yaml": "steps:\n- rtn:\n    bits: 4\n",
+    "quantized": True,
     "command": "thrifty compress owner/model --recipe recipe.yaml --seed 0",
     "library_note": "thrifty 1; torch 2",
 }
@@ -220,3 +222,23 @@ def test_the_card_of_a_result(name: str, loads: str, tmp_path: Path) -> None:
     place: dict[str, Any] = {}
     exec(loading, place)
     assert type(place["model"]).__name__ == json.loads((model / "config.json").read_text())["architectures"][0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "relation"),
+    [
+        (["rtn: {bits: 4, group_size: 32}"], "quantized"),
+        (["wanda: {sparsity: 0.5}"], "finetune"),
+        (["wanda: {sparsity: 0.5}", "gptq: {bits: 4, group_size: 32}"], "quantized"),
+        (["magnitude_units: {ratio: 0.5}"], "finetune"),
+        (["magnitude_units: {ratio: 0.5}", "rtn: {bits: 8, group_size: 0}"], "quantized"),
+    ],
+)
+def test_what_the_hub_calls_it(steps: list[str], relation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the hub's words (adapter, finetune, merge, quantized) only one says that weights are rounded."""
+    model, found = tiny("llama", tmp_path / "model"), {}
+    monkeypatch.setattr(pages, "model_card", lambda **words: found.update(words) or card(quantized=words["quantized"]))
+    recipe = {"steps": [yaml.safe_load(step) for step in steps]}
+    words = {"evaluation": inputs("llama", 2, 16, seed=1), "speed": False}
+    thrifty.compress(model, recipe, inputs("llama", 4, 16), out=tmp_path / "out", **words)
+    assert front_of((tmp_path / "out" / "README.md").read_text())["base_model_relation"] == relation

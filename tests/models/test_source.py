@@ -72,6 +72,33 @@ def test_a_hub_id_is_downloaded(monkeypatch, folder_of):
     assert open_model("owner/name").anatomy.model_type == "llama"
 
 
+@pytest.mark.parametrize(("allowed", "weights", "fetched"), [(False, ".bin", 0), (True, ".bin", 1), (True, ".safetensors", 0)])
+def test_pickles_are_fetched_only_where_they_are_allowed_and_needed(allowed, weights, fetched, tmp_path, monkeypatch, folder_of):
+    import fnmatch
+
+    import huggingface_hub
+
+    held, asked = ["config.json", "pytorch_model.bin", "model.safetensors"], []
+
+    def download(name, allow_patterns):
+        asked.append(allow_patterns)
+        for file in held:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                if file == "pytorch_model.bin":
+                    torch.save(load_file(folder_of("llama") / "model.safetensors"), tmp_path / file)
+                else:
+                    shutil.copy(folder_of("llama") / file, tmp_path / file)
+        return str(tmp_path)
+
+    held.remove("model.safetensors" if weights == ".bin" else "pytorch_model.bin")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    if weights == ".bin" and not allowed:
+        assert "no weights" in _refusal("owner/name")
+    else:
+        assert open_model("owner/name", allow_pickle=allowed).pickled == bool(fetched)
+    assert sum("*pytorch_model*.bin" in patterns for patterns in asked) == fetched
+
+
 def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     assert "no config.json" in _refusal(tmp_path)

@@ -24,6 +24,7 @@ from thrifty.pipeline.plan import Cost
 from thrifty.pipeline.price import output_bytes, price, price_shaping
 from thrifty.pipeline.probe import probe
 from thrifty.pipeline.run import run
+from thrifty.pipeline.speed import memory_needed
 from thrifty.report.numbers import size
 
 DEFAULT_OUT = "thrifty-result"
@@ -119,7 +120,9 @@ def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
     refusals = _refusals(job, _cost(job), place, disk=not resumed)
     if refusals:
         raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
-    certificate = run(job, place, force=force, finish=partial(write_pages, place.absolute().name, job.source.folder), full=full)
+    quantized = any(link.work.quantizes for link in job.links)
+    pages = partial(write_pages, place.absolute().name, job.source.folder, quantized)
+    certificate = run(job, place, force=force, finish=pages, full=full)
     return certificate.result(place)
 
 
@@ -135,14 +138,15 @@ def plan(
     tokens: int | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] | None = None,
-    force: bool = False,
-    verify: Literal["exact", "full"] = "exact",
     max_perplexity_increase: str | float | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     format: Literal["compressed-tensors", "thrifty"] = "compressed-tensors",
+    check: Literal["safety"] | None = None,
+    pairs: str | Path | None = None,
 ) -> Plan:
-    """Say what `compress` with the same words would do and need, without reading weights. Takes a few seconds to time this machine.
+    """Say what `compress` with the same words would do and need, without reading weights. Takes a few seconds to time this machine;
+    the time leaves out what `check` takes.
 
     Raises InputError as `compress` does.
     """
@@ -160,6 +164,8 @@ def plan(
         allow_pickle,
         trust_remote_code,
         format=format,
+        check=check,
+        pairs=pairs,
     )
     place = as_path(out or DEFAULT_OUT)
     job = prepare(request)
@@ -182,7 +188,11 @@ def _cost(job: Job) -> Cost:
     widest = max(costs, key=lambda cost: cost.memory)
     kept = [sum(cost.output for cost in costs[:position]) + cost.disk for position, cost in enumerate(costs)]
     there = max(cost.device_memory for cost in costs)
-    return replace(widest, disk=max(kept), output=costs[-1].output, device_memory=there)
+    widest = replace(widest, disk=max(kept), output=costs[-1].output, device_memory=there)
+    if not job.safety or job.original.anatomy.kind != "causal_lm":
+        return widest
+    asking = memory_needed(job.original)
+    return replace(widest, memory=max(widest.memory, resident + asking), parts={**widest.parts, "asking": asking})
 
 
 def _cost_of_one(job: Job, resident: int) -> Cost:
@@ -210,6 +220,8 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
         advice = "a smaller model"
         if largest in ("solving", "healing", "passing") or cost.parts["rows"] > ram // 4:
             advice = "fewer --samples or shorter --tokens"
+        elif largest == "asking":
+            advice = "a smaller model, or leave out --check safety, which has both whole models in memory"
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
         found.append(f"it needs {size(cost.memory)} of memory ({largest} takes most) and this machine has {size(ram)}; use {advice}")

@@ -15,8 +15,8 @@ from thrifty.report.headline import markdown
 from thrifty.report.page import write_report
 
 
-def write_pages(name: str, source: Path, folder: Path, certificate: Certificate) -> None:
-    """Write them for the result called `name` in `folder`, made from the model in `source`."""
+def write_pages(name: str, source: Path, quantized: bool, folder: Path, certificate: Certificate) -> None:
+    """Write them for the result called `name` in `folder`, made from the model in `source`. quantized: whether its weights are."""
     write_report(certificate, folder)
     request = certificate.request
     original = request.get("model")
@@ -28,6 +28,7 @@ def write_pages(name: str, source: Path, folder: Path, certificate: Certificate)
         table=markdown(certificate),
         recipe_yaml=certificate.recipe,
         command=_command(certificate),
+        quantized=quantized,
         library_note="; ".join(f"{name} {version}" for name, version in certificate.versions.items()),
         container=request.get("format") == METHOD,
         own_code=brings_code(folder),

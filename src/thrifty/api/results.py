@@ -75,8 +75,8 @@ def evaluate(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise InputError(f"the seed must be a whole number from 0 to 2^63 - 1; got {seed!r}")
-    folder = default_model() if model is None else find_folder(model)
-    original = None if against is None else find_folder(against)
+    folder = default_model() if model is None else find_folder(model, allow_pickle)
+    original = None if against is None else find_folder(against, allow_pickle)
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     asked = pairs_of(check, pairs)
     if asked:
@@ -283,7 +283,7 @@ def try_out(
     if certificate.model.kind != "causal_lm":
         raise InputError(f"{folder} holds no language model that continues text; `thrifty evaluate` measures it")
     named = certificate.request.get("model")
-    original = default_model() if named is None else find_folder(named)
+    original = default_model() if named is None else find_folder(named, allow_pickle)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     text = prompt if prompt is not None else _default_prompt(tokenizer)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])

@@ -101,18 +101,18 @@ def plan(
     tokens: Tokens = None,
     seed: Seed = 0,
     device: Device = None,
-    force: Force = False,
-    verify: Verify = "exact",
     max_perplexity_increase: Gate = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     format: Format = "compressed-tensors",
+    check: Check = None,
+    pairs: Pairs = None,
     json: Json = False,
 ) -> None:
     """Say what compress would do and need (memory, disk, time, size), without doing it."""
     request = _request(recipe, bits, out, calibration, evaluation, samples, tokens, seed, device, max_perplexity_increase)
-    safety = {"force": force, "verify": verify, "allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    call_and_show("plan", lambda api: api.plan(model, **request, **safety, format=format), json)
+    allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    call_and_show("plan", lambda api: api.plan(model, **request, **allowed, format=format, check=check, pairs=pairs), json)
 
 
 def try_out(

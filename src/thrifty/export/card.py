@@ -64,6 +64,7 @@ def model_card(
     table: str,
     recipe_yaml: str,
     command: str,
+    quantized: bool,
     library_note: str,
     container: bool = False,
     own_code: bool = False,
@@ -72,12 +73,13 @@ def model_card(
     """README.md as text.
 
     table: the certificate's headline in Markdown. base_model: hub id or folder; only an id goes into the front matter. license: see
-    `license_of`. classes: see `classes_of`. container: whether the weights lie in our own container. own_code: whether the folder brings
-    code. library: whose classes these are.
+    `license_of`. classes: see `classes_of`. quantized: whether weights are rounded, which the hub has a word for; any other change of
+    weights is a finetune there. container: whether the weights lie in our own container. own_code: whether the folder brings code.
+    library: whose classes these are.
     """
     front: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base_model):
-        front |= {"base_model": base_model, "base_model_relation": "quantized"}
+        front |= {"base_model": base_model, "base_model_relation": "quantized" if quantized else "finetune"}
     front |= {**license, "library_name": library, "tags": ["thrifty", "compressed"]}
     quoted = json.dumps(name, ensure_ascii=False)
     model, preparer = classes

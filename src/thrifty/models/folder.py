@@ -21,10 +21,12 @@ from thrifty.models.disk import TensorInfo, scan
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*", "*.tiktoken", "*.py"]
+_PICKLES = ["*pytorch_model*.bin", "*.pt", "*.pth"]
 
 
-def find_folder(source: str | Path) -> Path:
-    """The local folder of a model; an id of the hub is downloaded into the hub's cache.
+def find_folder(source: str | Path, allow_pickle: bool = False) -> Path:
+    """The local folder of a model; an id of the hub is downloaded into the hub's cache, pickled weights only where they are allowed and
+    there are no others.
 
     Raises InputError when there is neither such a folder nor such a model within reach.
     """
@@ -43,15 +45,18 @@ def find_folder(source: str | Path) -> Path:
     looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
     if looks_local:
         raise InputError(f"there is no folder {text}; give a model folder, or a hub id such as owner/name.")
-    return _download(text)
+    return _download(text, allow_pickle)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, allow_pickle: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(name, allow_patterns=_PATTERNS))
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_PATTERNS, *_PICKLES]))
+        return folder
     except (HFValidationError, RepositoryNotFoundError):
         raise InputError(f"there is no folder {name}, and no model of that name on the Hugging Face hub that you may read.") from None
     except (LocalEntryNotFoundError, OSError):
@@ -146,7 +151,7 @@ def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo]
     loose = sorted(folder.glob("*.safetensors"))
     if len(loose) == 1 and loose[0].name != "adapter_model.safetensors":
         return scan(loose[0]), {}
-    pickles = sorted([*folder.glob("*pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    pickles = sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles and allow_pickle:
         return _unpickle(pickles)
     if pickles:

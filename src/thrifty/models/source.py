@@ -37,7 +37,7 @@ def open_model(source: str | Path, *, trust_remote_code: bool = False, allow_pic
     adapter, a quantized model, pickled weights (unless `allow_pickle`), code of its own (unless `trust_remote_code`), an architecture
     that transformers does not know, broken or missing shards, missing tensors.
     """
-    folder = find_folder(source)
+    folder = find_folder(source, allow_pickle)
     config = read_config(folder, trust_remote_code)
     tensors, pickled = scan_folder(folder, allow_pickle)
     return Source(folder, config, tensors, pickled, str(folder) if trust_remote_code else None)

@@ -120,6 +120,12 @@ class Work:
         )
 
     @property
+    def quantizes(self) -> bool:
+        """Whether matrices come onto a grid, or into codebooks; zeros alone are none."""
+        chosen = [treatment.target for treatments in self.treatments.values() for treatment in treatments]
+        return any(not target.masks for target in (*chosen, *(target for mix, _ in self.mixes.values() for target in mix.into)))
+
+    @property
     def heals(self) -> bool:
         """Whether blocks are compared with the original's once they are solved."""
         return any(self.healer(path) is not None for path in self.treatments)

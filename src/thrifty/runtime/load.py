@@ -47,7 +47,7 @@ def load(
     budget = None if memory is None else parse_memory(memory)
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
         raise InputError(f"tokens must be a whole number above 0; got {tokens!r}")
-    path = find_folder(folder)
+    path = find_folder(folder, allow_pickle)
     quantized = _quantization(path)
     if quantized is None:
         packed: PackedModel = PlainModel(open_model(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code))
