@@ -114,3 +114,9 @@ def weights_of(name: str) -> dict[str, Any]:
         return {**held, "strategy": "channel"}
     strategy, scale = ("tensor_group", "float8_e4m3fn") if standard.scale == "e4m3" else ("group", "uint8")
     return {**held, "strategy": strategy, "group_size": standard.group_size, "scale_dtype": f"torch.{scale}"}
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    """How `quantization_config` describes inputs that become a standard with scales of groups while the model runs."""
+    args = weights_of(name)
+    return {**args, "dynamic": "local" if args["strategy"] == "tensor_group" else True, "zp_dtype": args["scale_dtype"]}

@@ -354,7 +354,7 @@ class BlockRun:
                 details["fixed_width_bits"] = encoded.fixed_width_bits
             activation = self._activation(linear.path)
             if activation is not None:
-                details["input_bits"] = float(activation.bits)
+                details["input_bits"] = float(activation.outline.bits)
             if linear.path in self.view.turns:
                 details["inputs_turned_by"] = float(self.view.turns[linear.path])
             self.reports[linear.path] = LayerReport(

@@ -151,6 +151,10 @@ def _unread(linear: Linear, work: Work, schemes: Mapping[str, Outlook], plain: C
         return "transformers builds it as a layer of its own kind"
     if outline.layout not in LAYOUTS or outline.bits > MOST_BITS:
         return "its codes are decoded while it is loaded"
+    activation = work.activation(linear.path)
+    size = activation.outline.group_size if activation is not None else 0
+    if size and linear.in_features % size:
+        return f"groups of {size} do not divide its {linear.in_features} inputs"
     return None
 
 

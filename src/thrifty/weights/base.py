@@ -261,14 +261,14 @@ class Healer(Method, ABC):
 
 
 class Activation(Method, ABC):
-    """What the inputs of a matrix are rounded to while the model runs.
-
-    calibrated: whether the grid is fixed beforehand, from calibration inputs.
-    """
+    """What the inputs of a matrix are rounded to while the model runs."""
 
     family: ClassVar[str] = "weights.activation"
-    calibrated: ClassVar[bool] = False
-    bits: int
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether something of the grid is fixed beforehand, from calibration inputs."""
+        return self.outline.scale is not None
 
     @property
     @abstractmethod

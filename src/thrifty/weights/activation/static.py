@@ -35,8 +35,6 @@ class Static(Activation):
         "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         "1712.05877",
     )
-    calibrated: ClassVar[bool] = True
-
     bits: Annotated[int, Field(ge=2, le=8)] = 8
     rule: Rule = "mse"
     percentile: Annotated[float, Field(gt=50, lt=100)] = 99.99
