@@ -85,7 +85,7 @@ def test_models_in_bfloat16_hold_floats_in_groups(name: str, tmp_path: Path) -> 
     assert loaded.dtype == torch.bfloat16
     exact, near = logits(ours), logits(loaded).float()
     unrounded = logits(thrifty.load(folder, torch.float32))
-    assert float((near - exact).norm()) < 0.5 * float((near - unrounded).norm())
+    assert float((near - exact).norm()) < 0.8 * float((near - unrounded).norm())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -120,8 +120,9 @@ def test_the_file_is_the_one_that_others_write(tmp_path: Path) -> None:
         assert parts["weight"].dtype == torch.float8_e4m3fn and parts["weight_scale"].shape == (64, 1)
         assert set(parts) == {"weight", "weight_scale"} | ({"input_scale"} if name == "fp8 fixed" else set())
         certificate = json.loads((tmp_path / name / "certificate.json").read_text())
-        held = sum(tensor.nbytes for key, tensor in tensors.items() if key.rsplit(".", 1)[0] in {one["name"] for one in certificate["layers"]})
-        assert found["bits_per_weight"] == pytest.approx(8 * held / sum(one["weights"] for one in certificate["layers"]))
+        weights = {one["name"]: one["weights"] for one in certificate["layers"]}
+        held = sum(tensor.nbytes for key, tensor in tensors.items() if key.rsplit(".", 1)[0] in weights)
+        assert found["bits_per_weight"] == pytest.approx(8 * held / sum(weights.values()))
 
 
 @pytest.mark.parametrize("name", IN_GROUPS)

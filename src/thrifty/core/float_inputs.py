@@ -7,8 +7,8 @@
     mxfp4    s = 2^(e - 2) of each 32 channels of a token, e = floor(log2 max |x|), one more from 1.75 times that power on
     mxfp8    s = 2^(e - 8), as before
 
-That exponent is not the floor of the OCP text, which targets of weights have: it is what readers of compressed-tensors compute. Sources: OCP
-Microscaling Formats (MX) Specification v1.0 (2023); the package compressed-tensors 0.20.
+That exponent is not the floor of the OCP text, which targets of weights have: it is what readers of compressed-tensors compute.
+Sources: OCP Microscaling Formats (MX) Specification v1.0 (2023); the package compressed-tensors 0.20.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def rounded_floats(
 ) -> Float[Tensor, "*tokens width"]:
     """The inputs, float32, rounded to a standard of `core.scaled`.
 
-    by_token: whether each token has its own scale, of `fp8` without `scale`. scale: the fixed one of `fp8`, or g of `nvfp4`, which needs it.
+    by_token: whether each token has its own scale, of `fp8` without `scale`. scale: the fixed one of `fp8`, or g of `nvfp4`, which needs
+    it.
     """
     size = STANDARDS[standard].group_size
     groups = inputs.unflatten(-1, (-1, size)) if size else inputs

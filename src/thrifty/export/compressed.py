@@ -4,9 +4,10 @@ A matrix with the name `stem` is stored as `stem.weight_packed` int32 [out, word
 int64 [2], and with zero points `stem.weight_zero_point` int32, packed along the outputs. Codes of 2 and 3 bits are held in 4-bit places
 and codes of 5 to 7 bits in 8-bit places: those are the two widths that all readers agree on.
 
-Readers round the inputs of a matrix to integers in `int-quantized` only: `stem.weight` int8 [out, in] whatever the bits, `stem.weight_scale`
-[out, groups], and where the grid of the inputs is fixed `stem.input_scale` float32 [1] and `stem.input_zero_point` int8 [1]. To small floats
-they round those of matrices of the same floats: a fixed scale of FP8 is `stem.input_scale`, NVFP4 has `stem.input_global_scale` float32 [1].
+Readers round the inputs of a matrix to integers in `int-quantized` only: `stem.weight` int8 [out, in] whatever the bits,
+`stem.weight_scale` [out, groups], and where the grid of the inputs is fixed `stem.input_scale` float32 [1] and `stem.input_zero_point` int8
+[1]. To small floats they round those of matrices of the same floats: a fixed scale of FP8 is `stem.input_scale` float32 [1], and NVFP4 has
+`stem.input_global_scale` float32 [1].
 """
 
 from __future__ import annotations
@@ -149,9 +150,7 @@ def scheme_of(encoded: Encoded) -> Scheme:
     return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors, encoded.standard)
 
 
-def pack_bytes(
-    stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)
-) -> dict[str, Tensor]:
+def pack_bytes(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> dict[str, Tensor]:
     """The stored tensors of one matrix of integers without zero points, each code a byte; as `pack` for the rest."""
     return {
         f"{stem}.weight": encoded.tensors["codes"].to(torch.int8).contiguous(),

@@ -4,11 +4,11 @@ The format could hold more than its readers read. What is said here of transform
 
 - experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
   file is packed, plain experts are no longer read at all;
-- inputs are rounded to integers in `int-quantized` files only, to small floats where weights are the same floats, and none where transformers
-  decodes while loading, nor those of experts;
+- inputs are rounded to integers in `int-quantized` files only, to small floats where weights are the same floats, and none where
+  transformers decodes while loading, nor those of experts;
 - small floats but `fp8` with rounded inputs are decoded to bfloat16 whatever the model computes in, so that models in bfloat16 alone run;
-- zero points, other small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`,
-  and then every other matrix must be quantized alike.
+- zero points, other small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need
+  `"dequantize": true`, and then every other matrix must be quantized alike.
 """
 
 from __future__ import annotations
@@ -45,13 +45,17 @@ from thrifty.pipeline.steps import Work
 FLOATS_SINCE = Version("5.23")
 """The first transformers that decodes small floats to the type of the model."""
 
+BY_CHANNEL = "no reader rounds inputs by channel; this run does, so that what the certificate says is simulated"
+"""Why matrices whose inputs have a grid for each channel are stored dense."""
+
 
 @dataclass(frozen=True)
 class Packing:
     """How the result will be stored: here, in the formats of compressed-tensors.
 
     schemes: of each linear that is stored as codes, by path. dtype: the model's own type. dequantize: whether transformers must decode
-    while loading. warnings: what is quantized but stored dense, and why.
+    while loading. warnings: what is quantized but stored dense, and why. alone: linears whose inputs the run alone rounds, as no reader
+    does.
     """
 
     format: ClassVar[str] = "compressed-tensors"
@@ -60,6 +64,7 @@ class Packing:
     dtype: torch.dtype
     dequantize: bool
     warnings: tuple[str, ...]
+    alone: frozenset[str] = frozenset()
 
     @classmethod
     def decide(cls, source: Source, work: Work) -> Packing:
@@ -87,8 +92,8 @@ class Packing:
         return encoded, self.read(linear, values)
 
     def rounds(self, path: str) -> bool:
-        """Whether readers round the inputs of a linear, where a step asks for it."""
-        return path in self.schemes and self.schemes[path].inputs is not None
+        """Whether readers, or the run alone, round the inputs of a linear, where a step asks for it."""
+        return path in self.alone or (path in self.schemes and self.schemes[path].inputs is not None)
 
     def turns(self, path: str) -> bool:
         """Whether readers turn the inputs of a linear, where a step asks for it."""
@@ -142,6 +147,8 @@ def packing(source: Source, work: Work) -> Packing:
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}
     outlines = {path: pair for path, pair in outlines.items() if pair[1].layout != "dense"}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
+    alone = {path for path in outlines if (activation := work.activation(path)) is not None and activation.by_channel}
+    reasons |= dict.fromkeys(alone, BY_CHANNEL)
     if source.library != "transformers":
         reasons = dict.fromkeys(outlines, f"{source.library} reads no such codes")
     schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
@@ -151,9 +158,9 @@ def packing(source: Source, work: Work) -> Packing:
     if len({scheme.format for scheme in schemes.values()}) > 1:
         formats = ", ".join(sorted({scheme.format for scheme in schemes.values()}))
         raise InputError(f"a file holds codes of one format, and this recipe asks for several ({formats}); use one of them everywhere")
-    asked = {activation.outline.standard for path in schemes if (activation := work.activation(path)) is not None}
-    cause = _decoded_while_loading(source, schemes, asked)
-    schemes, unrounded = _with_inputs(schemes, outlines, work, experts, cause)
+    kinds = {activation.outline.standard for path in schemes if (activation := work.activation(path)) is not None}
+    cause = _decoded_while_loading(source, schemes, kinds)
+    schemes, unrounded = _with_inputs(schemes, outlines.keys() - alone, work, experts, cause)
     if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
             f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "
@@ -165,7 +172,7 @@ def packing(source: Source, work: Work) -> Packing:
         *said_of(unrounded, "its inputs are not rounded"),
         *said_of(wide, "a code takes a byte in the file whatever its bits"),
     )
-    return Packing(schemes, source.dtype, cause is not None, warnings)
+    return Packing(schemes, source.dtype, cause is not None, warnings, frozenset(alone))
 
 
 def _with_inputs(

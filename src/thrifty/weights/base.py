@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Curve, Encoded, Problem, Share, Solution
-from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.activations import Rounding
 from thrifty.core.hadamard import Rotation
 from thrifty.core.masks import apply_mask
 from thrifty.core.rewrite import Rewrite
@@ -271,13 +271,19 @@ class Activation(Method, ABC):
         return self.outline.scale is not None
 
     @property
+    def by_channel(self) -> bool:
+        """Whether each channel has a grid, which no reader has."""
+        return self.outline.per == "channel"
+
+    @property
     @abstractmethod
     def outline(self) -> Rounding:
         """A rounding of the kind that `fit` gives, before anything was seen."""
 
     @abstractmethod
-    def fit(self, seen: Histogram | None) -> Rounding:
-        """The rounding for inputs like those that were seen; a histogram is there where the method is calibrated."""
+    def fit(self, seen: Any) -> Rounding:
+        """The rounding for inputs like those that were seen: a `Histogram` where the method is calibrated, a `ChannelHistogram` where it
+        rounds by channel."""
 
 
 @dataclass(frozen=True)

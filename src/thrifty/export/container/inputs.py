@@ -26,7 +26,8 @@ LAYOUTS = ("int", "numbers")
 class Inputs(BaseModel):
     """As it stands in config.json. turn: order of the Hadamard matrices, 0 for none. bits: of the codes that inputs become, 0 for none.
 
-    per, symmetric, standard: see `core.activations.Rounding`. scale, zero_point: of a grid that is fixed; without them each call finds its own.
+    per, symmetric, standard: see `core.activations.Rounding`. scale, zero_point: of a grid that is fixed; without them each call finds its
+    own.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -53,7 +54,7 @@ class Inputs(BaseModel):
             raise ValueError("MX and NVFP4 have scales of groups, and nothing else has")
         if self.standard and (self.bits != FLOATS[STANDARDS[self.standard].numbers]().bits or not self.symmetric or self.zero_point):
             raise ValueError(f"{self.standard} has bits of its own and no zero points")
-        if self.standard.startswith("mx") and self.scale is not None or (self.standard == "nvfp4" and self.scale is None):
+        if (self.standard.startswith("mx") and self.scale is not None) or (self.standard == "nvfp4" and self.scale is None):
             raise ValueError("of scales of groups NVFP4 has a fixed one above them, and MX has none")
         return self
 
@@ -64,7 +65,9 @@ class Inputs(BaseModel):
         if rounding is None:
             return cls(turn=reading.order)
         fixed = {} if rounding.scale is None else {"scale": float(rounding.scale), "zero_point": float(rounding.zero_point)}
-        return cls(turn=reading.order, bits=rounding.bits, per=rounding.per, symmetric=rounding.symmetric, standard=rounding.standard, **fixed)
+        return cls(
+            turn=reading.order, bits=rounding.bits, per=rounding.per, symmetric=rounding.symmetric, standard=rounding.standard, **fixed
+        )
 
     def reading(self) -> Reading:
         """What it stands for."""
