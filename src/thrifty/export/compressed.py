@@ -31,6 +31,7 @@ from thrifty.core.activations import Rounding
 from thrifty.core.packing import pack_words, unpack_words
 from thrifty.export.compressed_floats import (
     FORMATS,
+    INPUTS,
     decode_by_library,
     float_bytes,
     float_shape,
@@ -64,6 +65,7 @@ _NEEDED = {
     BYTES: ("weight", "weight_scale"),
     FORMATS["nvfp4"]: ("weight_packed", "weight_scale", "weight_global_scale"),
     FORMATS["mxfp4"]: ("weight_packed", "weight_scale"),
+    FORMATS["mxfp6"]: ("weight_packed", "weight_scale"),
     FORMATS["mxfp8"]: ("weight", "weight_scale"),
     FORMATS["fp8"]: ("weight", "weight_scale"),
 }
@@ -100,7 +102,7 @@ class Inputs:
     @classmethod
     def from_config(cls, found: Mapping[str, Any]) -> Inputs:
         """Read what `to_config` wrote. Raises InputError for what is rounded in another way."""
-        known = {name: inputs_of(name) for name in FORMATS if name != "fp8"}
+        known = {name: inputs_of(name) for name in INPUTS}
         for name, args in known.items():
             if all(found.get(key) == value for key, value in args.items() if key not in ("scale_dtype", "zp_dtype")):
                 return cls(args["num_bits"], "group", True, args["dynamic"] is True, name)

@@ -39,6 +39,7 @@ from thrifty.export.compressed import (
     quantization_config,
     scheme_of,
 )
+from thrifty.export.compressed_floats import library_has
 from thrifty.models import Source
 from thrifty.pipeline.steps import Work
 
@@ -243,6 +244,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return "no format is written for numbers with such scales"
     if outline.standard not in ("", "fp8") and Version(transformers.__version__) < FLOATS_SINCE:
         return f"transformers before {FLOATS_SINCE} decodes such floats to bfloat16, whatever the model computes in"
+    if outline.standard and not library_has(outline.standard):
+        return f"the package compressed-tensors that is installed has no {outline.standard}"
     if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
     if outline.layout == "additive":
