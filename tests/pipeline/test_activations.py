@@ -194,6 +194,13 @@ def test_a_grid_for_each_channel_is_simulated(order: str, tmp_path: Path, monkey
     assert found["none"]["kl"]["value"] < found["channel"]["kl"]["value"] < found["tensor"]["kl"]["value"]
 
 
+def test_counting_by_channel_is_in_the_plan(tmp_path: Path) -> None:
+    """16 KiB a channel: of all stages (64, 64, 64 and 96 channels), and of one of them twice more; in each order of the walk."""
+    folder = tiny("llama", tmp_path / "model")
+    peaks = [thrifty.plan(folder, recipe({"static": {"per": per}}), inputs("llama", 4, LENGTH))["memory"] for per in ("channel", "tensor")]
+    assert peaks[0] - peaks[1] == (3 * 64 + 96 + 2 * 96) * 16384
+
+
 def test_what_no_reader_does_is_neither_verified_nor_packed(tmp_path: Path) -> None:
     folder = tiny("llama", tmp_path / "model")
     steps = recipe({"static": {"per": "channel"}})

@@ -17,6 +17,9 @@ from thrifty.core.activations import SHRINKING, Rule, ends, fitted
 _CODES = 1 << 12
 """Signs, exponents and 3 bits of the mantissa."""
 
+CHANNEL_BYTES = 4 * _CODES
+"""Bytes of the counts of a channel."""
+
 
 @dataclass(frozen=True)
 class ChannelHistogram:
