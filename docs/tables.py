@@ -63,15 +63,16 @@ def activations() -> str:
     """What rounding inputs costs, by kind of grid."""
     rows = [
         [
+            row.get("model", "package"),
             row["weights"],
             row["inputs"],
-            f"{row['bits_per_weight']:.2f}",
-            f"{row['perplexity']['after']['value']:.3f}",
+            f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "simulated",
+            f"{row['perplexity']['after']['value']:.3f}" if "perplexity" in row else "",
             f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
         ]
         for row in read("activations.json")["rows"]
     ]
-    return table(["weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
+    return table(["model", "weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
 
 
 def rotations() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_words_for_bad_recipes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="zero points"):
         run(folder, tmp_path / "out", {"steps": [{"rtn": {"symmetric": False, "activation": "dynamic"}}]}, "llama")
     floats = {"by": "round", "into": {"float": {"format": "e4m3", "group_size": 0}}, "activation": "dynamic"}
-    with pytest.raises(InputError, match="small floats"):
+    with pytest.raises(InputError, match="integers with fp8"):
         run(folder, tmp_path / "out", {"steps": [{"solve": floats}]}, "llama")
     assert not (tmp_path / "out").exists()
 
@@ -173,3 +174,38 @@ def test_rounding_the_inputs_of_the_model_inside_the_package() -> None:
             for handle in handles:
                 handle.remove()
     assert 0 < losses[8] < 0.005 < losses[4]
+
+
+@pytest.mark.parametrize("order", ["stage", "block"])
+def test_a_grid_for_each_channel_is_simulated(order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run rounds by channel and says that no reader does: the file is dense, and its figures are not of that file."""
+    monkeypatch.setattr("thrifty.api.request.STAGE_BYTES", 0 if order == "block" else 1 << 40)
+    monkeypatch.setattr("thrifty.api.request.STAGE_SHARE", 0 if order == "block" else 1)
+    folder = tiny("llama", tmp_path / "model")
+    found = {}
+    for name, activation in (("channel", {"static": {"bits": 3, "per": "channel"}}), ("tensor", {"static": {"bits": 3}}), ("none", None)):
+        # judged on what it was calibrated on: 96 tokens of a random model tell little of the ends of a channel
+        rows = inputs("llama", 4, LENGTH)
+        found[name] = thrifty.compress(folder, recipe(activation), rows, evaluation=rows, out=tmp_path / name, speed=False)
+    certificate = Certificate.read(tmp_path / "channel")
+    assert all(layer.simulated and layer.details["input_bits"] == 3 and layer.bits == 8 for layer in certificate.layers)
+    assert "quantization_config" not in json.loads((tmp_path / "channel" / "config.json").read_text())
+    assert any("no reader rounds inputs by channel" in warning for warning in found["channel"]["warnings"])
+    assert found["none"]["kl"]["value"] < found["channel"]["kl"]["value"] < found["tensor"]["kl"]["value"]
+
+
+def test_counting_by_channel_is_in_the_plan(tmp_path: Path) -> None:
+    """16 KiB a channel: of all stages (64, 64, 64 and 96 channels), and of one of them twice more; in each order of the walk."""
+    folder = tiny("llama", tmp_path / "model")
+    peaks = [thrifty.plan(folder, recipe({"static": {"per": per}}), inputs("llama", 4, LENGTH))["memory"] for per in ("channel", "tensor")]
+    assert peaks[0] - peaks[1] == (3 * 64 + 96 + 2 * 96) * 16384
+
+
+def test_what_no_reader_does_is_neither_verified_nor_packed(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = recipe({"static": {"per": "channel"}})
+    with pytest.raises(InputError, match="leave --verify full out"):
+        run(folder, tmp_path / "out", steps, "llama", verify="full")
+    with pytest.raises(InputError, match="no reader rounds inputs by channel"):
+        run(folder, tmp_path / "out", steps, "llama", format="thrifty")
+    assert not (tmp_path / "out").exists()

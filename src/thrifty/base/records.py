@@ -50,8 +50,8 @@ class Encoded:
     bits: nominal bits of a code (log2 of how many `int` codes there are; the mean over columns for `int_columns`; of a value for `dense`;
         of a weight for `additive` and `k_quant`, codebooks and scales counted).
     group_size: inputs that share a scale, or codes (`additive`); 0 means one scale a row.
-    standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp8`, `fp8`,
-        `Q2_K` to `Q6_K`.
+    standard: what others call the numbers and their scales, where they have a file format for them: `nvfp4`, `mxfp4`, `mxfp6`, `mxfp8`,
+        `fp8`, `Q2_K` to `Q6_K`.
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims unless it goes into ours.
     """
 
@@ -108,7 +108,7 @@ class Encoded:
         """
         codes = math.ceil(self.bits * self.shape[0] * self.shape[1])
         counts = {name: self.tensors[name].numel() for name in ("scale", "zero_point") if name in self.tensors}
-        scale = 8 if self.standard in ("nvfp4", "mxfp4", "mxfp8") else 16
+        scale = 8 if self.standard in ("nvfp4", "mxfp4", "mxfp6", "mxfp8") else 16
         return codes + scale * counts.get("scale", 0) + math.ceil(self.bits) * counts.get("zero_point", 0)
 
     @property

@@ -1,12 +1,12 @@
-"""Rounding of inputs to a few integers, and the ranges it takes: pure functions of what a matrix reads.
+"""Rounding of inputs to a few integers or small floats, and the ranges it takes: pure functions of what a matrix reads.
 
     x_q = (clamp(round(x / s) + z, -2^(b-1), 2^(b-1) - 1) - z) s
 
     symmetric    s = max |x| / ((2^b - 1) / 2),   z = 0
     asymmetric   s = (high - low) / (2^b - 1),    z = round(-2^(b-1) - low / s),   low <= 0 <= high
 
-The scale is that of each token, of all tokens of a call, or fixed beforehand from a histogram. These are the numbers of the
-compressed-tensors format, to the bit in float32.
+The scale is that of each token, of all tokens of a call, or fixed beforehand from a histogram, for all channels or for each. Small floats
+are rounded as `core.float_inputs` says. These are the numbers of the compressed-tensors format, to the bit in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thrifty.core.codebooks.learning import straight_through
+from thrifty.core.float_inputs import rounded_floats
+from thrifty.core.scaled import STANDARDS
 
 Rule = Literal["min_max", "percentile", "mse"]
 
@@ -34,27 +36,53 @@ _CODES = 1 << 16
 
 @dataclass(frozen=True)
 class Rounding:
-    """How inputs are rounded. per: whose range decides the scale, `token` or all of the `tensor`.
+    """How inputs are rounded. per: whose range decides the scale, a `token`, all of the `tensor`, a `channel`, or a `group` of channels in
+    one token.
 
-    scale, zero_point: float32 [1], fixed beforehand; None where each call finds its own. The zero point of a symmetric grid is 0.
+    scale, zero_point: float32 [1], or [width] for channels, fixed beforehand; None where each call finds its own. The zero point of a
+    symmetric grid is 0. standard: which small floats inputs become, as `core.scaled.STANDARDS` has it; empty for integers. The fixed
+    scale of `nvfp4` is the one that makes scales of groups numbers of e4m3.
     """
 
     bits: int
-    per: Literal["token", "tensor"]
+    per: Literal["token", "tensor", "channel", "group"]
     symmetric: bool
-    scale: Float[Tensor, "1"] | None = None
-    zero_point: Float[Tensor, "1"] | None = None
+    scale: Float[Tensor, "channels"] | None = None
+    zero_point: Float[Tensor, "channels"] | None = None
+    standard: str = ""
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether it is one fixed grid of evenly spaced points, whose two ends training may move."""
+        return self.scale is not None and self.per == "tensor" and not self.standard
+
+    @property
+    def counts(self) -> bool:
+        """Whether inputs become integers that share a scale over the whole row, which a product of integers takes."""
+        return not self.standard and self.per in ("token", "tensor")
+
+    @property
+    def group_size(self) -> int:
+        """Channels of a token that share a scale, 0 where all of them do."""
+        return STANDARDS[self.standard].group_size if self.standard else 0
 
     def __call__(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:
         """The inputs, rounded, in their own type; the gradient passes straight through."""
-        scale, zero_point = self.grid(inputs.detach())
-        low, high = ends(self.bits)
-        codes = inputs.detach().to(torch.float32).div(scale).add_(zero_point).round_().clamp_(low, high)
-        rounded = codes.sub_(zero_point).mul_(scale).to(inputs.dtype)
+        rounded = (self._floats(inputs.detach()) if self.standard else self._integers(inputs.detach())).to(inputs.dtype)
         return straight_through(inputs, rounded) if inputs.requires_grad else rounded
 
+    def _integers(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:
+        scale, zero_point = self.grid(inputs)
+        low, high = ends(self.bits)
+        codes = inputs.to(torch.float32).div(scale).add_(zero_point).round_().clamp_(low, high)
+        return codes.sub_(zero_point).mul_(scale)
+
+    def _floats(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:
+        scale = None if self.scale is None else self.scale.to(inputs.device)
+        return rounded_floats(inputs.to(torch.float32), self.standard, by_token=self.per == "token", scale=scale)
+
     def grid(self, inputs: Float[Tensor, "*tokens width"]) -> tuple[Float[Tensor, "*ones"], Float[Tensor, "*ones"]]:
-        """(scale, zero point) for these inputs, float32, either one number or one a token [*tokens, 1]."""
+        """(scale, zero point) of integers for these inputs, float32: one number, one a token [*tokens, 1] or one a channel [width]."""
         if self.scale is not None and self.zero_point is not None:
             return self.scale.to(inputs.device), self.zero_point.to(inputs.device)
         if self.per == "token":

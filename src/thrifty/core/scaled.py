@@ -33,6 +33,7 @@ class Standard:
 STANDARDS = {
     "nvfp4": Standard("e2m1", 16, "e4m3"),
     "mxfp4": Standard("e2m1", 32, "power_of_two"),
+    "mxfp6": Standard("e2m3", 32, "power_of_two"),
     "mxfp8": Standard("e4m3", 32, "power_of_two"),
     "fp8": Standard("e4m3", 0, "real"),
 }

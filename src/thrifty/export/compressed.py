@@ -4,8 +4,10 @@ A matrix with the name `stem` is stored as `stem.weight_packed` int32 [out, word
 int64 [2], and with zero points `stem.weight_zero_point` int32, packed along the outputs. Codes of 2 and 3 bits are held in 4-bit places
 and codes of 5 to 7 bits in 8-bit places: those are the two widths that all readers agree on.
 
-Readers round the inputs of a matrix, too, in `int-quantized` only: `stem.weight` int8 [out, in] whatever the bits, `stem.weight_scale`
-[out, groups], and where the grid of the inputs is fixed `stem.input_scale` float32 [1] and `stem.input_zero_point` int8 [1].
+Readers round the inputs of a matrix to integers in `int-quantized` only: `stem.weight` int8 [out, in] whatever the bits,
+`stem.weight_scale` [out, groups], and where the grid of the inputs is fixed `stem.input_scale` float32 [1] and `stem.input_zero_point` int8
+[1]. To small floats they round those of matrices of the same floats: a fixed scale of FP8 is `stem.input_scale` float32 [1], and NVFP4 has
+`stem.input_global_scale` float32 [1].
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from thrifty.core.activations import Rounding
 from thrifty.core.packing import pack_words, unpack_words
 from thrifty.export.compressed_floats import (
     FORMATS,
+    INPUTS,
     decode_by_library,
     float_bytes,
     float_shape,
+    inputs_of,
     pack_floats,
     read_floats,
     weights_of,
@@ -52,6 +56,7 @@ PARTS = (
     "weight_global_scale",
     "input_scale",
     "input_zero_point",
+    "input_global_scale",
 )
 """The stored tensors of one matrix."""
 
@@ -60,6 +65,7 @@ _NEEDED = {
     BYTES: ("weight", "weight_scale"),
     FORMATS["nvfp4"]: ("weight_packed", "weight_scale", "weight_global_scale"),
     FORMATS["mxfp4"]: ("weight_packed", "weight_scale"),
+    FORMATS["mxfp6"]: ("weight_packed", "weight_scale"),
     FORMATS["mxfp8"]: ("weight", "weight_scale"),
     FORMATS["fp8"]: ("weight", "weight_scale"),
 }
@@ -72,29 +78,42 @@ EXPERTS = r"re:.*\.experts\.\d+\..*"
 
 @dataclass(frozen=True)
 class Inputs:
-    """How readers round the inputs of a matrix. dynamic: whether each call finds its own grid; the rest as `Rounding` has it."""
+    """How readers round the inputs of a matrix. dynamic: whether each call finds all of its grid; the rest as `Rounding` has it."""
 
     bits: int
-    per: Literal["token", "tensor"]
+    per: Literal["token", "tensor", "group"]
     symmetric: bool
     dynamic: bool
+    standard: str = ""
 
     @classmethod
     def of(cls, rounding: Rounding) -> Inputs:
-        """What readers must be told of a rounding."""
-        return cls(rounding.bits, rounding.per, rounding.symmetric, rounding.scale is None)
+        """What readers must be told of a rounding; not one by channel, which they do not know."""
+        assert rounding.per != "channel", "no reader rounds inputs by channel"
+        return cls(rounding.bits, rounding.per, rounding.symmetric, rounding.scale is None, rounding.standard)
 
     def to_config(self) -> dict[str, Any]:
         """`input_activations` of a group."""
-        kind = {"num_bits": self.bits, "type": "int", "symmetric": self.symmetric}
+        if self.per == "group":
+            return inputs_of(self.standard)
+        kind = {"num_bits": self.bits, "type": "float" if self.standard else "int", "symmetric": self.symmetric}
         return {**kind, "strategy": self.per, "dynamic": self.dynamic}
 
     @classmethod
     def from_config(cls, found: Mapping[str, Any]) -> Inputs:
         """Read what `to_config` wrote. Raises InputError for what is rounded in another way."""
-        if found.get("type") != "int" or found.get("strategy") not in ("token", "tensor") or not isinstance(found.get("num_bits"), int):
-            raise InputError(f"inputs rounded like {dict(found)} are not read here; only integers with one scale a token or tensor are")
-        return cls(found["num_bits"], found["strategy"], bool(found.get("symmetric")), bool(found.get("dynamic")))
+        known = {name: inputs_of(name) for name in INPUTS}
+        for name, args in known.items():
+            if all(found.get(key) == value for key, value in args.items() if key not in ("scale_dtype", "zp_dtype")):
+                return cls(args["num_bits"], "group", True, args["dynamic"] is True, name)
+        bits, floats = found.get("num_bits"), found.get("type") == "float"
+        whole = found.get("strategy") in ("token", "tensor") and isinstance(bits, int)
+        if not whole or (floats and (bits, found.get("symmetric")) != (8, True)) or found.get("type") not in ("int", "float"):
+            raise InputError(
+                f"inputs rounded like {dict(found)} are not read here; only integers and FP8 with one scale a token or tensor are, "
+                f"and {', '.join(known)}"
+            )
+        return cls(bits, found["strategy"], bool(found.get("symmetric")), bool(found.get("dynamic")), "fp8" if floats else "")
 
 
 @dataclass(frozen=True)
@@ -133,18 +152,23 @@ def scheme_of(encoded: Encoded) -> Scheme:
     return Scheme(4 if math.ceil(encoded.bits) <= 4 else 8, encoded.group_size, "zero_point" not in encoded.tensors, encoded.standard)
 
 
-def pack_bytes(
-    stem: str, encoded: Encoded, rounding: Rounding | None, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)
-) -> dict[str, Tensor]:
-    """The stored tensors of one matrix of integers without zero points, each code a byte. rounding: of its inputs; others as in `pack`."""
-    tensors = {
+def pack_bytes(stem: str, encoded: Encoded, scale_types: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> dict[str, Tensor]:
+    """The stored tensors of one matrix of integers without zero points, each code a byte; as `pack` for the rest."""
+    return {
         f"{stem}.weight": encoded.tensors["codes"].to(torch.int8).contiguous(),
         f"{stem}.weight_scale": _narrow(encoded.tensors["scale"], scale_types, stem),
     }
-    if rounding is not None and rounding.scale is not None:
-        tensors[f"{stem}.input_scale"] = rounding.scale.clone()
-        if not rounding.symmetric and rounding.zero_point is not None:
-            tensors[f"{stem}.input_zero_point"] = rounding.zero_point.to(torch.int8)
+
+
+def pack_rounding(stem: str, rounding: Rounding | None) -> dict[str, Tensor]:
+    """The stored tensors of what is fixed of a rounding of inputs; none where nothing is."""
+    if rounding is None or rounding.scale is None:
+        return {}
+    if rounding.standard == "nvfp4":
+        return {f"{stem}.input_global_scale": rounding.scale.clone()}
+    tensors = {f"{stem}.input_scale": rounding.scale.clone()}
+    if not rounding.symmetric and rounding.zero_point is not None:
+        tensors[f"{stem}.input_zero_point"] = rounding.zero_point.to(torch.int8)
     return tensors
 
 
@@ -176,12 +200,12 @@ def _narrow(scale: Float[Tensor, "out groups"], types: Sequence[torch.dtype], st
 
 def packed_bytes(out_features: int, in_features: int, scheme: Scheme, scale_type: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the stored tensors of a matrix."""
+    fixed = scheme.inputs is not None and not scheme.inputs.dynamic
     if scheme.standard:
-        return float_bytes(out_features, in_features, scheme.standard, scale_type.itemsize)
+        return float_bytes(out_features, in_features, scheme.standard, scale_type.itemsize) + (4 if fixed else 0)
     per_word = 32 // scheme.bits
     groups = in_features // scheme.group_size if scheme.group_size else 1
     if not scheme.packed:
-        fixed = scheme.inputs is not None and not scheme.inputs.dynamic
         return out_features * in_features + scale_type.itemsize * out_features * groups + (5 if fixed else 0)
     zero_points = 0 if scheme.symmetric else 4 * -(-out_features // per_word) * groups
     return 4 * out_features * -(-in_features // per_word) + scale_type.itemsize * out_features * groups + zero_points + 16
@@ -232,11 +256,12 @@ def read_rounding(config: Mapping[str, Any], read: Callable[[str], Tensor], path
         return None
     inputs = Inputs.from_config(group["input_activations"])
     if inputs.dynamic:
-        return Rounding(inputs.bits, inputs.per, inputs.symmetric)
-    scale, zero_point = read(f"{stem}.input_scale").to(torch.float32).reshape(1), torch.zeros(1)
+        return Rounding(inputs.bits, inputs.per, inputs.symmetric, standard=inputs.standard)
+    part = "input_global_scale" if inputs.standard == "nvfp4" else "input_scale"
+    scale, zero_point = read(f"{stem}.{part}").to(torch.float32).reshape(1), torch.zeros(1)
     with suppress(KeyError):
         zero_point = read(f"{stem}.input_zero_point").to(torch.float32).reshape(1)
-    return Rounding(inputs.bits, inputs.per, inputs.symmetric, scale, zero_point)
+    return Rounding(inputs.bits, inputs.per, inputs.symmetric, scale, zero_point, inputs.standard)
 
 
 def packed_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:
@@ -334,14 +359,22 @@ def check_format(config: Mapping[str, Any], folder: Path) -> str:
     standard = next((name for name, form in FORMATS.items() if form == config["format"]), None)
     for name, group in config.get("config_groups", {}).items() if standard else ():
         other = {key: group["weights"].get(key) for key, value in _kind_of(standard).items() if group["weights"].get(key) != value}
-        if other or group.get("input_activations"):
-            found = ", ".join(f"{key} {value}" for key, value in other.items()) or "inputs that are rounded, too"
+        if other or not _reads_inputs(group.get("input_activations"), standard):
+            found = ", ".join(f"{key} {value}" for key, value in other.items()) or f"inputs like {group['input_activations']}"
             raise InputError(f"{folder}: of {config['format']} only what `float` writes is read; {name} has {found}")
     for name, group in config.get("config_groups", {}).items() if config["format"] == BYTES else ():
         weights = group["weights"]
         if (weights.get("type"), weights.get("symmetric")) != ("int", True) or weights.get("strategy") not in ("channel", "group"):
             raise InputError(f"{folder}: of {BYTES} only symmetric integers with a scale a row or group are read; {name} has {weights}")
     return str(config["format"])
+
+
+def _reads_inputs(found: Mapping[str, Any] | None, standard: str) -> bool:
+    """Whether inputs are left as they are, or become the same small floats as the weights."""
+    try:
+        return not found or Inputs.from_config(found).standard == standard
+    except InputError:
+        return False
 
 
 def _kind_of(standard: str) -> dict[str, Any]:

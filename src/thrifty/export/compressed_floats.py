@@ -4,11 +4,12 @@ A matrix with the name `stem` is stored as
 
     nvfp4    stem.weight_packed uint8 [out, in / 2], .weight_scale float8_e4m3fn [out, in / 16], .weight_global_scale float32 [1]
     mxfp4    stem.weight_packed uint8 [out, in / 2], .weight_scale uint8 [out, in / 32]
+    mxfp6    stem.weight_packed uint8 [out, in 3 / 4], .weight_scale uint8 [out, in / 32]
     mxfp8    stem.weight float8_e4m3fn [out, in],    .weight_scale uint8 [out, in / 32]
     fp8      stem.weight float8_e4m3fn [out, in],    .weight_scale [out, 1]
 
-Of two codes in a byte the first lies in the lower half; a scale in uint8 is the exponent of 2, plus 127; scales in float8 are divided by
-the global one, which is a power of two here.
+Of two codes in a byte the first lies in the lower half, and four codes of 6 bits fill three bytes from the lowest bit; a scale in uint8 is
+the exponent of 2, plus 127; scales in float8 are divided by the global one, which is a power of two here.
 """
 
 from __future__ import annotations
@@ -27,10 +28,24 @@ from thrifty.base.records import Encoded
 from thrifty.core.formats import FLOATS
 from thrifty.core.scaled import STANDARDS
 
-FORMATS = {"nvfp4": "nvfp4-pack-quantized", "mxfp4": "mxfp4-pack-quantized", "mxfp8": "mxfp8-quantized", "fp8": "float-quantized"}
+FORMATS = {
+    "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "mxfp6": "mxfp6-pack-quantized",
+    "mxfp8": "mxfp8-quantized",
+    "fp8": "float-quantized",
+}
 """The name of each standard in `quantization_config`."""
 
+INPUTS = ("nvfp4", "mxfp4", "mxfp8")
+"""Those with scales of groups that inputs may become while the model runs."""
+
 _BIAS = 127
+
+
+def library_has(name: str) -> bool:
+    """Whether the installed package compressed-tensors reads a standard."""
+    return FORMATS[name] in BaseCompressor.registered_names()
 
 
 def pack_floats(stem: str, encoded: Encoded, narrow: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -39,6 +54,8 @@ def pack_floats(stem: str, encoded: Encoded, narrow: Callable[[Tensor], Tensor])
     codes, scale = encoded.tensors["codes"], encoded.tensors["scale"]
     if standard.numbers == "e2m1":
         tensors = {f"{stem}.weight_packed": codes[:, ::2] | (codes[:, 1::2] << 4)}
+    elif standard.numbers == "e2m3":
+        tensors = {f"{stem}.weight_packed": _three_bytes(codes)}
     else:
         tensors = {f"{stem}.weight": codes.contiguous().view(torch.float8_e4m3fn)}
     if standard.scale == "real":
@@ -67,7 +84,7 @@ def read_floats(read: Callable[[str], Tensor], stem: str) -> Encoded:
     name = _standard(found, scale)
     if "weight_packed" in found:
         packed = found["weight_packed"]
-        codes = torch.stack([packed & 15, packed >> 4], dim=-1).reshape(packed.shape[0], -1)
+        codes = _four_codes(packed) if name == "mxfp6" else torch.stack([packed & 15, packed >> 4], dim=-1).reshape(packed.shape[0], -1)
     else:
         codes = found["weight"].view(torch.uint8)
     tensors = {"codes": codes, "numbers": FLOATS[STANDARDS[name].numbers]().numbers, "scale": scale.to(torch.float32)}
@@ -83,15 +100,33 @@ def read_floats(read: Callable[[str], Tensor], stem: str) -> Encoded:
 def _standard(found: Mapping[str, Tensor], scale: Tensor) -> str:
     """Which one these tensors are."""
     if "weight_packed" in found:
-        return "nvfp4" if "weight_global_scale" in found else "mxfp4"
+        return "nvfp4" if "weight_global_scale" in found else "mxfp6" if _holds_six_bits(found["weight_packed"], scale) else "mxfp4"
     return "mxfp8" if scale.dtype == torch.uint8 else "fp8"
+
+
+def _holds_six_bits(packed: Tensor, scale: Tensor) -> bool:
+    """Whether codes are those of MXFP6, whose groups take 24 bytes: those of MXFP4 take 16, and of NVFP4 8."""
+    return packed.shape[1] == 24 * scale.shape[1]
+
+
+def _three_bytes(codes: Tensor) -> Tensor:
+    """Codes of 6 bits, four of them in three bytes."""
+    words = (codes.to(torch.int32).unflatten(1, (-1, 4)) << torch.tensor([0, 6, 12, 18])).sum(-1, dtype=torch.int32)
+    return (words[..., None] >> torch.tensor([0, 8, 16]) & 255).to(torch.uint8).flatten(1)
+
+
+def _four_codes(packed: Tensor) -> Tensor:
+    """What `_three_bytes` packed."""
+    words = (packed.to(torch.int32).unflatten(1, (-1, 3)) << torch.tensor([0, 8, 16])).sum(-1, dtype=torch.int32)
+    return (words[..., None] >> torch.tensor([0, 6, 12, 18]) & 63).to(torch.uint8).flatten(1)
 
 
 def float_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:
     """(outputs, inputs) of a stored matrix."""
     with suppress(KeyError):
-        out, half = read(f"{stem}.weight_packed").shape
-        return out, 2 * half
+        packed = read(f"{stem}.weight_packed")
+        out, width = packed.shape
+        return out, width * 4 // 3 if _holds_six_bits(packed, read(f"{stem}.weight_scale")) else 2 * width
     out, width = read(f"{stem}.weight").shape
     return out, width
 
@@ -114,3 +149,9 @@ def weights_of(name: str) -> dict[str, Any]:
         return {**held, "strategy": "channel"}
     strategy, scale = ("tensor_group", "float8_e4m3fn") if standard.scale == "e4m3" else ("group", "uint8")
     return {**held, "strategy": strategy, "group_size": standard.group_size, "scale_dtype": f"torch.{scale}"}
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    """How `quantization_config` describes inputs that become a standard with scales of groups while the model runs."""
+    args = weights_of(name)
+    return {**args, "dynamic": "local" if args["strategy"] == "tensor_group" else True, "zp_dtype": args["scale_dtype"]}

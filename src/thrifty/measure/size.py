@@ -1,6 +1,8 @@
 """How large a checkpoint is: bytes of its weight files, and bits per weight of what was compressed.
 
-    bits_per_weight = 8 x (stored bytes of the matrices in scope: codes, scales, zero points, shapes) / (number of their weights)
+    bits_per_weight = 8 x (stored bytes of the matrices in scope) / (number of their weights)
+
+Those bytes are codes, scales, zero points, shapes and fixed grids of inputs.
 
 The whole file stands beside it, since embeddings and norms outside the scope count for whoever downloads it.
 """
@@ -16,7 +18,10 @@ from pathlib import Path
 from thrifty.base.errors import InputError
 
 WEIGHT_FILES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
-_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale")
+_PARTS = (
+    *("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale"),
+    *("input_scale", "input_zero_point", "input_global_scale"),
+)
 
 
 def weight_bytes(folder: str | Path) -> int:

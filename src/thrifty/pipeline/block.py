@@ -25,6 +25,7 @@ from thrifty.base.events import warn
 from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Encoded, Problem, Solution
 from thrifty.core.activations import Histogram
+from thrifty.core.channels import ChannelHistogram
 from thrifty.core.linalg import row_forms
 from thrifty.core.reading import Reading
 from thrifty.core.statistics import Statistics
@@ -68,7 +69,8 @@ class BlockRun:
     call: what the block's forward gets besides hidden states; None where no rows go through it. dtype: type of the calibration pass.
     batch: rows that go through at once. few: how many tokens reached an expert's space, where the inputs of all experts stand in.
     reference: the rows of the original model, where something is healed. expected: what the original block makes of them.
-    unhealed: what is healed once the block is solved, by path. values: what the inputs of a space were, where a grid for them is fixed.
+    unhealed: what is healed once the block is solved, by path. values, channels: what the inputs of a space were, where a
+    grid for them is fixed, or one for each channel.
     """
 
     view: BlockView
@@ -87,6 +89,7 @@ class BlockRun:
     expected: Tensor | None = None
     unhealed: dict[str, Unhealed] = field(default_factory=dict)
     values: dict[str, Histogram] = field(default_factory=dict)
+    channels: dict[str, ChannelHistogram] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.block: Block = self.view.block
@@ -116,8 +119,8 @@ class BlockRun:
             statistics = self._transform(rows)
             self.view.settle(set(self.view.linears) - solved)
             self._load()
-            if self.values:  # they were those of the inputs before the rewrite
-                self.values, statistics = {}, None
+            if self.values or self.channels:  # they were those of the inputs before the rewrite
+                self.values, self.channels, statistics = {}, {}, None
         if not solved:
             return self.forward(rows)
         if self.order == "stage":
@@ -215,7 +218,7 @@ class BlockRun:
                 known = self._rewrite(position, statistics)
             if not known and position + 1 < len(self.work.transforms):  # the next may look at what does not follow
                 self._load()
-                self.values = {}
+                self.values, self.channels = {}, {}
                 statistics = self._collect(rows)
         return statistics
 
@@ -299,9 +302,14 @@ class BlockRun:
 
     def _observe(self, space: Space, inputs: Tensor) -> None:
         """Remember the values of a space that is rounded to a fixed grid."""
-        if any(activation.calibrated for activation in map(self._activation, space.consumers) if activation is not None):
-            taken = Histogram.of(self._reading(space).turned(inputs))
+        asked = [activation for activation in map(self._activation, space.consumers) if activation is not None and activation.calibrated]
+        inputs = self._reading(space).turned(inputs) if asked else inputs
+        if any(not activation.by_channel for activation in asked):
+            taken = Histogram.of(inputs)
             self.values[space.name] = self.values[space.name].merge(taken) if space.name in self.values else taken
+        if any(activation.by_channel for activation in asked):
+            each = ChannelHistogram.of(inputs)
+            self.channels[space.name] = self.channels[space.name].merge(each) if space.name in self.channels else each
 
     def _reading(self, space: Space) -> Reading:
         """How the consumers of a space turn it, before they round it."""
@@ -350,12 +358,12 @@ class BlockRun:
                 )
             details = dict(solution.details)
             stored = self.view.packed.get(linear.path)
-            simulated = encoded.simulated and stored is None
-            if simulated:
+            simulated = (encoded.simulated and stored is None) or linear.path in self.view.packing.alone
+            if encoded.simulated and simulated:
                 details["fixed_width_bits"] = encoded.fixed_width_bits
             activation = self._activation(linear.path)
             if activation is not None:
-                details["input_bits"] = float(activation.bits)
+                details["input_bits"] = float(activation.outline.bits)
             if linear.path in self.view.turns:
                 details["inputs_turned_by"] = float(self.view.turns[linear.path])
             self.reports[linear.path] = LayerReport(
@@ -395,7 +403,8 @@ class BlockRun:
         for linear in stage.linears:
             activation = self._activation(linear.path)
             if activation is not None and linear.path not in self.view.roundings:
-                self.view.roundings[linear.path] = activation.fit(self.values.get(stage.reads.name))
+                seen = (self.channels if activation.by_channel else self.values).get(stage.reads.name)
+                self.view.roundings[linear.path] = activation.fit(seen)
 
     def _install(self, paths: set[str]) -> None:
         """Let the module compute with the view's matrices."""

@@ -119,7 +119,7 @@ def container_packing(source: Source, work: Work) -> ContainerPacking:
     schemes = {path: scheme for path, scheme in schemes.items() if path not in reasons}
     reading, left = _readers(source, work, schemes)
     said = [*said_of(reasons, "quantized, but stored dense at full size"), *said_of(left, "its inputs stay as they are")]
-    return ContainerPacking(schemes, source.dtype, False, tuple(said), reading)
+    return ContainerPacking(schemes, source.dtype, False, tuple(said), reading=reading)
 
 
 def _readers(source: Source, work: Work, schemes: Mapping[str, Outlook]) -> tuple[frozenset[str], dict[str, str]]:
@@ -143,6 +143,9 @@ def _unread(linear: Linear, work: Work, schemes: Mapping[str, Outlook], plain: C
     outline = outline_of(linear, work)
     if outline is None or linear.path not in schemes:
         return "its weights are stored dense"
+    activation = work.activation(linear.path)
+    if activation is not None and activation.by_channel:
+        return "no reader rounds inputs by channel, which is simulated without --format thrifty"
     if linear.expert is not None:
         return "experts are called together, with no room for it"
     if linear.storage == "conv1d":
@@ -151,6 +154,9 @@ def _unread(linear: Linear, work: Work, schemes: Mapping[str, Outlook], plain: C
         return "transformers builds it as a layer of its own kind"
     if outline.layout not in LAYOUTS or outline.bits > MOST_BITS:
         return "its codes are decoded while it is loaded"
+    size = activation.outline.group_size if activation is not None else 0
+    if size and linear.in_features % size:
+        return f"groups of {size} do not divide its {linear.in_features} inputs"
     return None
 
 

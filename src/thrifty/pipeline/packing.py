@@ -4,9 +4,11 @@ The format could hold more than its readers read. What is said here of transform
 
 - experts are read packed only where they lie one by one on disk, are all quantized alike, and have no zero points; once any matrix of a
   file is packed, plain experts are no longer read at all;
-- inputs are rounded in `int-quantized` files only, and not where transformers decodes while loading, nor those of experts;
-- zero points, small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need `"dequantize": true`,
-  and then every other matrix must be quantized alike.
+- inputs are rounded to integers in `int-quantized` files only, to small floats where weights are the same floats, and none where
+  transformers decodes while loading, nor those of experts;
+- small floats but `fp8` with rounded inputs are decoded to bfloat16 whatever the model computes in, so that models in bfloat16 alone run;
+- zero points, other small floats but `fp8`, state-space mixers and classes that fill their linear layers while loading need
+  `"dequantize": true`, and then every other matrix must be quantized alike.
 """
 
 from __future__ import annotations
@@ -32,15 +34,20 @@ from thrifty.export.compressed import (
     library_decode,
     pack,
     pack_bytes,
+    pack_rounding,
     packed_bytes,
     quantization_config,
     scheme_of,
 )
+from thrifty.export.compressed_floats import library_has
 from thrifty.models import Source
 from thrifty.pipeline.steps import Work
 
 FLOATS_SINCE = Version("5.23")
 """The first transformers that decodes small floats to the type of the model."""
+
+BY_CHANNEL = "no reader rounds inputs by channel; this run does, so that what the certificate says is simulated"
+"""Why matrices whose inputs have a grid for each channel are stored dense."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class Packing:
     """How the result will be stored: here, in the formats of compressed-tensors.
 
     schemes: of each linear that is stored as codes, by path. dtype: the model's own type. dequantize: whether transformers must decode
-    while loading. warnings: what is quantized but stored dense, and why.
+    while loading. warnings: what is quantized but stored dense, and why. alone: linears whose inputs the run alone rounds, as no reader
+    does.
     """
 
     format: ClassVar[str] = "compressed-tensors"
@@ -57,6 +65,7 @@ class Packing:
     dtype: torch.dtype
     dequantize: bool
     warnings: tuple[str, ...]
+    alone: frozenset[str] = frozenset()
 
     @classmethod
     def decide(cls, source: Source, work: Work) -> Packing:
@@ -84,8 +93,8 @@ class Packing:
         return encoded, self.read(linear, values)
 
     def rounds(self, path: str) -> bool:
-        """Whether readers round the inputs of a linear, where a step asks for it."""
-        return path in self.schemes and self.schemes[path].inputs is not None
+        """Whether readers, or the run alone, round the inputs of a linear, where a step asks for it."""
+        return path in self.alone or (path in self.schemes and self.schemes[path].inputs is not None)
 
     def turns(self, path: str) -> bool:
         """Whether readers turn the inputs of a linear, where a step asks for it."""
@@ -93,12 +102,12 @@ class Packing:
 
     def write(self, linear: Linear, encoded: Encoded, reading: Reading) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(the stored tensors of a linear, what must be known to read them as plain JSON values). reading: of its inputs."""
-        rounding = reading.rounding
-        scheme, types = scheme_of(encoded), self.scale_types(linear)
-        if self.schemes[linear.path].packed:
-            return pack(_stem(linear), encoded, types), scheme.to_json()
-        scheme = replace(scheme, packed=False, inputs=None if rounding is None else Inputs.of(rounding))
-        return pack_bytes(_stem(linear), encoded, rounding, types), scheme.to_json()
+        rounding, types, stem = reading.rounding, self.scale_types(linear), _stem(linear)
+        scheme = replace(
+            scheme_of(encoded), packed=self.schemes[linear.path].packed, inputs=None if rounding is None else Inputs.of(rounding)
+        )
+        parts = (pack if scheme.packed else pack_bytes)(stem, encoded, types)
+        return {**parts, **pack_rounding(stem, rounding)}, scheme.to_json()
 
     def read_back(
         self, linear: Linear, form: Mapping[str, Any], keys: Collection[str], get: Callable[[str], Tensor]
@@ -139,6 +148,8 @@ def packing(source: Source, work: Work) -> Packing:
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}
     outlines = {path: pair for path, pair in outlines.items() if pair[1].layout != "dense"}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
+    alone = {path for path in outlines if (activation := work.activation(path)) is not None and activation.by_channel}
+    reasons |= dict.fromkeys(alone, BY_CHANNEL)
     if source.library != "transformers":
         reasons = dict.fromkeys(outlines, f"{source.library} reads no such codes")
     schemes = {path: scheme_of(outline) for path, (_, outline) in outlines.items() if path not in reasons}
@@ -148,8 +159,9 @@ def packing(source: Source, work: Work) -> Packing:
     if len({scheme.format for scheme in schemes.values()}) > 1:
         formats = ", ".join(sorted({scheme.format for scheme in schemes.values()}))
         raise InputError(f"a file holds codes of one format, and this recipe asks for several ({formats}); use one of them everywhere")
-    cause = _decoded_while_loading(source, schemes)
-    schemes, unrounded = _with_inputs(schemes, outlines, work, experts, cause)
+    kinds = {activation.outline.standard for path in schemes if (activation := work.activation(path)) is not None}
+    cause = _decoded_while_loading(source, schemes, kinds)
+    schemes, unrounded = _with_inputs(schemes, outlines.keys() - alone, work, experts, cause)
     if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
             f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "
@@ -161,7 +173,7 @@ def packing(source: Source, work: Work) -> Packing:
         *said_of(unrounded, "its inputs are not rounded"),
         *said_of(wide, "a code takes a byte in the file whatever its bits"),
     )
-    return Packing(schemes, source.dtype, cause is not None, warnings)
+    return Packing(schemes, source.dtype, cause is not None, warnings, frozenset(alone))
 
 
 def _with_inputs(
@@ -177,8 +189,9 @@ def _with_inputs(
     for path in asked:
         if path not in schemes:
             reasons[path] = "its weights are stored dense, where no reader rounds inputs"
-        elif schemes[path].standard:
-            reasons[path] = "they go with integers only, and its weights are small floats"
+        elif schemes[path].standard != asked[path].outline.standard:
+            kinds = [kind or "integers" for kind in (asked[path].outline.standard, schemes[path].standard)]
+            reasons[path] = f"readers round inputs to what the weights are, and these would be {kinds[0]} with {kinds[1]}"
         elif cause is not None:
             reasons[path] = f"transformers would decode the file while it loads it, and then rounds none: {cause}"
     if experts & schemes.keys():
@@ -189,20 +202,24 @@ def _with_inputs(
     if not asked:
         return dict(schemes), {}
     return {
-        path: replace(scheme, packed=False, inputs=Inputs.of(asked[path].outline) if path in asked and path not in reasons else None)
+        path: replace(
+            scheme, packed=bool(scheme.standard), inputs=Inputs.of(asked[path].outline) if path in asked and path not in reasons else None
+        )
         for path, scheme in schemes.items()
     }, reasons
 
 
-def _decoded_while_loading(source: Source, schemes: dict[str, Scheme]) -> str | None:
-    """Why transformers must decode a file while it loads it; None where it need not."""
+def _decoded_while_loading(source: Source, schemes: dict[str, Scheme], inputs: Container[str]) -> str | None:
+    """Why transformers must decode a file while it loads it; None where it need not. inputs: the small floats that inputs become."""
     if not schemes:
         return None
     if not all(scheme.symmetric for scheme in schemes.values()):
         return "it has zero points (symmetric: true would do without)"
     packed = next((scheme.standard for scheme in schemes.values() if scheme.standard not in ("", "fp8")), None)
-    if packed is not None:
+    if packed is not None and packed not in inputs:
         return f"it holds {packed}"
+    if packed is not None and source.dtype != torch.bfloat16:
+        return f"it decodes {packed} to bfloat16 when the model runs, and this one is in {source.dtype}"
     if any(block.state_space for block in source.anatomy.blocks):
         return "the model has state-space blocks"
     if source.fills_linears:
@@ -227,6 +244,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return "no format is written for numbers with such scales"
     if outline.standard not in ("", "fp8") and Version(transformers.__version__) < FLOATS_SINCE:
         return f"transformers before {FLOATS_SINCE} decodes such floats to bfloat16, whatever the model computes in"
+    if outline.standard and not library_has(outline.standard):
+        return f"the package compressed-tensors that is installed has no {outline.standard}"
     if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
     if outline.layout == "additive":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from thrifty.base.anatomy import Anatomy, Block, Linear, Stage
+from thrifty.core.channels import CHANNEL_BYTES
 from thrifty.models import Source
 from thrifty.pipeline.block import alike
 from thrifty.pipeline.footprint import Footprint
@@ -149,6 +150,7 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
     # Gram matrices of all stages are taken before the first is solved
     apart = setting.order == "block" or bool(work.transforms or work.mixes)
     held = sum(stage.reads.width**2 * 4 for stage in block.stages) if apart else 0
+    held += _counting(block, work)
     in_passing = setting.order == "stage"
     tokens = load.calibration[block.path].tokens if block.path in load.calibration else load.tokens
     done, peak = 0, 0
@@ -162,6 +164,13 @@ def _solving(source: Source, block: Block, work: Work, setting: Setting, load: L
         # what stays of a solved matrix: its values in float32 and its codes
         done += 5 * sum(linear.out_features * linear.in_features for linear in stage.linears if work.solves(linear))
     return module + peak
+
+
+def _counting(block: Block, work: Work) -> int:
+    """Bytes while values of inputs are counted channel by channel: those of all stages, and a new batch and both together of one."""
+    asked = [stage for stage in block.stages if any((one := work.activation(linear.path)) and one.by_channel for linear in stage.linears)]
+    counts = [stage.reads.width * CHANNEL_BYTES for stage in asked]
+    return sum(counts) + 2 * max(counts, default=0)
 
 
 def _sharing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:

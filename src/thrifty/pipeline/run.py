@@ -52,6 +52,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
     again, only judged again where its gate is another one. Raises InputError when `out` holds something else, GateError when the
     result loses more than the gate allows: it is then kept in `<out>.rejected`.
     """
+    _check_verifiable(job, full)
     folder = RunFolder(out)
     began = time.perf_counter()
     said: list[str] = []
@@ -86,6 +87,12 @@ def _late(folder: RunFolder) -> Iterator[None]:
         raise
 
 
+def _check_verifiable(job: Job, full: bool) -> None:
+    """Raise InputError where a result is to be compared with readers that cannot do what the run does."""
+    if full and job.packing.alone:
+        raise InputError(f"{min(job.packing.alone)}: no reader rounds inputs by channel, so none can verify it; leave --verify full out")
+
+
 @dataclass(frozen=True)
 class Account:
     """What a run has taken: when it began, its peak memory, and what it warned of."""
@@ -98,6 +105,7 @@ class Account:
 def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], finish: Finish, full: bool, account: Account) -> Certificate:
     walk, choosing, passed = _chosen(_walk(job, folder, digest), job, key)
     job = replace(job, source=walk.source, work=walk.work, packing=walk.packing)
+    _check_verifiable(job, full)
     for warning in (*job.packing.warnings, *job.work.idle(job.source.anatomy)):
         events.warn(warning)
     if job.packing.schemes and job.source.anatomy.inferred and not full:

@@ -148,8 +148,9 @@ class BlockStart(BlockRun):
         super()._round(stage)
         for linear in stage.linears:
             rounding = self.view.roundings.get(linear.path)
-            if rounding is not None and rounding.scale is not None and rounding.zero_point is not None:
+            if rounding is not None and rounding.has_ends:
                 moments = torch.tensor(self.values[stage.reads.name].moments())
+                assert rounding.scale is not None and rounding.zero_point is not None, "a fixed grid has both"
                 self.inputs[linear.path] = torch.cat([rounding.scale, rounding.zero_point, moments])
 
     def _accept(self, linears: list[Linear], weight: Tensor, solution: Solution, gram: Tensor, tokens: int) -> None:

@@ -63,6 +63,9 @@ def _load(place: Path, config: Any, library: str, trusted: bool) -> nn.Module:
         where = {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
     try:
         model = found.from_pretrained(**where, dtype=torch.float32).eval()
+        if hasattr(model, "ct_decompress_hook"):
+            # The package compressed-tensors would decode small floats to bfloat16, which holds them, when the model is first called.
+            model.hf_quantizer.compressor.decompress_model(model)
         # Packed experts are decoded in the type of their scales whatever is asked for.
         return model.to(torch.float32) if library == "transformers" else model
     except Exception as error:  # whatever it is, the result cannot be read by those it was made for

@@ -63,6 +63,7 @@ class PackedLinear(nn.Module):
     def __init__(self, encoded: Encoded, *, bias: bool, dtype: torch.dtype, fine: bool = False, reading: Reading = AS_THEY_ARE) -> None:
         super().__init__()
         self.reading, self.rounding = reading, reading.rounding
+        self.rounds_to_bytes = self.rounding is not None and self.rounding.bits == 8 and self.rounding.counts
         self.out_features, self.in_features = encoded.shape
         self.bits, self.layout = int(encoded.bits), encoded.layout
         self.group_size = encoded.group_size or self.in_features
@@ -75,7 +76,7 @@ class PackedLinear(nn.Module):
         """inputs @ weight.T + bias."""
         rows = self.reading.turned(inputs.reshape(-1, self.in_features))
         few = self.bits == 4 and rows.shape[0] <= FEW_TOKENS
-        if self.rounding is not None and (not self.kernel or few or self.rounding.bits != 8):
+        if self.rounding is not None and (not self.kernel or few or not self.rounds_to_bytes):
             rows = self.rounding(rows)
         if not self.kernel:
             out = functional.linear(rows, self._decode().to(rows.dtype))
@@ -102,7 +103,7 @@ class PackedLinear(nn.Module):
         # oneDNN takes a hundred times as long for one row as for two where the matrix is small
         alone = rows.shape[0] == 1
         exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
-        if self.rounding is not None and self.rounding.bits == 8:
+        if self.rounding is not None and self.rounds_to_bytes:
             step, zero_point = self.rounding.grid(exact)
             low = (-128 - zero_point) * step
             out = self._bytes(exact.div_(step).add_(zero_point).round_().clamp_(-128, 127).add_(128))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from thrifty.base.anatomy import Space
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Curve, Encoded, Problem, Share, Solution
-from thrifty.core.activations import Histogram, Rounding
+from thrifty.core.activations import Rounding
 from thrifty.core.hadamard import Rotation
 from thrifty.core.masks import apply_mask
 from thrifty.core.rewrite import Rewrite
@@ -261,14 +261,19 @@ class Healer(Method, ABC):
 
 
 class Activation(Method, ABC):
-    """What the inputs of a matrix are rounded to while the model runs.
-
-    calibrated: whether the grid is fixed beforehand, from calibration inputs.
-    """
+    """What the inputs of a matrix are rounded to while the model runs."""
 
     family: ClassVar[str] = "weights.activation"
-    calibrated: ClassVar[bool] = False
-    bits: int
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether something of the grid is fixed beforehand, from calibration inputs."""
+        return self.outline.scale is not None
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether each channel has a grid, which no reader has."""
+        return self.outline.per == "channel"
 
     @property
     @abstractmethod
@@ -276,8 +281,9 @@ class Activation(Method, ABC):
         """A rounding of the kind that `fit` gives, before anything was seen."""
 
     @abstractmethod
-    def fit(self, seen: Histogram | None) -> Rounding:
-        """The rounding for inputs like those that were seen; a histogram is there where the method is calibrated."""
+    def fit(self, seen: Any) -> Rounding:
+        """The rounding for inputs like those that were seen: a `Histogram` where the method is calibrated, a `ChannelHistogram` where it
+        rounds by channel."""
 
 
 @dataclass(frozen=True)

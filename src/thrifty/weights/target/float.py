@@ -7,11 +7,12 @@
 
     float: {format: e4m3, group_size: 0}                              FP8, a scale a row
     float: {format: e4m3, group_size: 32, scale: power_of_two}        MXFP8
-    float: {format: e2m1, group_size: 32, scale: power_of_two}        MXFP4; MXFP6 with e2m3 or e3m2
+    float: {format: e2m3, group_size: 32, scale: power_of_two}        MXFP6, as it is with e3m2
+    float: {format: e2m1, group_size: 32, scale: power_of_two}        MXFP4
     float: {format: e2m1, group_size: 16, scale: e4m3}                NVFP4
 
-These but MXFP6 are stored as codes, in the formats that compressed-tensors has for them; other settings are stored dense, or as codes
-with `--format thrifty`.
+These but MXFP6 of e3m2 are stored as codes, in the formats that compressed-tensors has for them; other settings are stored dense, or as
+codes with `--format thrifty`.
 Numbers beyond the largest are clipped to it. `range: mse` looks for the scale with the least squared error (weighed by the inputs where
 calibration data says how): 1, 0.95 .. 0.5 of it, and of powers of two that one, its double and its half. Format: Rouhani et al. (2023),
 Microscaling Data Formats for Deep Learning, arXiv 2310.10537.
