@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ BATCH = 32
 MOVES = 0.01
 
 
-def grid(preset: str, group_size: int, symmetric: bool) -> str:
+def grid(preset: str, group_size: int, *, symmetric: bool) -> str:
     """A step onto grids of 2 bits."""
     return f"{{{preset}: {{bits: 2, group_size: {group_size}, symmetric: {str(symmetric).lower()}}}}}"
 
@@ -50,11 +51,12 @@ SMALL = ", override: {'*.attn1.*': {into: {additive: {codebooks: 4, bits: 3}}}}"
 
 SOLVED = {
     **{
-        f"{name}, {kind}, groups of {size}": grid(preset, size, kind == "symmetric")
+        f"{name}, {kind}, groups of {size}": grid(preset, size, symmetric=kind == "symmetric")
         for size in (32, 96)
         for name, preset in (("round", "rtn"), ("gptq", "gptq"))
         for kind in ("symmetric", "zero points")
     },
+    "auto_round, zero points, groups of 32": grid("auto_round", 32, symmetric=False),
     "round, codebooks": additive("round", 4, 4),
     "obs, codebooks": additive("obs", 4, 4),
     "aqlm": additive("aqlm", 4, 4),
@@ -72,6 +74,7 @@ TRAINED = {
 PAIRS = [
     ("aqlm", "gptq, symmetric, groups of 32"),
     ("aqlm", "gptq, zero points, groups of 32"),
+    ("aqlm", "auto_round, zero points, groups of 32"),
     ("aqlm", "obs, codebooks"),
     ("obs, codebooks", "gptq, zero points, groups of 32"),
     ("round, codebooks", "round, zero points, groups of 32"),
@@ -79,6 +82,7 @@ PAIRS = [
     ("aqlm, by kind", "gptq, zero points, groups of 96"),
     ("aqlm, small", "gptq, zero points, groups of 96"),
     ("aqlm, small", "gptq, zero points, groups of 32"),
+    ("aqlm, small", "auto_round, zero points, groups of 32"),
     *((name, first) for name, (first, _) in TRAINED.items()),
     ("aqlm, distilled", "gptq, zero points, groups of 32, distilled"),
     ("aqlm, distilled, codes moving", "gptq, zero points, groups of 32, distilled"),
@@ -106,7 +110,8 @@ def main() -> None:
         out = HOME / f"{steps if name in TRAINED else 0} {name}"
         made = thrifty.compress(MODEL, f"{{steps: [{recipe}]}}", rows, evaluation=judge.rows, out=out, speed=False)
         scores[name] = judge.scores(thrifty.load(out, torch.float32))
-        found[name] = {"name": name, "recipe": recipe, "bits": bits_of(recipe), **judge.figures(scores[name]), "seconds": made["seconds"]}
+        sizes = {"bits": bits_of(recipe), "weight_error": weight_error(out), "seconds": made["seconds"]}
+        found[name] = {"name": name, "recipe": recipe, **sizes, **judge.figures(scores[name])}
         pairs = [(one, other) for one, other in PAIRS if {one, other} <= scores.keys()]
         differences |= {f"{one} minus {other}": judge.beside(scores[one], scores[other]) for one, other in pairs}
         head = {**judge.describe(), "calibration": len(rows["timestep"]), "steps": steps, "batch": BATCH}
@@ -130,6 +135,13 @@ def bits_of(recipe: str) -> float:
         target = work.treatments[linear.path][-1].target
         total += target.outline(linear.out_features, linear.in_features).stored_bits
     return total / sum(linear.out_features * linear.in_features for linear in anatomy.linears)
+
+
+def weight_error(out: Path) -> float:
+    """What all matrices of a result miss of the original's: ||W - V||^2 over ||W||^2, whatever their inputs are."""
+    before, after = open_model(MODEL), open_model(out)
+    pairs = [(before.read(linear.source).float(), after.read(linear.source).float()) for linear in before.anatomy.linears]
+    return float(sum((old - new).square().sum() for old, new in pairs) / sum(old.square().sum() for old, _ in pairs))
 
 
 if __name__ == "__main__":
