@@ -472,6 +472,7 @@ TABLES = {
     "trained digits": tables_vision.trained_digits,
     "centred": tables_vision.centred,
     "diffusion": tables_vision.diffusion,
+    "diffusion weights": tables_training.diffusion_weights,
     "allocation": allocation,
     "relevance": relevance,
     "papers": papers_cost,

@@ -93,7 +93,7 @@ def test_from_nothing_but_the_folder(dit: Path, tmp_path: Path, monkeypatch: pyt
         ([{"rtn": {"bits": 8, "group_size": 0, "activation": "dynamic"}}], {}, "no reader would round the inputs"),
         ([{"magnitude_units": {"ratio": 0.5}}], {}, "DiTTransformer2DModel is of diffusers"),
         ([{"rotate": {}}, {"rtn": {}}], {}, "it is diffusion"),
-        ([{"rtn": {}}, {"distill": {}}], {}, "needs a causal language model"),
+        ([{"rtn": {}}, {"next_token": {}}], {}, "needs a causal language model"),
         ([{"gptq": {}}], {"calibration": "some.txt"}, "makes its own rows from noise"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training all matrices together: on every causal model, off no grid, resumed anywhere, and better than what it started from."""
+"""Training all matrices together: on all that have one chain, off no grid, resumed anywhere, and better than what it started from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import thrifty
-from tests.tiny import ARCHITECTURES, inputs, tiny
+from tests.tiny import ARCHITECTURES, DIFFUSION, inputs, tiny
 from thrifty.base.errors import InputError
 from thrifty.measure.certificate import Certificate
 from thrifty.models import open_model
@@ -44,12 +44,12 @@ def odd(folder: Path) -> dict:
     return {"skip": skipped} if skipped else {}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_causal_model_and_classifier_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES + DIFFUSION)
+def test_every_model_that_it_can_is_trained_and_read_back(architecture: str, tmp_path: Path) -> None:
     folder = tiny(architecture, tmp_path / "model")
     anatomy = open_model(folder).anatomy
     steps = [{**STEP, **odd(folder)}, TUNE]
-    if anatomy.kind != "causal_lm" and architecture != "vit":
+    if anatomy.kind != "causal_lm" and architecture not in ("vit", "dit", "pixart"):
         with pytest.raises(InputError, match=f"distill needs a causal language model.+{anatomy.architecture} is {anatomy.kind}"):
             run(architecture, folder, tmp_path / "out", steps)
         return
@@ -107,18 +107,24 @@ def bytes_of(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("place", "trained"), [*((place, "grids") for place in STOPS), ("training", "ends of grids"), ("training", "codebooks and codes")]
+    ("architecture", "place", "trained"),
+    [
+        *(("llama", place, "grids") for place in STOPS),
+        ("llama", "training", "ends of grids"),
+        ("llama", "training", "codebooks and codes"),
+        ("dit", "training", "codebooks and codes"),
+    ],
 )
 def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(
-    place: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, place: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tiny("llama", tmp_path / "model")
+    folder = tiny(architecture, tmp_path / "model")
     steps = TRAINED[trained]
-    run("llama", folder, tmp_path / "whole", steps)
+    run(architecture, folder, tmp_path / "whole", steps)
     with stopping(monkeypatch, *STOPS[place]):
-        run("llama", folder, tmp_path / "out", steps)
+        run(architecture, folder, tmp_path / "out", steps)
     assert (tmp_path / "out" / ".run").exists()
-    run("llama", folder, tmp_path / "out", steps)
+    run(architecture, folder, tmp_path / "out", steps)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
     assert not (tmp_path / "out" / ".run").exists()
 
@@ -357,6 +363,48 @@ def test_codebooks_are_trained_and_go_into_the_container(moves: float, tmp_path:
     packed, plain = (thrifty.load(tmp_path / name, dtype=torch.float32) for name in ("after", "dense"))
     with torch.inference_mode():
         torch.testing.assert_close(packed(**rows).logits, plain(**rows).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "step", "more"),
+    [
+        ("dit", TRAINED["codebooks and codes"][0], {"moves": 0.05}),
+        ("pixart", {"gptq": {"bits": 2, "group_size": 32}}, {"vectors": True}),
+    ],
+)
+def test_the_noise_that_is_found_comes_nearer_to_the_originals(
+    architecture: str, step: dict, more: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is that of both models in diffusers, and falls on the rows that it is trained on."""
+    folder, rows, found = tiny(architecture, tmp_path / "model"), inputs(architecture, 6, LENGTH), []
+    whole = tuning.Network.loss
+
+    def noted(network: tuning.Network, chosen: torch.Tensor) -> torch.Tensor:
+        lost = whole(network, chosen)
+        found.append(float(lost.detach()))
+        return lost
+
+    monkeypatch.setattr(tuning.Network, "loss", noted)
+    words = {"evaluation": rows, "speed": False}
+    before = thrifty.compress(folder, {"steps": [step]}, rows, out=tmp_path / "before", **words)
+    tune = {"distill": {"steps": 10, "batch": 6, **more}}
+    after = thrifty.compress(folder, {"steps": [step, tune]}, rows, out=tmp_path / "after", **words)
+    with torch.no_grad():
+        expected, start, end = (thrifty.load(tmp_path / name, torch.float32)(**rows).sample for name in ("model", "before", "after"))
+    first, last = (float((noise - expected).square().mean()) for noise in (start, end))
+    assert found[0] == pytest.approx(first, rel=1e-3)
+    assert max(last, found[-1]) < 0.9 * first
+    assert after["relative_error"]["value"] < 0.9 * before["relative_error"]["value"]
+
+
+def test_what_embeds_the_time_step_outside_the_blocks_as_well_stays(tmp_path: Path) -> None:
+    """The first block of a DiT lends it to what stands behind the last; the other vectors are trained."""
+    folder = tiny("dit", tmp_path / "model")
+    run("dit", folder, tmp_path / "out", [{"rtn": {}}, {"distill": {"steps": 2, "batch": 2, "rate": 0.01, "vectors": True}}])
+    before, after = open_model(folder), open_model(tmp_path / "out")
+    moved = {key for key, info in before.tensors.items() if len(info.shape) == 1 and not torch.equal(before.read(key), after.read(key))}
+    assert "transformer_blocks.0.attn1.to_q.bias" in moved and "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias" in moved
+    assert not any(key.startswith(("transformer_blocks.0.norm1.emb", "proj_out", "pos_embed")) for key in moved)
 
 
 def test_fixed_grids_of_inputs_are_trained_where_ends_follow_statistics(tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ def test_distillation_is_the_divergence_whatever_the_text_says() -> None:
     assert Distill().beta == 0.5
 
 
+def test_what_is_predicted_is_compared_row_by_row() -> None:
+    found, expected = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    costs = Distill().prediction_loss(found, expected)
+    torch.testing.assert_close(costs, torch.stack([torch.nn.functional.mse_loss(*pair) for pair in zip(found, expected, strict=True)]))
+    assert float(Distill().prediction_loss(expected, expected).abs().max()) == 0
+
+
 def test_text_is_learnt_by_the_next_token_alone() -> None:
     found = torch.randn(9, 13, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(9)

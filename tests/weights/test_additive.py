@@ -73,6 +73,7 @@ def test_the_rate_counts_every_code_codebook_and_scale(target):
     parts = encoded.tensors
     stored = parts["codes"].numel() * target.bits + 16 * parts["codebooks"].numel() + 16 * parts["scale"].numel()
     assert encoded.bits == encoded.fixed_width_bits == pytest.approx(stored / (out * width))
+    assert encoded.stored_bits == pytest.approx(stored, abs=1)
     expected = target.codebooks * target.bits / target.group_size + 16 * target.codebooks * 2**target.bits * target.group_size / (
         out * width
     )

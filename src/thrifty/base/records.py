@@ -104,9 +104,12 @@ class Encoded:
     def stored_bits(self) -> int:
         """Bits of the codes, and of the scales and zero points as the narrowest format holds them, whatever file they will lie in.
 
-        Known of an outline, too. Scales of MX and NVFP4 take 8 bits, all others 16; a zero point takes as many as a code.
+        Known of an outline, too. Scales of MX and NVFP4 take 8 bits, all others 16; a zero point takes as many as a code. `bits` of
+        additive codebooks counts theirs already.
         """
         codes = math.ceil(self.bits * self.shape[0] * self.shape[1])
+        if self.layout == "additive":
+            return codes
         counts = {name: self.tensors[name].numel() for name in ("scale", "zero_point") if name in self.tensors}
         scale = 8 if self.standard in ("nvfp4", "mxfp4", "mxfp6", "mxfp8") else 16
         return codes + scale * counts.get("scale", 0) + math.ceil(self.bits) * counts.get("zero_point", 0)

@@ -46,7 +46,7 @@ from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
 from thrifty.pipeline.walk import Walk
 from thrifty.train import train
-from thrifty.tune.base import FeatureTuner, TokenTuner, Tuner
+from thrifty.tune.base import FeatureTuner, PredictionTuner, TokenTuner, Tuner
 from thrifty.weights.base import Activation
 
 VECTOR = "vector"
@@ -64,7 +64,7 @@ def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
         return
     if anatomy.kind == "vision" and anatomy.head is None:
         raise InputError(f"{name} needs {work.tuner.wants}; {anatomy.architecture} has no head that says what it sees")
-    if anatomy.kind != "vision" and (rows is None or "input_ids" not in rows.inputs):
+    if anatomy.kind not in ("vision", "diffusion") and (rows is None or "input_ids" not in rows.inputs):
         raise InputError(f"{name} trains on text, and the calibration rows hold no input_ids")
 
 
@@ -248,10 +248,10 @@ class Way:
         """What leaves the last block, normalized."""
         return self.shell.normed(hidden.to(torch.float32)).flatten(1, -2)
 
-    def logits(self, rows: Int[Tensor, "batch"], hidden: Tensor) -> Float[Tensor, "tokens vocabulary"]:
-        """Of some rows that leave the last block as `hidden`."""
+    def outputs(self, rows: Int[Tensor, "batch"], hidden: Tensor) -> Float[Tensor, "batch *shape"]:
+        """What the model makes of some rows that leave the last block as `hidden`: logits, or the noise in them."""
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
-        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)}).flatten(0, -2)
+        return self.shell.outputs(inputs, {self.chain: hidden.to(torch.float32)})
 
 
 @dataclass
@@ -339,14 +339,18 @@ class Network:
             with torch.no_grad():
                 features = self.original.features(expected)
             return self.tuner.loss(self.way.features(hidden), features, self.leading).mean()
-        return self._by_logits(rows, hidden, expected)
+        return self._by_outputs(rows, hidden, expected)
 
-    def _by_logits(self, rows: Int[Tensor, "batch"], hidden: Tensor, expected: Tensor | None) -> Float[Tensor, ""]:
-        assert isinstance(self.tuner, TokenTuner)
-        found = self.way.logits(rows, hidden)
+    def _by_outputs(self, rows: Int[Tensor, "batch"], hidden: Tensor, expected: Tensor | None) -> Float[Tensor, ""]:
+        found = self.way.outputs(rows, hidden)
         if self.original is not None and expected is not None:
             with torch.no_grad():
-                expected = self.original.logits(rows, expected)
+                expected = self.original.outputs(rows, expected)
+        if self.way.shell.anatomy.kind == "diffusion":
+            assert isinstance(self.tuner, PredictionTuner) and expected is not None
+            return self.tuner.prediction_loss(found, expected).mean()
+        assert isinstance(self.tuner, TokenTuner)
+        found, expected = found.flatten(0, -2), None if expected is None else expected.flatten(0, -2)
         if self.targets is None:
             return self.tuner.loss(found, expected, torch.full((len(found),), IGNORED, device=found.device)).mean()
         targets = self.targets[rows].flatten()
@@ -369,8 +373,11 @@ class Network:
 
 
 def _vectors(source: Source, block: Block, module: nn.Module) -> dict[str, FreeVector]:
-    """Biases and norms of a block that lie on disk as they are in memory, by their names inside it."""
-    own = {name: source.disk_name(f"{block.path}.{name}") for name, parameter in module.named_parameters() if parameter.ndim == 1}
+    """Biases and norms of a block that lie on disk as they are in memory, by their names inside it; not those that are used outside, too,
+    where they would not be seen to change."""
+    shared = tuple(path + "." for path in source.anatomy.shared)
+    named = {name: f"{block.path}.{name}" for name, parameter in module.named_parameters() if parameter.ndim == 1}
+    own = {name: source.disk_name(path) for name, path in named.items() if not path.startswith(shared)}
     return {name: FreeVector(module.get_parameter(name).detach().to(torch.float32)) for name, key in own.items() if key is not None}
 
 

@@ -1,5 +1,5 @@
-"""The verbs of tuning: what a token or an image costs by the logits of the tuned model and of the original, or a row by their last hidden
-states."""
+"""The verbs of tuning: what a token or an image costs by the logits of the tuned model and of the original, or a row by their predictions
+or their last hidden states."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tuner(Method, ABC):
     trains codebooks and scales alone.
 
     reference: whether the original model is needed. kinds: of models that it can train; wants: the same in words. reads_logits: whether it
-    judges by these.
+    judges by these, or by the predictions of a model that has none.
     """
 
     family: ClassVar[str] = "tune"
@@ -75,6 +75,15 @@ class TokenTuner(Tuner):
     ) -> Float[Tensor, "tokens"]:
         """What each token costs: found are the tuned model's logits, expected the original's where `reference`, targets the next tokens. Of
         an image classifier each image counts as a token, and its targets are IGNORED."""
+
+
+@dataclass(frozen=True)
+class PredictionTuner(Tuner):
+    """One that judges models without logits by the values that they predict, beside those of the original: the noise in each row."""
+
+    @abstractmethod
+    def prediction_loss(self, found: Float[Tensor, "rows *shape"], expected: Float[Tensor, "rows *shape"]) -> Float[Tensor, "rows"]:
+        """What each row costs."""
 
 
 @dataclass(frozen=True)
