@@ -12,16 +12,6 @@ def quantization_aware() -> str:
     return _trained(read("quantization_aware.json"), "bits_per_weight")
 
 
-def quantization_aware_library() -> str:
-    """The same with more text and more steps."""
-    return _trained(read("quantization_aware_library.json"), "bits_per_weight")
-
-
-def additive_trained() -> str:
-    """Additive codebooks after training, beside grids of 2 bits."""
-    return _trained(read("additive_trained.json"), "bits_of_a_matrix")
-
-
 def rates() -> str:
     """Rates of their own for matrices that are trained together, beside one rate."""
     found = read("rates.json")
@@ -105,3 +95,10 @@ def diffusion_weights() -> str:
     said += " cores: read seconds beside each other only."
     head = ["digits", "bits a weight", "error of the weights", "relative error", "rise of the loss", "whole run"]
     return "\n\n".join([table(head, rows), said, table(["paired", "relative error", "loss"], pairs)])
+
+
+TABLES = {
+    "quantization aware": quantization_aware,
+    "rates": rates,
+    "diffusion weights": diffusion_weights,
+}

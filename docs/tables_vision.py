@@ -128,3 +128,13 @@ def _quality(scores: dict[str, Any]) -> list[str]:
 def _beside(pair: dict[str, Any] | None, metric: str, digits: int) -> str:
     """A difference with its interval; nothing for what others are beside."""
     return "" if pair is None else interval(pair[metric], digits)
+
+
+TABLES = {
+    "one grid": one_grid,
+    "attention probabilities": attention_probabilities,
+    "recalibrated": recalibrated,
+    "trained digits": trained_digits,
+    "centred": centred,
+    "diffusion": diffusion,
+}

@@ -1,0 +1,158 @@
+"""The tables of number formats, solvers and what precedes them."""
+
+from __future__ import annotations
+
+from result_files import interval, read, table
+
+
+def activations() -> str:
+    """What rounding inputs costs, by kind of grid."""
+    rows = [
+        [
+            row.get("model", "package"),
+            row["weights"],
+            row["inputs"],
+            f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "simulated",
+            f"{row['perplexity']['after']['value']:.3f}" if "perplexity" in row else "",
+            f"{row['kl']['value']:.4f} ({row['kl']['low']:.4f} to {row['kl']['high']:.4f})",
+        ]
+        for row in read("activations.json")["rows"]
+    ]
+    return table(["model", "weights", "inputs", "bits a weight in the file", "perplexity", "KL divergence"], rows)
+
+
+def rotations() -> str:
+    """What rotations change at few bits, paired with the same weights without one."""
+    found = read("rotations.json")
+    rows = []
+    for row in found["rows"]:
+        beside = row.get("minus none")
+        paired = [interval(beside[f"{what}_difference"], 3) for what in ("perplexity", "kl")] if beside else ["", ""]
+        rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
+    before, windows = found["rows"][0]["perplexity_before"]["value"], found["evaluation"]
+    head = ["weights", "rotation", "perplexity", "KL divergence", "perplexity, minus none", "KL, minus none"]
+    return f"{table(head, rows)}\n\nThe original has perplexity {before:.3f}; {windows['rows']} windows, {windows['tokens']} tokens."
+
+
+def hadamard() -> str:
+    """The fast transform beside a copy, compiled and in plain torch."""
+    rows = [
+        [
+            f"{row['width']:,}",
+            row["dtype"],
+            *(f"{1e6 * row[part]:.1f} us" for part in ("copy", "transform", "plain")),
+            f"{row['share']:.1%}",
+        ]
+        for row in read("hadamard.json")["rows"]
+    ]
+    return table(["width", "values", "copy", "transform", "in plain torch", "copy / transform"], rows)
+
+
+def online() -> str:
+    """What turning inputs while the model runs changes, paired with the same weights without it."""
+    found = read("online.json")
+    rows = []
+    for row in found["rows"]:
+        paired = [
+            interval(row[other][f"{what}_difference"], 3) if other in row else ""
+            for other in ("minus none", "minus offline")
+            for what in ("perplexity", "kl")
+        ]
+        rows.append([row["weights"], row["rotation"], f"{row['perplexity']['value']:.3f}", f"{row['kl']['value']:.4f}", *paired])
+    head = [
+        "weights",
+        "rotation",
+        "perplexity",
+        "KL divergence",
+        *(f"{what}, minus {other}" for other in ("none", "offline") for what in ("perplexity", "KL")),
+    ]
+    return table(head, rows)
+
+
+def number_formats() -> str:
+    """Each number format, rounded to nearest and by `obs`."""
+    found = read("number_formats.json")["rows"]
+    rows = []
+    for nearest, swept in zip(found[::2], found[1::2], strict=True):
+        rows.append([nearest["format"], f"{nearest['bits']:.2f}"])
+        for row in (nearest, swept):
+            rows[-1] += [f"{row['perplexity']['after']['value']:.3f}", f"{row['kl']['value']:.5f}"]
+    head = ["format", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+
+
+def lowest_bits() -> str:
+    """Grids of two bits and fewer, rounded to nearest and by `obs`."""
+    found = read("lowest_bits.json")["rows"]
+    rows = []
+    for nearest, swept in zip(found[::2], found[1::2], strict=True):
+        rows.append([nearest["target"], f"{nearest['group_size']}", f"{nearest['bits']:.2f}"])
+        for row in (nearest, swept):
+            rows[-1] += [f"{row['perplexity']['after']['value']:.2f}", f"{row['kl']['value']:.4f}"]
+    head = ["levels", "groups of", "bits per weight", "perplexity, to nearest", "KL divergence", "perplexity, `obs`", "KL divergence"]
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.2f}."
+
+
+def low_bit() -> str:
+    """Every way to fewer bits, with what it takes and loses."""
+    found = sorted(read("low_bit.json")["rows"], key=lambda row: (row["bits"], row["kl"]["value"]))
+    rows = [
+        [
+            row["name"],
+            f"{row['bits']:.3f}",
+            f"{row['perplexity']['value']:.3f}",
+            interval(row["kl"], 4),
+            f"{row['calibration_windows']}",
+            row.get("taken from", "").removesuffix(".json"),
+        ]
+        for row in found
+    ]
+    head = ["what", "bits per weight", "perplexity", "KL divergence", "calibration windows", "taken from"]
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
+
+
+def solvers() -> str:
+    """Solvers of the same grids on `shakespeare-1m`, each divergence with its interval, and auto-round where it was run."""
+    found = read("solvers_shakespeare.json")["rows"]
+    names = list(dict.fromkeys(name for row in found for name in row["results"]))
+    rows = []
+    for row in found:
+        words = [f"{row['bits']} bit, {'symmetric' if row['symmetric'] else 'zero points'}"]
+        for name in names:
+            scores = row["results"].get(name)
+            words.append("" if scores is None else f"{scores['perplexity']['value']:.2f} / {scores['kl']['value']:.4f}")
+        rows.append(words)
+    before = found[0]["results"][names[0]]["perplexity_before"]["value"]
+    last = found[0]["differences"]["auto_round minus auto-round"]
+    paired = f"perplexity {interval(last['perplexity_difference'], 2)}, divergence {interval(last['kl_difference'], 3)}"
+    return (
+        f"{table(['perplexity / KL divergence', *(f'`{name}`' for name in names)], rows)}\n\nThe original has perplexity {before:.2f}. "
+        f"At 2 bits with zero points `auto_round` minus auto-round, window by window: {paired}."
+    )
+
+
+def allocation() -> str:
+    """Every way to share bits among the matrices, at the same mean."""
+    found = read("allocation.json")["rows"]
+    rows = []
+    for row in sorted(found, key=lambda row: (row["mean"], -row["kl"]["value"])):
+        counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
+        kl = row["kl"]
+        after = row["perplexity"]["after"]["value"]
+        interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
+        rows.append([f"{row['mean']:g}", f"`{row['share']}`", f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
+    head = ["budget", "chosen by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
+    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+
+
+TABLES = {
+    "activations": activations,
+    "rotations": rotations,
+    "hadamard": hadamard,
+    "online": online,
+    "number formats": number_formats,
+    "lowest bits": lowest_bits,
+    "low bit": low_bit,
+    "solvers": solvers,
+    "allocation": allocation,
+}
