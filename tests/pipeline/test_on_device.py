@@ -23,6 +23,7 @@ from thrifty.models import open_model
 from thrifty.pipeline.footprint import footprints
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.on_device import device_memory, parts_of_job
+from thrifty.pipeline.tuning import Way
 
 GPTQ = {"gptq": {"bits": 4, "group_size": 32}}
 
@@ -183,3 +184,10 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(tmp_path: Path, cu
     with pytest.raises(InputError, match=r"does not fit here: it needs [\d.]+ MB on the device"):
         thrifty.compress(**words, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_train_go_where_the_blocks_are() -> None:
+    block = torch.nn.Linear(2, 2, device="meta")
+    way = Way(None, "", {}, torch.zeros(4, 3, 2), [block], [])  # type: ignore[arg-type]
+    entering = way.entering(torch.tensor([2, 0]))
+    assert entering.device.type == "meta" and entering.shape == (2, 3, 2)

@@ -237,9 +237,13 @@ class Way:
         modules = [source.block(block, setting.dtype, device, values) for block, values in zip(blocks, replaced, strict=True)]
         return cls(shell, chain, inputs, hidden, modules, [noted[block.path].to(device, setting.dtype) for block in blocks])
 
+    def entering(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, "batch *length width"]:
+        """Some rows where the blocks are; all of them stay in the memory of the machine."""
+        return self.hidden[rows].to(next(self.blocks[0].parameters()).device)
+
     def last(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, "batch *length width"]:
         """Some rows as they leave the last block."""
-        hidden = self.hidden[rows]
+        hidden = self.entering(rows)
         for module, call in zip(self.blocks, self.calls, strict=True):
             hidden = run_block(module, hidden, call)
         return hidden
@@ -331,7 +335,7 @@ class Network:
 
     def loss(self, rows: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The mean over these rows, or over their tokens."""
-        hidden, expected = self._through(self.way.hidden[rows]), None
+        hidden, expected = self._through(self.way.entering(rows)), None
         if self.original is not None:
             expected = self.original.last(rows)
         if isinstance(self.tuner, FeatureTuner):
