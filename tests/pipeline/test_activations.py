@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from thrifty.models import open_model
 from thrifty.models.disk import read_tensor
 from thrifty.models.folder import scan_folder
 from thrifty.models.shell import main_output
+from thrifty.pipeline.price import _counting
 from thrifty.weights.activation.dynamic import Dynamic
 from thrifty.weights.activation.static import Static
 
@@ -194,11 +196,14 @@ def test_a_grid_for_each_channel_is_simulated(order: str, tmp_path: Path, monkey
     assert found["none"]["kl"]["value"] < found["channel"]["kl"]["value"] < found["tensor"]["kl"]["value"]
 
 
-def test_counting_by_channel_is_in_the_plan(tmp_path: Path) -> None:
-    """16 KiB a channel: of all stages (64, 64, 64 and 96 channels), and of one of them twice more; in each order of the walk."""
-    folder = tiny("llama", tmp_path / "model")
-    peaks = [thrifty.plan(folder, recipe({"static": {"per": per}}), inputs("llama", 4, LENGTH))["memory"] for per in ("channel", "tensor")]
-    assert peaks[0] - peaks[1] == (3 * 64 + 96 + 2 * 96) * 16384
+def test_counting_by_channel_is_priced(tmp_path: Path) -> None:
+    """16 KiB a channel: of all stages (64, 64, 64 and 96 channels), and of the widest twice more."""
+    source = open_model(tiny("llama", tmp_path / "model"))
+    counted = []
+    for per in ("channel", "tensor"):
+        work = SimpleNamespace(activation=lambda path, per=per: Static(per=per))
+        counted.append(_counting(source.anatomy.blocks[0], work))
+    assert counted == [(3 * 64 + 96 + 2 * 96) * 16384, 0]
 
 
 def test_what_no_reader_does_is_neither_verified_nor_packed(tmp_path: Path) -> None:
