@@ -165,7 +165,7 @@ INLINE void near_woven(const void *from, float *to, size_t width, const int type
     for (int i = 8; i < 16; i++) store(to + start + (size_t)i * LANES, inside(x[i], s));
 }
 
-/* Vectors that lie `step` values apart, `count` together, in place, and times `scale`. next: the `width` values that are wanted after these,
+/* Vectors that lie `step` values apart, `count` together, in place, and times `scale`. next: the `width` values that are wanted after them,
    fetched meanwhile; NULL where there are none. */
 INLINE void far(float *values, size_t width, size_t step, const int count, float scale, const float *next, const signs s) {
     const int half = count / 2;
