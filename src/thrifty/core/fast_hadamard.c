@@ -28,8 +28,10 @@ enum { FLOAT32 = 0, BFLOAT16 = 1 };
 /* A loaded vector stays in its register: it would else be loaded twice, for its sum and for its difference. */
 #ifdef __AVX512F__
 #define KEEP(x) __asm__("" : "+v"(x))
+#define WEAVES 1 /* `near_woven` wants 32 registers of a vector each */
 #else
 #define KEEP(x)
+#define WEAVES 0
 #endif
 
 /* 1 and -1 that the compiler does not know to be such: a product with them runs in another unit than a sum, beside it. */
@@ -118,12 +120,61 @@ INLINE void near(
     }
 }
 
-/* Vectors that lie `step` values apart, `count` together, in place, and times `scale`. */
-INLINE void far(float *values, size_t width, size_t step, const int count, float scale, const signs s) {
+/* A stage of `inside`, and sums and differences of two vectors: in the unit that adds alone, or in both. */
+#define BY(i, sign, ...) x[i] = x[i] * s.sign + SWAP(x[i], __VA_ARGS__);
+#define BY_1(i) BY(i, one, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#define BY_2(i) BY(i, two, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+#define BY_4(i) BY(i, four, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+#define BY_8(i) BY(i, eight, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#define ADD(v, a, b) { vec sum = v[a] + v[b]; v[b] = v[a] - v[b]; v[a] = sum; }
+#define MIX(v, a, b) { vec sum = v[a] + v[b]; v[b] = v[b] * s.minus + v[a]; v[a] = sum; }
+#define GET(v, at, i) v[i] = load_any(from, (at) + i * LANES, type); KEEP(v[i]);
+#define OUT(i) store(to + start + i * LANES, x[i]);
+
+/* What `near` does to blocks of sixteen vectors, unscaled. Swaps and products inside vectors leave the unit that adds idle, sums between
+   vectors the others: so the last eight are added up while the first eight are turned inside, and then the next block's first eight. */
+INLINE void near_woven(const void *from, float *to, size_t width, const int type, const signs s) {
+    vec x[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        GET(x, 0, i) GET(x, 0, (i + 8))
+        ADD(x, i, i + 8)
+    }
+    between(x, 8, 1, s);
+    size_t start = 0;
+    for (;; start += BLOCK) {
+        const size_t then = start + BLOCK;
+        vec next[16];
+        BY_1(0) ADD(x, 8, 12) BY_1(1) BY_1(2) BY_1(3) ADD(x, 9, 13) BY_2(0) BY_2(1) BY_2(2) ADD(x, 10, 14) BY_2(3) BY_4(0) BY_4(1) BY_4(2)
+        ADD(x, 11, 15) BY_4(3) BY_8(0) BY_8(1) ADD(x, 8, 10) BY_8(2) BY_8(3) OUT(0) ADD(x, 9, 11) OUT(1) OUT(2) OUT(3) BY_1(4)
+        ADD(x, 12, 14) BY_1(5) BY_1(6) BY_1(7) ADD(x, 13, 15) BY_2(4) BY_2(5) BY_2(6) ADD(x, 8, 9) BY_2(7) BY_4(4) BY_4(5) BY_4(6)
+        ADD(x, 10, 11) BY_4(7) BY_8(4) BY_8(5) ADD(x, 12, 13) BY_8(6) BY_8(7) OUT(4) ADD(x, 14, 15) OUT(5) OUT(6) OUT(7)
+        if (then == width) break;
+        BY_1(8) GET(next, then, 0) BY_1(9) GET(next, then, 8) BY_1(10) ADD(next, 0, 8) BY_1(11) GET(next, then, 1) BY_2(8)
+        GET(next, then, 9) BY_2(9) MIX(next, 1, 9) BY_2(10) GET(next, then, 2) BY_2(11) GET(next, then, 10) BY_4(8) MIX(next, 2, 10)
+        BY_4(9) BY_4(10) GET(next, then, 3) BY_4(11) GET(next, then, 11) BY_8(8) ADD(next, 3, 11) BY_8(9) GET(next, then, 4) BY_8(10)
+        GET(next, then, 12) BY_8(11) MIX(next, 4, 12) OUT(8) GET(next, then, 5) OUT(9) GET(next, then, 13) OUT(10) MIX(next, 5, 13)
+        OUT(11) BY_1(12) GET(next, then, 6) BY_1(13) GET(next, then, 14) BY_1(14) ADD(next, 6, 14) BY_1(15) GET(next, then, 7) BY_2(12)
+        GET(next, then, 15) BY_2(13) MIX(next, 7, 15) BY_2(14) ADD(next, 0, 4) BY_2(15) MIX(next, 1, 5) BY_4(12) MIX(next, 2, 6) BY_4(13)
+        BY_4(14) ADD(next, 3, 7) BY_4(15) MIX(next, 0, 2) BY_8(12) MIX(next, 1, 3) BY_8(13) ADD(next, 4, 6) BY_8(14) MIX(next, 5, 7)
+        BY_8(15) MIX(next, 0, 1) OUT(12) ADD(next, 2, 3) OUT(13) MIX(next, 4, 5) OUT(14) MIX(next, 6, 7) OUT(15)
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) x[i] = next[i];
+    }
+#pragma GCC unroll 8
+    for (int i = 8; i < 16; i++) store(to + start + (size_t)i * LANES, inside(x[i], s));
+}
+
+/* Vectors that lie `step` values apart, `count` together, in place, and times `scale`. next: the `width` values that are wanted after them,
+   fetched meanwhile; NULL where there are none. */
+INLINE void far(float *values, size_t width, size_t step, const int count, float scale, const float *next, const signs s) {
     const int half = count / 2;
     for (size_t start = 0; start < width; start += step * (size_t)count)
         for (size_t lane = start; lane < start + step; lane += LANES) {
             vec x[16];
+            if (next)
+#pragma GCC unroll 16
+                for (size_t i = 0; i < 16; i++) __builtin_prefetch(next + start + (lane - start) * 16 + i * LANES, 0, 2);
 #pragma GCC unroll 16
             for (int i = 0; i < count; i++) {
                 x[i] = load(values + lane + (size_t)i * step);
@@ -144,9 +195,9 @@ INLINE void far(float *values, size_t width, size_t step, const int count, float
 }
 
 INLINE void apart(float *values, size_t width, size_t step, size_t count, float scale, const signs s) {
-    if (count == 2) far(values, width, step, 2, scale, s);
-    else if (count == 4) far(values, width, step, 4, scale, s);
-    else if (count == 8) far(values, width, step, 8, scale, s);
+    if (count == 2) far(values, width, step, 2, scale, NULL, s);
+    else if (count == 4) far(values, width, step, 4, scale, NULL, s);
+    else if (count == 8) far(values, width, step, 8, scale, NULL, s);
 }
 
 INLINE void sylvester(const void *from, float *to, size_t width, size_t rest, const int type, float scale, const signs s) {
@@ -156,13 +207,15 @@ INLINE void sylvester(const void *from, float *to, size_t width, size_t rest, co
         case 64: near(from, to, width, 4, type, 1, scale, s); return;
         case 128: near(from, to, width, 8, type, 1, scale, s); return;
         case 256: near(from, to, width, 16, type, 1, scale, s); return;
-        default: near(from, to, width, 16, type, 0, scale, s); /* `far` has the time for it */
+        default: /* `far` has the time to scale */
+            if (WEAVES && width > 2 * BLOCK) near_woven(from, to, width, type, s);
+            else near(from, to, width, 16, type, 0, scale, s);
     }
     /* a distance that is known spares an address for every vector */
     if (rest < BLOCK * 16) apart(to, width, BLOCK, rest / BLOCK, scale, s);
-    else far(to, width, BLOCK, 16, scale, s);
+    else far(to, width, BLOCK, 16, scale, type == FLOAT32 ? (const float *)from + width : NULL, s);
     size_t step = BLOCK * 16;
-    for (; step * 16 <= rest; step *= 16) far(to, width, step, 16, 1.0f, s);
+    for (; step * 16 <= rest; step *= 16) far(to, width, step, 16, 1.0f, NULL, s);
     if (step < rest) apart(to, width, step, rest / step, 1.0f, s);
 }
 
