@@ -83,6 +83,24 @@ def test_errors_are_relative_to_the_largest_of_a_group(seed: int, standard: str)
     assert torch.equal(rounded_floats(torch.zeros(2, 64), standard, by_token=True, scale=scale), torch.zeros(2, 64))
 
 
+@pytest.mark.parametrize("standard", ["mxfp4", "mxfp8", "nvfp4", "fp8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_does_not_become_one(standard: str, bad: float) -> None:
+    values = draw(0, 2, 64)
+    values[0, 3] = bad
+    rounded = rounded_floats(values, standard, by_token=True, scale=torch.ones(1) if standard == "nvfp4" else None)
+    assert not rounded[0, 3].isfinite()
+    assert rounded[1].isfinite().all()
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """60,000 is 1.83 times a power of two, which rounds up to 65,536."""
+    inputs = torch.full((1, 32), 60_000.0)
+    rounding = Rounding(4, "group", True, standard="mxfp4")
+    assert rounding(inputs).eq(65_536).all()
+    assert rounding(inputs.half()).eq(65_504).all()
+
+
 def test_the_type_is_kept_and_gradients_pass_straight_through() -> None:
     for rounding in CASES.values():
         inputs = draw(1, 4, 64).to(torch.bfloat16).requires_grad_()

@@ -214,3 +214,9 @@ def test_what_no_reader_does_is_neither_verified_nor_packed(tmp_path: Path) -> N
     with pytest.raises(InputError, match="no reader rounds inputs by channel"):
         run(folder, tmp_path / "out", steps, "llama", format="thrifty")
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_keep_their_inputs_where_grids_would_be_by_channel(tmp_path: Path) -> None:
+    """Few tokens reach one; what all of them read is not split."""
+    found = run(tiny("olmoe", tmp_path / "model"), tmp_path / "out", recipe({"static": {"per": "channel"}}), "olmoe")
+    assert any("too few tokens reach an expert for a grid of each channel" in said for said in found["warnings"])

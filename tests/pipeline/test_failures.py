@@ -545,8 +545,8 @@ def test_another_verdict_replaces_no_other_result(
     assert (digests(out), digests(rejected)) == before
 
 
-def test_a_result_on_its_way_to_another_place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped at any moment of that, the same command ends with the same bytes."""
+def test_a_result_on_its_way_to_another_place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[str]) -> None:
+    """Stopped at any moment of that, the same command ends with the same bytes, and solves nothing again."""
     out, rejected = tmp_path / "out", tmp_path / "out.rejected"
     assert main(command(home, out, *GATE, step="rtn: {bits: 2}")) == 3
     bytes_, move = weights_of(rejected), os.replace
@@ -565,6 +565,18 @@ def test_a_result_on_its_way_to_another_place(home: Path, tmp_path: Path, monkey
             main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}"))
         assert main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}")) == (0 if limit == "900%" else 3)
         assert weights_of(out if limit == "900%" else rejected) == bytes_
+    assert len(solved) == 2
+
+
+def test_a_rejected_result_whose_place_is_a_link(home: Path, tmp_path: Path, solved: list[str]) -> None:
+    """The link stays where it was; the result goes beside it, and comes back."""
+    (tmp_path / "disk").mkdir()
+    out, rejected = tmp_path / "out", tmp_path / "out.rejected"
+    out.symlink_to(tmp_path / "disk")
+    for limit, code in (("0.001%", 3), ("900%", 0), ("0.001%", 3), ("900%", 0)):
+        assert main(command(home, out, "--max-perplexity-increase", limit, step="rtn: {bits: 2}")) == code
+        assert out.is_symlink() and (rejected / CERTIFICATE).exists() == (code == 3) == (not any(out.iterdir()))
+    assert len(solved) == 2
 
 
 def test_a_gate_that_is_met(home: Path, undisturbed: Path, tmp_path: Path) -> None:

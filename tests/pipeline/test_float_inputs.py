@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import thrifty
 from tests.tiny import inputs, tiny
@@ -155,3 +155,23 @@ def test_fixed_scales_are_those_of_the_largest_input() -> None:
     nothing = Histogram.of(torch.zeros(1, 3))
     for activation in (FloatInputs(per="fixed"), FloatInputs("nvfp4")):
         assert torch.equal(activation.fit(nothing)(torch.zeros(1, 32)), torch.zeros(1, 32))
+
+
+def test_a_norm_with_bias_is_rewritten_for_float_inputs(tmp_path: Path) -> None:
+    """What `coqmoe` asks of inputs is their bits, which floats have, too."""
+    folder = tiny("vit", tmp_path / "model")
+    steps = [{"coqmoe": {}}, *recipe(FloatInputs())["steps"]]
+    found = run(folder, tmp_path / "out", {"steps": steps}, "vit")
+    assert found["layers"] and all("coqmoe" in layer["method"] or "solve" in layer["method"] for layer in found["layers"])
+
+
+def test_a_fixed_scale_that_is_gone_or_no_number_is_a_sentence(tmp_path: Path) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    run(folder, tmp_path / "out", recipe(FloatInputs(per="fixed")))
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("input_scale"))
+    for broken, said in (({key: torch.zeros(1)}, "is no positive number"), ({key: torch.ones(2)}, "is no positive number"), ({}, "lack")):
+        save_file({name: value for name, value in tensors.items() if name != key} | broken, file, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=said):
+            thrifty.load(tmp_path / "out")

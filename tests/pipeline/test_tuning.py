@@ -326,13 +326,20 @@ def test_a_chain_that_trains_biases_and_norms_and_stops_ends_with_the_same_bytes
 
 
 @pytest.mark.parametrize("ends", ["statistics", "range"])
-def test_an_image_classifier_begins_as_calibrated_and_comes_nearer(ends: str, tmp_path: Path) -> None:
+def test_an_image_classifier_begins_as_calibrated_and_comes_nearer(ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny("vit", tmp_path / "model")
     step = {"solve": {"by": "q_sam2", "into": {"int": {"bits": 2, "group_size": 0, "symmetric": ends == "range"}}}}
     before = run("vit", folder, tmp_path / "before", [step])
     run("vit", folder, tmp_path / "still", [step, {"distill": {"steps": 1, "rate": 1e-9, "ends": ends}}], verify="full")
     assert bytes_of(tmp_path / "before") == bytes_of(tmp_path / "still")
+    begun: dict[str, torch.Tensor] = {}
+    watched = tuning._begun
+    monkeypatch.setattr(
+        tuning, "_begun", lambda walk, path, block, device: begun.update(block.latent) or watched(walk, path, block, device)
+    )
     after = run("vit", folder, tmp_path / "after", [step, {"distill": {"steps": 30, "batch": 6, "ends": ends, "rate": 0.01}}])
+    calibrated = {layer.name for layer in Certificate.read(tmp_path / "before").layers if "ridge" in layer.details}
+    assert calibrated and begun.keys() == calibrated
     assert after["kl"]["value"] < before["kl"]["value"]
     with pytest.raises(InputError, match="next_token needs a causal language model, whose next tokens"):
         run("vit", folder, tmp_path / "out", [step, {"next_token": {}}])

@@ -54,6 +54,10 @@ def test_it_is_the_best_of_what_the_guard_lets_through(by) -> None:
     assert found.details.get("ridge") == best
     assert found.loss == pytest.approx(losses[best], rel=1e-6)
     assert torch.equal(found.encoded.decode(), found.values)
+    # training starts from what was rounded
+    assert best is not None and found.latent is not None
+    assert torch.equal(found.latent, spectrum.shrink(given_.weight, best))
+    assert torch.equal(by.solve(replace(given_, weight=found.latent), target).values, found.values)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -101,7 +105,7 @@ def test_a_weight_that_would_lose_too_much_is_left_alone() -> None:
     inputs = draw(1, 10, 64)
     given_, target = of_inputs(draw(2, 16, 64), inputs), Int(2, 0)
     found = QSAM2(ridges=(0.0, 0.001)).solve(given_, target)
-    assert torch.equal(found.values, Round().solve(given_, target).values) and not found.details
+    assert torch.equal(found.values, Round().solve(given_, target).values) and not found.details and found.latent is None
     other = problem(0, 24, 64)
     assert QSAM2().solve(other, target).details["float_error"] > 1e-6
     assert torch.equal(QSAM2(bound=1e-6).solve(other, target).values, Round().solve(other, target).values)

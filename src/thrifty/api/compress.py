@@ -117,12 +117,19 @@ def compress(
 
 def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
-    refusals = _refusals(job, _cost(job), place, disk=not resumed)
-    if refusals:
-        raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
+
+    def fits() -> None:
+        refusals = _refusals(job, _cost(job), place, disk=not resumed)
+        if refusals:
+            raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
+
+    folder = RunFolder(place)
+    finished = [at for at in (folder.out, folder.rejected) if (at / "certificate.json").exists()]
+    if not finished or force:
+        fits()  # before the model is hashed; else only if what is there turns out to be something else
     quantized = any(link.work.quantizes for link in job.links)
     pages = partial(write_pages, place.absolute().name, job.source.folder, quantized)
-    certificate = run(job, place, force=force, finish=pages, full=full)
+    certificate = run(job, place, force=force, finish=pages, full=full, fits=fits if finished else lambda: None)
     return certificate.result(place)
 
 
@@ -218,10 +225,10 @@ def _refusals(job: Job, cost: Cost, place: Path, disk: bool = True) -> list[str]
     if job.setting.device == "cpu" and ram and cost.memory > ram:
         largest = max((name for name in cost.parts if name not in ("resident", "rows")), key=lambda name: cost.parts[name])
         advice = "a smaller model"
-        if largest in ("solving", "healing", "passing") or cost.parts["rows"] > ram // 4:
-            advice = "fewer --samples or shorter --tokens"
-        elif largest == "asking":
+        if largest == "asking":
             advice = "a smaller model, or leave out --check safety, which has both whole models in memory"
+        elif largest in ("solving", "healing", "passing") or cost.parts["rows"] > ram // 4:
+            advice = "fewer --samples or shorter --tokens"
         elif largest in ("evaluating", "scoring"):
             advice = "fewer evaluation samples or shorter ones (`evaluation: {samples: .., tokens: ..}` in the recipe)"
         found.append(f"it needs {size(cost.memory)} of memory ({largest} takes most) and this machine has {size(ram)}; use {advice}")

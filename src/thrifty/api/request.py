@@ -176,9 +176,10 @@ class _Link:
     @property
     def outcome(self) -> Source:
         """Raises InputError where the result is no plain model that another link could go on from."""
-        if self.packing.schemes:
+        if self.packing.schemes or self.packing.alone:
             words = " + ".join(step.method for step in self.part.recipe.steps)
-            raise InputError(f"{words} stores codes, and a step of another kind after it needs plain weights; put what stores codes last")
+            does = "stores codes" if self.packing.schemes else "rounds inputs"
+            raise InputError(f"{words} {does}, and a step of another kind after it needs plain weights; put what {does} last")
         return self.model if self.shaping is None else self.shaping.resized.source
 
 

@@ -22,6 +22,7 @@ from thrifty.base.memory import return_free_memory
 from thrifty.base.store import as_path, file_digest
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
+from thrifty.export.card import says_quantized
 from thrifty.export.container import METHOD
 from thrifty.export.formats import check_export, export_result
 from thrifty.measure.certificate import FILE as CERTIFICATE
@@ -207,7 +208,7 @@ def export(folder: str | Path, to: str, out: str | Path | None = None, *, verify
         written["difference"] = _compared(folder, place, *compared)
     if place.is_dir() and (folder / CERTIFICATE).exists():
         certificate = _of_export(Certificate.read(folder), folder, place, written)
-        write_pages(place.name, folder, place, certificate)
+        write_pages(place.name, folder, says_quantized(folder), place, certificate)
         certificate.write(place)
     return written
 

@@ -158,7 +158,7 @@ class Solution:
     """What a solver found. `values` equals `encoded.decode()` exactly.
 
     row_loss: [out] (w - v) gram (w - v)^T of each row. column_loss: [in] what each input's rounding added to the loss, for solvers that
-    walk through the inputs one by one.
+    walk through the inputs one by one. latent: what was rounded, where that was not the weight; training starts there.
     """
 
     values: Float[Tensor, "out in"]
@@ -167,6 +167,7 @@ class Solution:
     column_loss: Float[Tensor, "in"] | None = None
     warnings: tuple[str, ...] = ()
     details: dict[str, float] = field(default_factory=dict)
+    latent: Float[Tensor, "out in"] | None = None
 
     @property
     def loss(self) -> float:

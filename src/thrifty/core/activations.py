@@ -30,6 +30,8 @@ SMALLEST = torch.finfo(torch.float32).eps
 SHRINKING = tuple(1 - step / 100 for step in range(80))
 """Shares of the whole range that a search for the least squared error tries."""
 
+LARGEST_HALF = torch.finfo(torch.float16).max
+
 _CODES = 1 << 16
 """How many values bfloat16 has."""
 
@@ -68,7 +70,10 @@ class Rounding:
 
     def __call__(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:
         """The inputs, rounded, in their own type; the gradient passes straight through."""
-        rounded = (self._floats(inputs.detach()) if self.standard else self._integers(inputs.detach())).to(inputs.dtype)
+        rounded = self._floats(inputs.detach()) if self.standard else self._integers(inputs.detach())
+        if inputs.dtype == torch.float16:  # scales that were rounded up can lead beyond it
+            rounded.clamp_(-LARGEST_HALF, LARGEST_HALF)
+        rounded = rounded.to(inputs.dtype)
         return straight_through(inputs, rounded) if inputs.requires_grad else rounded
 
     def _integers(self, inputs: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens width"]:

@@ -30,7 +30,7 @@ SMALLEST = 16
 SHARE = 1 << 19
 """Values that are worth a thread of their own."""
 
-TRIALS = ((1, 16), (1, 64), (1, 1024), (1, 8192), (4, 32))
+TRIALS = ((1, 16), (1, 64), (1, 512), (1, 1024), (1, 8192), (4, 32))
 """(rows and columns of the outer factor, order of the inner one) that a fresh library must get right before it is used."""
 
 Call = Callable[[int, int, int, int, int, int, "int | None", int], int]

@@ -45,6 +45,7 @@ def rounded_floats(
     else:
         most = groups.abs().amax() if not size and not by_token else groups.abs().amax(-1, keepdim=True)
         local = _local(most, standard, scale)
+        local = torch.where(most.isfinite(), local, torch.nan)  # what is no number must not come out as one
     return _nearest(groups / local, STANDARDS[standard].numbers).mul_(local).reshape(inputs.shape)
 
 

@@ -118,12 +118,23 @@ def _beside(library: Library, name: str, container: bool) -> str:
 
 def license_of(folder: Path) -> dict[str, Any]:
     """What the model card in a folder says of the license, as front matter: license, license_name, license_link; empty without a card."""
+    front = _front_of(folder)
+    return {key: front[key] for key in _LICENSE if front.get(key)}
+
+
+def says_quantized(folder: Path) -> bool:
+    """Whether the model card in a folder calls it a quantized model, or says nothing about it."""
+    return bool(_front_of(folder).get("base_model_relation", "quantized") == "quantized")
+
+
+def _front_of(folder: Path) -> dict[str, Any]:
+    """The front matter of the model card in a folder; empty without one."""
     try:
         found = _FRONT.match((folder / "README.md").read_text())
         front = yaml.safe_load(found[1]) if found else None
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {key: front[key] for key in _LICENSE if front.get(key)} if isinstance(front, dict) else {}
+    return front if isinstance(front, dict) else {}
 
 
 def classes_of(folder: Path) -> tuple[str, str]:

@@ -258,10 +258,20 @@ def read_rounding(config: Mapping[str, Any], read: Callable[[str], Tensor], path
     if inputs.dynamic:
         return Rounding(inputs.bits, inputs.per, inputs.symmetric, standard=inputs.standard)
     part = "input_global_scale" if inputs.standard == "nvfp4" else "input_scale"
-    scale, zero_point = read(f"{stem}.{part}").to(torch.float32).reshape(1), torch.zeros(1)
+    scale, zero_point = _one_number(read, f"{stem}.{part}"), torch.zeros(1)
     with suppress(KeyError):
         zero_point = read(f"{stem}.input_zero_point").to(torch.float32).reshape(1)
     return Rounding(inputs.bits, inputs.per, inputs.symmetric, scale, zero_point, inputs.standard)
+
+
+def _one_number(read: Callable[[str], Tensor], key: str) -> Float[Tensor, "1"]:
+    try:
+        found = read(key).to(torch.float32)
+    except KeyError:
+        raise InputError(f"the weights lack {key}; copy or download the folder again") from None
+    if found.numel() != 1 or not 0 < float(found) < math.inf:
+        raise InputError(f"{key} is no positive number; copy or download the folder again")
+    return found.reshape(1)
 
 
 def packed_shape(read: Callable[[str], Tensor], stem: str) -> tuple[int, int]:

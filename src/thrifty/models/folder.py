@@ -159,7 +159,8 @@ def scan_folder(folder: Path, allow_pickle: bool) -> tuple[dict[str, TensorInfo]
             f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when opened; "
             "convert it to safetensors, or allow it with --allow-pickle."
         )
-    raise InputError(f"{folder} holds no weights: neither {_WEIGHTS} nor {_INDEX} is there.")
+    way_out = "" if allow_pickle else " Pickled weights of a hub id are fetched with --allow-pickle only."
+    raise InputError(f"{folder} holds no weights: neither {_WEIGHTS} nor {_INDEX} is there.{way_out}")
 
 
 def _scan_shards(folder: Path, file: Path) -> dict[str, TensorInfo]:

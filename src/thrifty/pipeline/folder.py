@@ -8,8 +8,10 @@ what still has them counts as finished. The folder disappears when the result is
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,12 +115,35 @@ class RunFolder:
         if force and self.path.exists():
             with writing(self.path):
                 shutil.rmtree(self.path)
-        recorded = None if force else self._recorded_key()
-        if recorded is not None and recorded != key:
-            raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
+        recorded = None if force else self._own_key(key)
         if recorded is None or not (self.path / "request.json").exists():
             write_json(self.path / "request.json", {"key": key, **request})
         return recorded is not None
+
+    def _own_key(self, key: str) -> str | None:
+        """The key of what `out` holds, which is this one, or None. Raises InputError when it is another request's."""
+        recorded = self._recorded_key()
+        if recorded is not None and recorded != key:
+            raise InputError(f"{self.out} holds the result of another request; choose another --out, or --force to replace it")
+        return recorded
+
+    def swap(self, key: str, *, to_rejected: bool) -> Path:
+        """Move a finished result of this request from `out` to `rejected`, or back; returns where it is then.
+
+        Raises InputError when that place holds something else, and then nothing was moved.
+        """
+        if to_rejected:
+            self.free_rejected(key, force=False)
+            start, end, earlier = self.out, self.rejected, self.rejected
+        else:
+            self.free(force=False)
+            self._own_key(key)
+            start, end, earlier = self.rejected, self.out, self.path
+        with writing(end):
+            if earlier.exists():
+                shutil.rmtree(earlier)
+            move_folder(start, end)
+        return end
 
     @property
     def begun(self) -> bool:
@@ -215,7 +240,23 @@ class RunFolder:
         """The result is complete, here or beside: remove the working files, and the folder where nothing else is in it."""
         shutil.rmtree(self.path)
         if not any(self.out.iterdir()):
-            self.out.rmdir()
+            with suppress(OSError):  # a link, or where something is mounted, stays
+                self.out.rmdir()
+
+
+def move_folder(start: Path, end: Path) -> None:
+    """Move a folder in one step to where none is, or an empty one; what is a link, or on another disk, file by file, the certificate
+    last."""
+    try:
+        if start.is_symlink():
+            raise IsADirectoryError
+        os.replace(start, end)
+    except OSError:
+        end.mkdir(exist_ok=True)
+        for path in sorted(start.iterdir(), key=lambda path: path.name == CERTIFICATE):
+            shutil.move(path, end / path.name)
+        with suppress(OSError):
+            start.rmdir()
 
 
 def block_key(previous: str, parts: Any) -> str:

@@ -148,7 +148,8 @@ def packing(source: Source, work: Work) -> Packing:
     outlines = {linear.path: (linear, outline) for linear in anatomy.linears if (outline := outline_of(linear, work)) is not None}
     outlines = {path: pair for path, pair in outlines.items() if pair[1].layout != "dense"}
     reasons = {path: reason for path, (linear, outline) in outlines.items() if (reason := _reason(linear, outline, plain)) is not None}
-    alone = {path for path in outlines if (activation := work.activation(path)) is not None and activation.by_channel}
+    by_channel = {path for path in outlines if (activation := work.activation(path)) is not None and activation.by_channel}
+    alone = by_channel - experts
     reasons |= dict.fromkeys(alone, BY_CHANNEL)
     if source.library != "transformers":
         reasons = dict.fromkeys(outlines, f"{source.library} reads no such codes")
@@ -161,7 +162,8 @@ def packing(source: Source, work: Work) -> Packing:
         raise InputError(f"a file holds codes of one format, and this recipe asks for several ({formats}); use one of them everywhere")
     kinds = {activation.outline.standard for path in schemes if (activation := work.activation(path)) is not None}
     cause = _decoded_while_loading(source, schemes, kinds)
-    schemes, unrounded = _with_inputs(schemes, outlines.keys() - alone, work, experts, cause)
+    schemes, unrounded = _with_inputs(schemes, outlines.keys() - by_channel, work, experts, cause)
+    unrounded |= dict.fromkeys(by_channel & experts, "too few tokens reach an expert for a grid of each channel")
     if cause is not None and len({scheme for path, scheme in schemes.items() if path not in experts}) > 1:
         raise InputError(
             f"transformers reads only one bit width and group size in a file that it must decode while loading, as it must here: {cause}; "

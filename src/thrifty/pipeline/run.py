@@ -24,7 +24,7 @@ from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, 
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.chain import through
-from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, seconds_of
+from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, move_folder, seconds_of
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
@@ -44,15 +44,19 @@ from thrifty.pipeline.walk import Walk
 Finish = Callable[[Path, Certificate], None]
 
 
-def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool = False) -> Certificate:
+def run(
+    job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool = False, fits: Callable[[], None] = lambda: None
+) -> Certificate:
     """Carry a job out and leave its result in `out`.
 
     finish: writes whatever else belongs into the folder (report, model card), given the certificate. full: load the assembled folder in
-    transformers and compare its logits before it counts. Returns the certificate; a job whose result is already there is not run
+    transformers and compare its logits before it counts. fits: raises InputError where this machine cannot do it; asked only when there is
+    something to do. Returns the certificate; a job whose result is already there is not run
     again, only judged again where its gate is another one. Raises InputError when `out` holds something else, GateError when the
     result loses more than the gate allows: it is then kept in `<out>.rejected`.
     """
-    _check_verifiable(job, full)
+    for link in job.links:
+        _check_verifiable(link, full)
     folder = RunFolder(out)
     began = time.perf_counter()
     said: list[str] = []
@@ -63,6 +67,7 @@ def run(job: Job, out: Path, *, force: bool = False, finish: Finish, full: bool 
         done = None if force else _already(job, folder, key, full)
         if done is not None:
             return _judged_again(job, folder, key, *done, finish)
+        fits()
         if job.gate is not None:
             folder.free_rejected(key, force)
         folder.claim(key, {"recipe": job.recipe, **job.request}, force=force)
@@ -223,34 +228,16 @@ def _judged_again(job: Job, folder: RunFolder, key: str, place: Path, certificat
     """A finished result by the gate of this job: what it says and where it lies follow the verdict, and its bytes stay."""
     found = certificate.to_json()
     verdict = None if job.gate is None else job.gate.verdict(found["quality"])
-    if verdict == found["gate"]:
-        return _judged(certificate, place)
-    gate = "max_perplexity_increase"
-    certificate = Certificate.from_json({**found, "gate": verdict, "request": {**found["request"], gate: job.request.get(gate)}})
     rejected = verdict is not None and not verdict["passed"]
-    if place == (folder.rejected if rejected else folder.out):
-        with writing(place):
-            finish(place, certificate)
-            certificate.write(place)
-        return _judged(certificate, place)
-    if rejected:
-        folder.free_rejected(key, force=False)
-    folder.claim(key, {"recipe": job.recipe, **job.request})
-    staging = folder.path / "result"
-    with writing(staging):
-        if staging.exists():
-            shutil.rmtree(staging)
-        if place == folder.rejected:
-            os.replace(place, staging)
-        else:  # which may be a link, or a place where something is mounted
-            staging.mkdir()
-            # the certificate first: from then on, what is left there does not pass for a result
-            for path in sorted(place.iterdir(), key=lambda path: path.name != CERTIFICATE):
-                if path != folder.path:
-                    os.replace(path, staging / path.name)
-    finish(staging, certificate)
-    certificate.write(staging)
-    return _deliver(folder, staging, certificate)
+    if verdict != found["gate"]:
+        gate = "max_perplexity_increase"
+        certificate = Certificate.from_json({**found, "gate": verdict, "request": {**found["request"], gate: job.request.get(gate)}})
+    moved = folder.swap(key, to_rejected=rejected) if place != (folder.rejected if rejected else folder.out) else place
+    if verdict != found["gate"]:
+        with writing(moved):
+            finish(moved, certificate)
+            certificate.write(moved)
+    return _judged(certificate, moved)
 
 
 def _judged(certificate: Certificate, place: Path) -> Certificate:
@@ -267,9 +254,7 @@ def _deliver(folder: RunFolder, staging: Path, certificate: Certificate) -> Cert
         with writing(place):
             if place.exists():
                 shutil.rmtree(place)
-            os.replace(staging, place)
-            if not (folder.out / CERTIFICATE).exists():  # what a result that was on its way here and stopped has left behind
-                folder.clear()
+            move_folder(staging, place)
             folder.close()
         return _judged(certificate, place)
     place, names = folder.out, sorted(path.name for path in staging.iterdir() if path.name != CERTIFICATE)

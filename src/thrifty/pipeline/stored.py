@@ -71,4 +71,4 @@ def check_written(path: Path, tensors: dict[str, Tensor]) -> None:
 def _bits(values: Tensor) -> Tensor:
     """A tensor's bytes as the widest whole numbers they fill, which compare the fastest; NaN is equal to itself there."""
     flat = values.reshape(-1).view(torch.uint8)
-    return flat if flat.numel() % 8 else flat.view(torch.int64)
+    return flat if flat.numel() % 8 or flat.storage_offset() % 8 else flat.view(torch.int64)

@@ -102,17 +102,19 @@ def _unhealed(work: Work) -> dict[str, tuple[Any, ...]]:
 class Start:
     """A block as the steps left it. found: the weight and the point that was found for it, by path. changed: all else that differs from the
     original, by disk key, in disk layout. inputs: [4] of matrices whose inputs are on a fixed grid, by path: its scale and zero point, and
-    the mean and deviation of the inputs."""
+    the mean and deviation of the inputs. latent: what was rounded in place of a weight, by path."""
 
     found: Mapping[str, tuple[Tensor, Encoded]]
     changed: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    latent: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         # what was pruned is its own encoding, and a file holds no tensor twice
         tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
         tensors |= {f"inputs|{path}": tensor for path, tensor in self.inputs.items()}
+        tensors |= {f"latent|{path}": tensor for path, tensor in self.latent.items()}
         for name, (weight, encoded) in self.found.items():
             tensors[f"weight|{name}"] = weight
             tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
@@ -124,14 +126,16 @@ class Start:
     def read(cls, path: Path) -> Start:
         """What `save` wrote."""
         tensors, found = load_file(path), {}
-        inputs = {key.partition("|")[2]: tensors.pop(key) for key in [*tensors] if key.startswith("inputs|")}
+        inputs, latent = (
+            {key.partition("|")[2]: tensors.pop(key) for key in [*tensors] if key.startswith(f"{kind}|")} for kind in ("inputs", "latent")
+        )
         with safe_open(path, "pt") as file:
             forms = file.metadata() or {}
         for name, form in forms.items():
             weight = tensors.pop(f"weight|{name}")
             parts = {key.partition("|")[0]: tensors.pop(key) for key in [*tensors] if key.partition("|")[2] == name}
             found[name] = (weight, Encoded(tensors=parts, shape=(weight.shape[0], weight.shape[1]), **json.loads(form)))
-        return cls(found, {key.partition("|")[2]: tensor for key, tensor in tensors.items()}, inputs)
+        return cls(found, {key.partition("|")[2]: tensor for key, tensor in tensors.items()}, inputs, latent)
 
 
 _FORMS = ("layout", "bits", "group_size", "standard", "simulated")
@@ -143,6 +147,7 @@ class BlockStart(BlockRun):
 
     found: dict[str, tuple[Tensor, Encoded]] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    latent: dict[str, Tensor] = field(default_factory=dict)
 
     def _round(self, stage: Stage) -> None:
         super()._round(stage)
@@ -159,6 +164,8 @@ class BlockStart(BlockRun):
         for linear in linears:
             stop = start + linear.out_features
             self.found[linear.path] = (weight[start:stop], solution.encoded.rows(start, stop))
+            if solution.latent is not None:
+                self.latent[linear.path] = solution.latent[start:stop]
             start = stop
 
 
@@ -174,7 +181,7 @@ class StartWalk(Walk):
             run = self._compress(block, calls.get("calibration"), streams, local)
         place = self.folder.tensors_path(key)
         with local.during("write"):
-            Start(run.found, run.view.replacements(), run.inputs).save(place)
+            Start(run.found, run.view.replacements(), run.inputs, run.latent).save(place)
         return BlockRecord(key, place, (), tuple(run.warnings), local.seconds, {})
 
 
@@ -289,9 +296,7 @@ class Network:
             change_readings(here, lambda path, own=own: own.get(path) or _found_anew(walk, path))
             inputs |= own
             linears.append({path: inner for path, inner in here.items() if path in walk.work.tuned})
-        matrices = {
-            path: _begun(walk, path, start.found[path], device) for start in starts for path in start.found if path in walk.work.tuned
-        }
+        matrices = {path: _begun(walk, path, start, device) for start in starts for path in start.found if path in walk.work.tuned}
         original = Way.of(walk, walk.original or source) if tuner.reference else None
         by_tokens = tuner.reads_logits and "input_ids" in rows.inputs
         targets = causal_targets(rows.inputs["input_ids"]) if by_tokens else None
@@ -410,11 +415,12 @@ def _clipped(walk: Walk, block: Block, start: Start, device: torch.device) -> di
     return found
 
 
-def _begun(walk: Walk, path: str, found: tuple[Tensor, Encoded], device: torch.device) -> Trained:
+def _begun(walk: Walk, path: str, block: Start, device: torch.device) -> Trained:
     """A matrix as it is trained: on the grid or with the codebooks that it was solved into, else its values, along few directions where the
     step says so."""
-    (weight, start), tuner = found, walk.work.tuner
+    (weight, start), tuner = block.found[path], walk.work.tuner
     assert tuner is not None
+    weight = block.latent.get(path, weight)
     start = replace(start, tensors={part: tensor.to(device) for part, tensor in start.tensors.items()})
     codes = walk.work.treatments[path][-1].target.codes
     if codes is not None:

@@ -190,6 +190,7 @@ class _Sweep:
             aim.sub_(value)
             if index + 1 < last:
                 carried[place + 1 :].addr_(ahead[place + 1 :], error)
-        rest.square_().mul_(factor.diagonal().square()[:, None])
-        self.row_loss += rest.sum(0)
-        self.column_loss[first:last] = rest.sum(1)
+        rest.mul_(rest)  # `square_` and sums over a dimension take several times as long
+        counts = factor.diagonal().square()
+        self.row_loss.addmv_(rest.T, counts)
+        self.column_loss[first:last] = counts * (rest @ torch.ones_like(self.row_loss))

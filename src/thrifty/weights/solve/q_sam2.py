@@ -6,7 +6,7 @@ W' is the matrix of least norm whose outputs on the calibration inputs stay (r =
 the float model, expected on inputs that were not seen, is within `bound`. The one is taken with the least loss after rounding, what unseen
 inputs are expected to lose more of the float model added; or W itself where none is better. The more of the space the inputs leave out,
 the more is gained; where they fill it, r alone decides.
-The paper's training goes on from there: `distill` with `ends: statistics` learns where grids of weights, and fixed ones of inputs, end.
+The paper's training goes on from W': `distill` with `ends: statistics` learns where grids of weights, and fixed ones of inputs, end.
 Source: Farronato, Scheidegger, Rigotti, Malossi, Magno and Qin (2025), arXiv 2506.09782; the guard is ours.
 """
 
@@ -58,10 +58,11 @@ class QSAM2(Solver):
             seen, expected = spectrum.lost(problem.weight, ridge)
             if expected > self.bound:
                 continue
-            found = self.by.solve(replace(problem, weight=spectrum.shrink(problem.weight, ridge)), target)
+            shrunk = spectrum.shrink(problem.weight, ridge)
+            found = self.by.solve(replace(problem, weight=shrunk), target)
             loss = row_forms(problem.weight - found.values, problem.gram).clamp_min(0)
             total = float(loss.sum()) + (expected - seen) * energy
             if total < least:
                 details = {**found.details, "ridge": ridge, "float_error": expected}
-                best, least = replace(found, row_loss=loss, column_loss=None, details=details), total
+                best, least = replace(found, row_loss=loss, column_loss=None, details=details, latent=shrunk), total
         return best

@@ -53,5 +53,5 @@ class CoQMoE(Transform):
             return None
         if not space.holds_shift:
             return Rewrite(space, centred_grid(statistics.low, statistics.high).pow(self.strength))
-        ratio, shift = layer_grid(statistics.low, statistics.high, treatment.activation.bits)
+        ratio, shift = layer_grid(statistics.low, statistics.high, treatment.activation.outline.bits)
         return Rewrite(space, ratio.pow(self.strength), shift=shift)
