@@ -38,7 +38,6 @@ class QSAM2(Solver):
         2025,
         "Q-SAM2: Accurate Quantization for Segment Anything Model 2",
         "2506.09782",
-        part="the calibration, and learned clipping that gains nothing after it yet",
     )
 
     by: Solver = Round()
