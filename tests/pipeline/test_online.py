@@ -49,7 +49,7 @@ def through(source: Source, rows: dict[str, Tensor], work: Work) -> tuple[Tensor
         hidden, calls = shell.enter(rows, chain, done), shell.calls(rows, done)
         for block in source.anatomy.blocks:
             if block.chain == chain:
-                view = BlockView(source, block, ContainerPacking({}, source.dtype, False, (), paths))
+                view = BlockView(source, block, ContainerPacking({}, source.dtype, False, (), reading=paths))
                 block_run = BlockRun(view, calls[block.path], work, torch.float32, 2, "stage", torch.device("cpu"), seed=0)
                 hidden = block_run.compress(hidden)
                 turned |= set(view.turns)
