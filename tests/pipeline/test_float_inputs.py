@@ -17,6 +17,7 @@ from tests.tiny import inputs, tiny
 from thrifty.base.errors import InputError, RunError
 from thrifty.core.activations import Histogram
 from thrifty.core.scaled import STANDARDS
+from thrifty.export.compressed_floats import inputs_of
 from thrifty.measure.certificate import Certificate
 from thrifty.models.shell import main_output
 from thrifty.pipeline import packing
@@ -175,3 +176,17 @@ def test_a_fixed_scale_that_is_gone_or_no_number_is_a_sentence(tmp_path: Path) -
         save_file({name: value for name, value in tensors.items() if name != key} | broken, file, metadata={"format": "pt"})
         with pytest.raises(InputError, match=said):
             thrifty.load(tmp_path / "out")
+
+
+def test_groups_of_float_inputs_beside_integers_are_refused(tmp_path: Path) -> None:
+    """No width is checked for them there; beside the same floats it was when they were written."""
+    folder = tiny("llama", tmp_path / "model")
+    steps = [{"rtn": {"bits": 8, "group_size": 0, "activation": {"dynamic": {}}}}]
+    run(folder, tmp_path / "out", {"steps": steps})
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = inputs_of("mxfp4")
+    file.write_text(json.dumps(config, default=str))
+    with pytest.raises(InputError, match="small floats with scales of groups as inputs of integers are not read"):
+        thrifty.load(tmp_path / "out")

@@ -124,12 +124,12 @@ def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
             raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
 
     folder = RunFolder(place)
-    finished = [at for at in (folder.out, folder.rejected) if (at / "certificate.json").exists()]
-    if not finished or force:
+    made = not force and any((at / "certificate.json").exists() for at in (folder.out, folder.rejected))
+    if not made:
         fits()  # before the model is hashed; else only if what is there turns out to be something else
     quantized = any(link.work.quantizes for link in job.links)
     pages = partial(write_pages, place.absolute().name, job.source.folder, quantized)
-    certificate = run(job, place, force=force, finish=pages, full=full, fits=fits if finished else lambda: None)
+    certificate = run(job, place, force=force, finish=pages, full=full, fits=fits if made else lambda: None)
     return certificate.result(place)
 
 

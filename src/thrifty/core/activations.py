@@ -156,8 +156,32 @@ class Histogram:
     def quantile(self, share: float) -> float:
         """The smallest value that at least this share of all values does not exceed."""
         values, counts = self.sorted()
-        reached = counts.cumsum(0) >= share * counts.sum()
-        return float(values[reached.nonzero()[0, 0]])
+        return float(quantiles(values, counts, share))
+
+
+def quantiles(values: Float[Tensor, "n"], counts: Float[Tensor, "*channels n"], share: float) -> Float[Tensor, "*channels"]:
+    """The smallest value of each channel that at least this share of its values does not exceed. values: in rising order; counts: how often
+    each channel has them."""
+    reached = counts.cumsum(-1)
+    return values[(reached >= share * reached[..., -1:]).to(torch.uint8).argmax(-1)]
+
+
+def least_error(
+    values: Float[Tensor, "n"],
+    counts: Float[Tensor, "*channels n"],
+    low: Float[Tensor, "*channels"],
+    high: Float[Tensor, "*channels"],
+    bits: int,
+    symmetric: bool,
+) -> Float[Tensor, "*channels"]:
+    """The share of low..high, float64, whose grid has the least squared error in each channel; values and counts as in `quantiles`."""
+    least, most = ends(bits)
+    errors = []
+    for share in SHRINKING:
+        scale, zero_point = (part[..., None] for part in fitted(share * low, share * high, bits, symmetric))
+        rounded = ((values / scale + zero_point).round_().clamp_(least, most) - zero_point) * scale
+        errors.append(((rounded - values).square_().to(torch.float64) * counts).sum(-1))
+    return torch.tensor(SHRINKING, dtype=torch.float64)[torch.stack(errors).argmin(0)]
 
 
 def fixed_range(seen: Histogram, rule: Rule, bits: int, symmetric: bool, percentile: float) -> tuple[float, float]:
@@ -170,11 +194,5 @@ def fixed_range(seen: Histogram, rule: Rule, bits: int, symmetric: bool, percent
         return seen.low, seen.high
     if rule == "percentile":
         return seen.quantile(1 - percentile / 100), seen.quantile(percentile / 100)
-    values, counts = seen.sorted()
-    least, most = ends(bits)
-    shares = torch.tensor(SHRINKING)[:, None]
-    scale, zero_point = fitted(shares * seen.low, shares * seen.high, bits, symmetric)
-    rounded = ((values / scale + zero_point).round_().clamp_(least, most) - zero_point) * scale
-    errors = ((rounded - values).square().to(torch.float64) * counts).sum(1)
-    best = SHRINKING[int(errors.argmin())]
+    best = float(least_error(*seen.sorted(), torch.tensor(seen.low), torch.tensor(seen.high), bits, symmetric))
     return best * seen.low, best * seen.high

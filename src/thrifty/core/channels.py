@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.core.activations import SHRINKING, Rule, ends, fitted
+from thrifty.core.activations import Rule, least_error, quantiles
 
 _CODES = 1 << 12
 """Signs, exponents and 3 bits of the mantissa."""
@@ -66,15 +66,7 @@ def channel_ranges(
         return seen.low, seen.high
     values, counts = seen.sorted()
     if rule == "percentile":
-        reached = counts.cumsum(1)
-        share = torch.tensor([1 - percentile / 100, percentile / 100], dtype=torch.float64)
-        low, high = (values[(reached >= part * reached[:, -1:]).to(torch.uint8).argmax(1)] for part in share)
+        low, high = (quantiles(values, counts, share) for share in (1 - percentile / 100, percentile / 100))
         return torch.maximum(low, seen.low), torch.minimum(high, seen.high)
-    least, most = ends(bits)
-    errors = []
-    for share in SHRINKING:
-        scale, zero_point = (part[:, None] for part in fitted(share * seen.low, share * seen.high, bits, symmetric))
-        rounded = ((values / scale + zero_point).round_().clamp_(least, most) - zero_point) * scale
-        errors.append(((rounded - values).square_().to(torch.float64) * counts).sum(1))
-    best = torch.tensor(SHRINKING)[torch.stack(errors).argmin(0)]
-    return best * seen.low, best * seen.high
+    best = least_error(values, counts, seen.low, seen.high, bits, symmetric)
+    return (best * seen.low).to(torch.float32), (best * seen.high).to(torch.float32)

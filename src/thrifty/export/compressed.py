@@ -372,6 +372,10 @@ def check_format(config: Mapping[str, Any], folder: Path) -> str:
         if other or not _reads_inputs(group.get("input_activations"), standard):
             found = ", ".join(f"{key} {value}" for key, value in other.items()) or f"inputs like {group['input_activations']}"
             raise InputError(f"{folder}: of {config['format']} only what `float` writes is read; {name} has {found}")
+    for name, group in config.get("config_groups", {}).items() if standard is None else ():
+        found = group.get("input_activations")
+        if found and Inputs.from_config(found).per == "group":
+            raise InputError(f"{folder}: small floats with scales of groups as inputs of integers are not read; {name} has them")
     for name, group in config.get("config_groups", {}).items() if config["format"] == BYTES else ():
         weights = group["weights"]
         if (weights.get("type"), weights.get("symmetric")) != ("int", True) or weights.get("strategy") not in ("channel", "group"):

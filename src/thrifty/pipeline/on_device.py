@@ -16,10 +16,10 @@ from thrifty.pipeline.job import Job
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.price import (
     KEPT,
-    TUNED,
     Load,
     between_blocks,
     gathering,
+    healed,
     inside_block,
     looks_at_rows,
     rating,
@@ -166,14 +166,11 @@ def _treating(stage: Stage, work: Work, *, sums: bool) -> int:
 
 def _healing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
     """While the matrices of a solved block are tuned together, in batches of the method's own size."""
-    healers = {linear.path: healer for linear in block.linears if (healer := work.healer(linear.path)) is not None}
-    if not healers:
+    matrices, rows = healed(block, work, load)
+    if not matrices:
         return 0
-    grams = sum(stage.reads.width**2 * 4 for stage in block.stages if any(linear.path in healers for linear in stage.linears))
-    matrices = sum(linear.out_features * linear.in_features for linear in block.linears if linear.path in healers)
-    rows = min(max(healer.batch for healer in healers.values()), load.rows)
     inside = _entering(source, block, setting, load, rows) + KEPT * inside_block(source, block, load, rows, setting.dtype)
-    return _module(source, block, setting) + grams + matrices * TUNED + inside
+    return _module(source, block, setting) + matrices + inside
 
 
 def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:

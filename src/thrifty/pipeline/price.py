@@ -227,15 +227,22 @@ def stacked(stage: Stage, work: Work) -> list[tuple[tuple[Treatment, ...], int]]
 
 def _healing(source: Source, block: Block, work: Work, setting: Setting, load: Load) -> int:
     """The peak while the matrices of a solved block are tuned together: what gradients need of some rows, and of each matrix."""
-    healers = {linear.path: healer for linear in block.linears if (healer := work.healer(linear.path)) is not None}
-    if not healers:
+    matrices, rows = healed(block, work, load)
+    if not matrices:
         return 0
-    grams = sum(stage.reads.width**2 * 4 for stage in block.stages if any(linear.path in healers for linear in stage.linears))
-    matrices = sum(linear.out_features * linear.in_features for linear in block.linears if linear.path in healers)
-    rows = min(max(healer.batch for healer in healers.values()), load.rows)
     inside = KEPT * inside_block(source, block, load, rows, setting.dtype)
     leaving = 2 * load.calibration_tokens * source.anatomy.hidden_size * setting.dtype.itemsize
-    return source.block_parameters(block) * setting.dtype.itemsize + grams + matrices * TUNED + inside + leaving
+    return source.block_parameters(block) * setting.dtype.itemsize + matrices + inside + leaving
+
+
+def healed(block: Block, work: Work, load: Load) -> tuple[int, int]:
+    """(bytes of the matrices of a block that are tuned together, with their Gram matrices; rows that go through it at once); 0 of none."""
+    healers = {linear.path: healer for linear in block.linears if (healer := work.healer(linear.path)) is not None}
+    if not healers:
+        return 0, 0
+    grams = sum(stage.reads.width**2 * 4 for stage in block.stages if any(linear.path in healers for linear in stage.linears))
+    entries = sum(linear.out_features * linear.in_features for linear in block.linears if linear.path in healers)
+    return grams + entries * TUNED, min(max(healer.batch for healer in healers.values()), load.rows)
 
 
 def _tuning(source: Source, work: Work, setting: Setting, load: Load) -> int:
