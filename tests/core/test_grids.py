@@ -12,6 +12,7 @@ from thrifty.core.grids import (
     LARGEST_SCALE,
     SHRINKS,
     SMALLEST_SCALE,
+    Cells,
     code_limits,
     column_snap,
     fit_step,
@@ -272,7 +273,7 @@ def test_snapping_columns_one_by_one_equals_rounding_the_matrix(levels, symmetri
     weight = draw(11, 7, 24)
     step = fit_step(grouped(weight, group_size), levels, symmetric)
     other = weight * 1.7 + 0.1
-    snap = column_snap(step, levels, group_size, 24)
+    snap = column_snap(Cells.of(step, levels, group_size, 24))
     found = torch.empty(24, 7)
     for index in range(24):
         column = other[:, index].contiguous()

@@ -63,7 +63,7 @@ def _for_now(source: Path, compiler: str) -> ctypes.CDLL | None:
 
 
 def _without(source: Path, reason: str) -> None:
-    note(f"{source.stem} is computed by torch alone, which takes several times as long: {reason}")
+    note(f"{source.stem} is computed by torch alone, which takes longer: {reason}")
 
 
 def _said(error: Exception) -> str:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from thrifty.core.fast_grids import Bounds, least_error
 
 Range = Literal["minmax", "mse"]
 
@@ -97,15 +99,23 @@ def _least_error(groups: Tensor, levels: int, symmetric: bool, importance: Tenso
     shrinks = torch.tensor(SHRINKS, dtype=groups.dtype, device=groups.device)[:, None, None]
     tried = step_between(low * shrinks, high * shrinks, levels, symmetric)
     smallest, largest = limits(tried, levels)
+    best = least_error(groups, tried.scale, (smallest, largest), importance)
+    if best is None:
+        best = _least_error_by_passes(groups, tried.scale, (smallest, largest), importance)
+    return Step(*(None if part is None else part.gather(0, best[None])[0] for part in (tried.scale, tried.zero_point)))
+
+
+def _least_error_by_passes(groups: Tensor, scales: Tensor, bounds: Bounds, importance: Tensor | None) -> Int[Tensor, "out groups"]:
+    """`core.fast_grids.least_error` in plain torch."""
     room = torch.empty_like(groups), torch.empty_like(groups)
-    least = torch.full_like(low, torch.inf)
-    best = torch.zeros_like(low, dtype=torch.int64)
-    for number, scale in enumerate(tried.scale):
-        bounds = (smallest, largest) if symmetric else (smallest[number, ..., None], largest[number, ..., None])
-        error = _squared_error(groups, scale, bounds, importance, room)
+    least = torch.full_like(scales[0], torch.inf)
+    best = torch.zeros_like(least, dtype=torch.int64)
+    for number, scale in enumerate(scales):
+        own = tuple(bound[number, ..., None] if isinstance(bound, Tensor) else bound for bound in bounds)
+        error = _squared_error(groups, scale, own, importance, room)
         best.masked_fill_(error < least, number)
         least = torch.minimum(least, error)
-    return Step(*(None if part is None else part.gather(0, best[None])[0] for part in (tried.scale, tried.zero_point)))
+    return best
 
 
 def _squared_error(
@@ -147,20 +157,43 @@ def grouped(values: Float[Tensor, "out in"], group_size: int) -> Float[Tensor, "
     return values.reshape(out, -1, group_size or width)
 
 
+@dataclass(frozen=True)
+class Cells:
+    """The nearest point of each entry as arithmetic: round(x / scale) between low and high, times the scale, and 0 where it is not kept.
+
+    scale: None where entries stay as they are. low, high: like `scale`, or for all. size: inputs that share a scale. kept: None where all
+    entries are.
+    """
+
+    scale: Float[Tensor, "groups out"] | None
+    low: Float[Tensor, "groups out"] | float
+    high: Float[Tensor, "groups out"] | float
+    size: int
+    kept: Bool[Tensor, "in out"] | None = None
+
+    @classmethod
+    def of(cls, step: Step, levels: int, group_size: int, width: int) -> Cells:
+        """Those of `round_to`."""
+        low, high = (bound.T.contiguous() if isinstance(bound, Tensor) else bound for bound in limits(step, levels))
+        return cls(step.scale.T.contiguous(), low, high, group_size or width)
+
+    @classmethod
+    def masked(cls, kept: Bool[Tensor, "in out"]) -> Cells:
+        """Entries as they are, or 0."""
+        return cls(None, 0.0, 0.0, 1, kept)
+
+
 Snap = Callable[[Tensor, int, Tensor], None]
 """snap(column [out], index, out [out]): writes the nearest point for one column of a matrix into `out`."""
 
 
-def column_snap(step: Step, levels: int, group_size: int, width: int) -> Snap:
-    """`round_to` for one column at a time, made for a loop: every call is four operations on contiguous vectors."""
-    size = group_size or width
-    scales = step.scale.T.contiguous().unbind(0)
-    low, high = limits(step, levels)
-    lows = [low] * len(scales) if step.zero_point is None else low.T.contiguous().unbind(0)
-    highs = [high] * len(scales) if step.zero_point is None else high.T.contiguous().unbind(0)
+def column_snap(cells: Cells) -> Snap:
+    """The points of grids for one column of a matrix at a time, made for a loop: every call is four operations on contiguous vectors."""
+    scales = cells.scale.unbind(0)
+    lows, highs = ([bound] * len(scales) if isinstance(bound, float) else bound.unbind(0) for bound in (cells.low, cells.high))
 
     def snap(column: Tensor, index: int, out: Tensor) -> None:
-        group = index // size
+        group = index // cells.size
         torch.div(column, scales[group], out=out)
         out.round_().clamp_(lows[group], highs[group]).mul_(scales[group])
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Curve, Encoded, Problem, Share, Solution
 from thrifty.core.activations import Rounding
+from thrifty.core.grids import Cells
 from thrifty.core.hadamard import Rotation
 from thrifty.core.masks import apply_mask
 from thrifty.core.rewrite import Rewrite
@@ -51,6 +52,10 @@ class Points(ABC):
     @abstractmethod
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         """Write the nearest point for column `index` into `out`."""
+
+    def cells(self) -> Cells | None:
+        """`snap` as arithmetic that compiled code can do for many columns; None where it is another."""
+        return None
 
     def refit(
         self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
@@ -397,6 +402,12 @@ class HeldPoints(Points):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self.points.snap(column, index, out)
         out.mul_(self.mask[:, index])
+
+    def cells(self) -> Cells | None:
+        cells = self.points.cells()
+        if cells is None or cells.kept is not None:
+            return None
+        return replace(cells, kept=self.mask.T.contiguous())
 
     def refit(
         self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]

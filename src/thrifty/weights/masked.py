@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.core.grids import Cells
 from thrifty.core.masks import apply_mask
 from thrifty.weights.base import Points, dense
 
@@ -20,7 +21,7 @@ class MaskPoints(Points):
 
     def __init__(self, values: Float[Tensor, "out in"], importance: Float[Tensor, "in"] | None) -> None:
         self.importance = torch.ones_like(values[0]) if importance is None else importance.to(values.dtype)
-        self.mask: Bool[Tensor, "in out"] = torch.ones_like(values.T, dtype=torch.bool)
+        self.mask: Bool[Tensor, "in out"] = torch.ones(values.T.shape, dtype=torch.bool, device=values.device)
 
     @abstractmethod
     def keep(self, gain: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
@@ -38,6 +39,9 @@ class MaskPoints(Points):
 
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         torch.mul(column, self.mask[index], out=out)
+
+    def cells(self) -> Cells:
+        return Cells.masked(self.mask)
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         return dense(values)

@@ -23,6 +23,7 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.base.records import Problem, Solution
+from thrifty.core.fast_grids import fixed_panel
 from thrifty.core.linalg import row_forms, upper_factor
 from thrifty.weights.base import Points, Solver, Target
 
@@ -142,7 +143,7 @@ class _Sweep:
         seen: Bool[Tensor, "in"],
         points: Points,
     ) -> None:
-        self.error, self.factor, self.seen, self.points = weight, factor, seen, points
+        self.error, self.factor, self.seen, self.points, self.cells = weight, factor, seen, points, points.cells()
         self.columns = torch.arange(weight.shape[0], device=weight.device) if order is None else order
         self.order: list[int] = self.columns.tolist()
         self.inverse: list[float] = factor.diagonal().reciprocal().tolist()
@@ -178,6 +179,16 @@ class _Sweep:
 
     def _panel(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> None:
         """Fix inputs first .. last one by one; carried: sum over the earlier inputs i of error_i R_ij."""
+        column_loss = None
+        if self.cells is not None:
+            error, factor, inputs = self.error[first:last], self.factor[first:last, first:last], self.columns[first:last]
+            column_loss = fixed_panel(error, carried, self.values[first:last], factor, self.cells, inputs, self.row_loss)
+        if column_loss is None:
+            column_loss = self._one_by_one(first, last, carried)
+        self.column_loss[first:last] = column_loss
+
+    def _one_by_one(self, first: int, last: int, carried: Float[Tensor, "n out"]) -> Float[Tensor, "n"]:
+        """`core.fast_grids.fixed_panel` in plain torch."""
         weight, factor = self.error[first:last], self.factor[first:last, first:last]
         rest = torch.empty_like(weight)
         # Views made together: one by one they would take as long as the arithmetic.
@@ -193,4 +204,4 @@ class _Sweep:
         rest.mul_(rest)  # `square_` and sums over a dimension take several times as long
         counts = factor.diagonal().square()
         self.row_loss.addmv_(rest.T, counts)
-        self.column_loss[first:last] = counts * (rest @ torch.ones_like(self.row_loss))
+        return counts * (rest @ torch.ones_like(self.row_loss))

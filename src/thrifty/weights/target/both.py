@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
+from thrifty.core.grids import Cells
 from thrifty.core.masks import apply_mask
 from thrifty.weights.base import Points, Target
 from thrifty.weights.masked import MaskPoints
@@ -88,6 +89,9 @@ class BothPoints(Points):
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self.grid.snap(column, index, out)
         out.mul_(self.mask.mask[index])
+
+    def cells(self) -> Cells:
+        return replace(self.grid.cells(), kept=self.mask.mask)
 
     def refit(
         self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]

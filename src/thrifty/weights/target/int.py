@@ -22,7 +22,7 @@ from torch import Tensor
 
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
-from thrifty.core.grids import Range, Step, column_snap, fit_step, grouped, round_to, significant_bits, snap_scale
+from thrifty.core.grids import Cells, Range, Step, column_snap, fit_step, grouped, round_to, significant_bits, snap_scale
 from thrifty.core.refit import refit_step
 from thrifty.core.trainable import Codes
 from thrifty.weights.base import Points, Target, check_groups, outlined
@@ -76,7 +76,8 @@ class IntPoints(Points):
     def __init__(self, target: Int, step: Step, width: int) -> None:
         self.target = target
         self.step = step
-        self._snap = column_snap(step, target.level_count, target.group_size, width)
+        self._cells = Cells.of(step, target.level_count, target.group_size, width)
+        self._snap = column_snap(self._cells)
 
     def project(self, values: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         groups = grouped(values, self.target.group_size)
@@ -84,6 +85,9 @@ class IntPoints(Points):
 
     def snap(self, column: Float[Tensor, "out"], index: int, out: Float[Tensor, "out"]) -> None:
         self._snap(column, index, out)
+
+    def cells(self) -> Cells:
+        return self._cells
 
     def refit(
         self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
