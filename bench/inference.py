@@ -103,6 +103,7 @@ def speeds(model: Path, result: Path, rounds: int) -> dict:
     ours = seconds["thrifty 4 bit"]
     return {
         "rounds": rounds,
+        "llama_cpp_rearranges": not plain_buffers(),
         "seconds": seconds,
         "thrifty_faster_than": {
             name: {key: other[key] / ours[key] for key in other} for name, other in seconds.items() if name != "thrifty 4 bit"
@@ -114,6 +115,11 @@ def note(found: dict[str, list[dict[str, float]]], turn: int, name: str, prefill
     """The first round only warms up."""
     if turn:
         found.setdefault(name, []).append({"prefill": prefill, "decode": decode, "whole": prefill + decode})
+
+
+def plain_buffers() -> bool:
+    """Whether llama.cpp must not rearrange its weights: see bench/peers/llama_cpp.py."""
+    return "amx" in Path("/proc/cpuinfo").read_text()
 
 
 class Peer:
@@ -128,7 +134,7 @@ class Peer:
         file.unlink(missing_ok=True)
         export_result(result, "gguf", file)
         words = [python, HERE / "peers" / "llama_cpp.py", "speed", file, "--prompt", PROMPT, "--new", NEW]
-        words += ["--threads", torch.get_num_threads(), "--plain-buffers"]
+        words += ["--threads", torch.get_num_threads(), *(["--plain-buffers"] if plain_buffers() else [])]
         self.process = subprocess.Popen([str(word) for word in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process.stdout.readline()
 

@@ -115,8 +115,10 @@ def work(action: str, name: str, recipe: str, folder: Path) -> None:
     data = {"calibration": inputs(name, 0), "evaluation": {key: value[:16] for key, value in inputs(name, 1).items()}}
     request = {"model": folder, "recipe": recipe, **data, "out": folder.with_name(f"{name}-out")}
     if action == "plan":
+        began = time.perf_counter()
         cost = thrifty.plan(**request).to_json()["cost"]
-        print(json.dumps({key: cost[key] for key in ("memory", "disk", "output", "seconds", "parts")}))
+        kept = {key: cost[key] for key in ("memory", "disk", "output", "seconds", "parts")}
+        print(json.dumps({**kept, "planning_seconds": time.perf_counter() - began}))
         return
     began = time.perf_counter()
     with Watch(request["out"]) as watch:

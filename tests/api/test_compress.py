@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.api.conftest import WINDOWS, Bench
 from tests.tiny import inputs, tiny
 from thrifty import api
 from thrifty.base.errors import GateError, InputError, RunError
+from thrifty.base.events import Event, listening
 from thrifty.measure.certificate import Certificate
 from thrifty.recipe.parse import parse_recipe
 
@@ -264,8 +266,6 @@ def test_a_plan_writes_nothing_and_knows_the_size(bench: Bench, tmp_path: Path, 
 def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-
     module = importlib.import_module("thrifty.api.compress")
     monkeypatch.setattr(module, "hardware", lambda: {"ram_bytes": 1_000_000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10})())
@@ -277,9 +277,17 @@ def test_what_does_not_fit_is_refused_with_the_number_and_the_setting(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plan_counts_both_models_where_they_are_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
+def test_what_fits_the_machine_but_not_what_is_free_is_said(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("thrifty.api.compress")
+    monkeypatch.setattr(module, "free_bytes", lambda: 0)
+    monkeypatch.setattr(module, "rss_bytes", lambda: 1_000_000)
+    said: list[Event] = []
+    with listening(said.append):
+        thrifty.compress(**bench.request, out=tmp_path / "out")
+    assert any("1.00 MB are free now" in event.message for event in said if event.kind == "note")
 
+
+def test_a_plan_counts_both_models_where_they_are_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("thrifty.api.compress")
     monkeypatch.setattr(module, "_seconds", lambda *_: 1.0)
     monkeypatch.setattr(module, "memory_needed", lambda source: 1 << 50)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.weights.problems import draw, problem
+from tests.weights.problems import draw, loss, problem
+from tests.weights.test_obs import gptq
 from thrifty.base.events import listening
 from thrifty.base.records import Problem, Solution
 from thrifty.core import fast_grids
@@ -25,6 +26,9 @@ from thrifty.weights.target.top_k import TopK
 
 pytestmark = pytest.mark.skipif(fast_grids._calls() is None, reason="this machine cannot compile it")
 
+HELD = Int(4, 32)
+"""The target that some entries are held at zero of."""
+
 TARGETS: list[Target] = [
     Int(4, 16),
     Int(3, 32, symmetric=False, range="mse"),
@@ -33,7 +37,7 @@ TARGETS: list[Target] = [
     TopK(0.5),
     NM(2, 4),
     Both(grid=Int(4, 16), mask=NM(2, 4)),
-    hold(Int(4, 32), draw(7, 37, 96) > -0.5),
+    HELD,
 ]
 
 
@@ -55,10 +59,11 @@ def both_ways(task: Problem, target: Target, solver: OBS, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("act_order", [False, True])
-def test_inputs_are_fixed_as_plain_torch_fixes_them(target, act_order, monkeypatch):
+@pytest.mark.parametrize(("out", "act_order"), [(37, False), (37, True), (300, False)])
+def test_inputs_are_fixed_as_plain_torch_fixes_them(target, out, act_order, monkeypatch):
     """Float32 products in another order may decide a tie in another way, never a whole row."""
-    task = problem(3, out=37, width=96, dtype=torch.float32)
+    target = hold(target, draw(7, out, 96) > -0.5) if target == HELD else target
+    task = problem(3, out=out, width=96, dtype=torch.float32)
     found, expected = both_ways(task, target, OBS(act_order and not target.run), monkeypatch)
     assert float((~torch.isclose(found.values, expected.values, rtol=1e-3, atol=1e-4)).float().mean()) < 0.01
     torch.testing.assert_close(found.row_loss, expected.row_loss, rtol=0.02, atol=1e-4)
@@ -70,13 +75,21 @@ def test_inputs_are_fixed_as_plain_torch_fixes_them(target, act_order, monkeypat
 @pytest.mark.parametrize("out", [1, 15, 16, 17, 127, 128, 129, 300])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_row_is_the_same_among_any_others(out, symmetric):
-    task, target = problem(5, out=out, width=64, dtype=torch.float32), Int(4, 16, symmetric)
-    gram = torch.diag(task.gram.diagonal())  # products with others must not differ in their last bits
-    whole = OBS().solve(replace(task, gram=gram), target)
-    for row in {0, out // 2, out - 1}:
-        alone = OBS().solve(replace(task, weight=task.weight[row : row + 1].contiguous(), gram=gram), target)
-        assert torch.equal(alone.values[0], whole.values[row])
-        torch.testing.assert_close(alone.row_loss[0], whole.row_loss[row])
+    factor = torch.linalg.cholesky(problem(5, width=32).gram, upper=True).float().contiguous()
+    weight, carried = draw(5, 32, out).float(), draw(6, 32, out).float()
+
+    def fixed(first: int, last: int) -> tuple[torch.Tensor, ...]:
+        """What becomes of some columns: errors, values, losses."""
+        error, values, row_loss = weight[:, first:last].clone(), torch.zeros(32, last - first), torch.zeros(last - first)
+        cells = Int(4, 16, symmetric).fit(weight[:, first:last].T).cells()
+        behind = carried[:, first:last].contiguous()
+        assert fast_grids.fixed_panel(error, behind, values, factor, cells, torch.arange(32), row_loss) is not None
+        return error, values, row_loss
+
+    whole = fixed(0, out)
+    for first, last in {(0, 1), (out // 2, out), (out - 1, out), (0, min(out, 130))}:
+        for part, found in zip(fixed(first, last), whole, strict=True):
+            assert torch.equal(part, found[..., first:last])
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 3, 16, 20, 32, 64]), st.booleans(), st.booleans(), st.sampled_from([3, 4, 16, 256]))
@@ -92,6 +105,27 @@ def test_the_least_error_is_found_as_plain_torch_finds_it(seed, size, symmetric,
     error, least = (((groups - round_to(groups, step, levels)).square() * counts).sum(-1) for step in (found, expected))
     assert float((error / least.clamp_min(1e-12)).max()) < 1 + 1e-4
     assert float((found.scale == expected.scale).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("target", [Int(4, 16), Int(3, 16, symmetric=False), Int(2, 0, symmetric=False)], ids=str)
+@pytest.mark.parametrize("act_order", [False, True])
+def test_it_is_gptq(target, act_order):
+    """The algorithm as it was published, in float64, decides nearly every code alike."""
+    task = problem(9, out=40, width=64)
+    single = replace(task, weight=task.weight.float(), gram=task.gram.float())
+    found = OBS(act_order).solve(single, target)
+    expected, _ = gptq(replace(task, weight=single.weight.double()), target, found.encoded, OBS.damping, act_order)
+    assert float((found.values - expected).abs().gt(1e-3).double().mean()) < 0.01
+    assert loss(single.weight, found.values, task.gram) == pytest.approx(loss(single.weight, expected, task.gram), rel=0.01)
+
+
+def test_a_gram_matrix_may_lie_by_columns():
+    task = problem(3, out=20, width=64, dtype=torch.float32)
+    expected, found = OBS().solve(task, Int(4, 16)), OBS().solve(replace(task, gram=task.gram.T), Int(4, 16))
+    assert torch.equal(found.values, expected.values) and torch.equal(found.row_loss, expected.row_loss)
+    rows, cells = torch.ones(4, 8), Int(4, 4).fit(torch.ones(8, 4)).cells()
+    flipped = torch.eye(4).T
+    assert fast_grids.fixed_panel(rows, rows.clone(), rows.clone(), flipped, cells, torch.arange(4), torch.zeros(8)) is None
 
 
 def test_other_numbers_are_left_to_torch():

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -18,6 +20,7 @@ import pytest
 from thrifty.cli.main import main
 
 KILLS = 10
+BLOCKS = 4
 RECIPE = """
 calibration: {samples: 16, tokens: 128}
 evaluation: {samples: 16, tokens: 128}
@@ -69,17 +72,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 def test_killed_at_ten_moments(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     reference, seconds = undisturbed
     out = tmp_path / "result"
-    moments = random.Random(0)
-    finished: list[set[str]] = []
-    for _ in range(KILLS):
+    moments, kills, halfway = random.Random(0), 0, 0
+    finished: set[tuple[str, int]] = set()
+    while kills < KILLS:
         process = start(out, tmp_path / "printed")
-        process.join(timeout=moments.uniform(0.1, 1.0) * seconds)
+        process.join(timeout=moments.uniform(0.1, 0.7) * seconds)
         process.kill()
         process.join()
-        blocks = {path.name: path.stat().st_mtime_ns for path in (out / ".run" / "blocks").glob("*.json")}
-        if finished and blocks:
-            assert finished[-1] <= set(blocks.items()), "a finished block was solved again"
-        finished.append(set(blocks.items()))
+        if process.exitcode == 0:  # it came to its end before; the next one begins anew
+            assert fingerprint(out) == fingerprint(reference)
+            shutil.rmtree(out)
+            finished = set()
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        blocks = {(path.name, path.stat().st_mtime_ns) for path in (out / ".run" / "blocks").glob("*.json")}
+        assert finished <= blocks or not (out / ".run").exists(), "a finished block was solved again"
+        halfway += 0 < len(blocks) < BLOCKS
+        finished = blocks
+    assert halfway, "no run was killed between its blocks"
     found = finish(start(out, tmp_path / "printed"), tmp_path / "printed")
     assert found["out"] == str(out)
     # the seconds of the attempts before count, too

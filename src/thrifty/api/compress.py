@@ -12,10 +12,11 @@ from typing import Any, Literal
 from thrifty.api.pages import write_pages
 from thrifty.api.request import Request, prepare
 from thrifty.base.errors import GateError, InputError, RunError
+from thrifty.base.events import note
 from thrifty.base.lock import alone
 from thrifty.base.store import as_path, file_digest
 from thrifty.measure.certificate import Certificate, made_of_bytes
-from thrifty.measure.hardware import free_device_bytes, hardware, rss_bytes
+from thrifty.measure.hardware import free_bytes, free_device_bytes, hardware, rss_bytes
 from thrifty.pipeline.duration import estimate_seconds, estimate_shaping
 from thrifty.pipeline.folder import RunFolder
 from thrifty.pipeline.job import Job
@@ -119,9 +120,15 @@ def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
     resumed = (place / ".run").exists() or (place / "certificate.json").exists()  # what it needs of the disk is there in part
 
     def fits() -> None:
-        refusals = _refusals(job, _cost(job), place, disk=not resumed)
+        cost = _cost(job)
+        refusals = _refusals(job, cost, place, disk=not resumed)
         if refusals:
             raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
+        free = free_bytes() + rss_bytes()
+        if job.setting.device == "cpu" and hardware()["ram_bytes"] and cost.memory > free:
+            note(
+                f"this run needs {size(cost.memory)} of memory, and {size(free)} are free now: close other programs, or it will be slow or stopped"
+            )
 
     folder = RunFolder(place)
     made = not force and any((at / "certificate.json").exists() for at in (folder.out, folder.rejected))

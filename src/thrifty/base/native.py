@@ -30,9 +30,24 @@ SECONDS = 30
 OFF = "THRIFTY_NATIVE"
 
 
+_LOADED: dict[str, ctypes.CDLL] = {}
+
+
+def loaded() -> list[str]:
+    """The names of the C files whose libraries this process has loaded."""
+    return sorted(_LOADED)
+
+
 @cache
 def library(source: Path) -> ctypes.CDLL | None:
     """The library of a C file; None, said once in a note, where this machine has none. The first call on a machine compiles."""
+    found = _library(source)
+    if found is not None:
+        _LOADED[source.stem] = found
+    return found
+
+
+def _library(source: Path) -> ctypes.CDLL | None:
     if os.environ.get(OFF) == "0":
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")

@@ -53,7 +53,8 @@ def fixed_panel(
     """
     scale, low, high, kept = cells.scale, cells.low, cells.high, cells.kept
     numbers = [part for part in (error, carried, values, row_loss, scale, low, high) if isinstance(part, Tensor)]
-    if not _suit(*numbers) or len(error) > MOST or (kept is not None and not kept.is_contiguous()):
+    odd = factor.stride(1) != 1 or (kept is not None and (kept.dtype != torch.bool or not kept.is_contiguous()))
+    if odd or not _suit(*numbers) or len(error) > MOST:
         return None
     calls = _calls()
     if calls is None:
@@ -123,7 +124,7 @@ def _calls() -> _Calls | None:
 
 def _right(calls: _Calls) -> bool:
     """Whether the library does what it should on small whole numbers, whose products are exact."""
-    width, scale, low, high = 19, 2.0, -2.0, 1.0
+    width, scale, low, high = 147, 2.0, -2.0, 1.0
     factor = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0], [0.0, 0.0, 2.0]])
     weight, carried = (torch.arange(3.0 * width).reshape(3, width) * step % 23 - 11 for step in (7, 5))
     kept = torch.arange(3 * width).reshape(3, width) % 5 > 0
@@ -136,8 +137,9 @@ def _right(calls: _Calls) -> bool:
     found, error, row_loss, column_loss = torch.empty_like(values), weight.clone(), torch.zeros(width), torch.zeros(3, dtype=torch.float64)
     scales, inverse = torch.full((2, width), scale), factor.diagonal().reciprocal()
     group, inputs = torch.tensor([0, 1, 1]), torch.arange(3)
-    at = [part.data_ptr() for part in (error, carried, found, factor, inverse, scales, kept, group, inputs, row_loss, column_loss)]
-    calls.panel(*at[:3], 3, width, at[3], 3, *at[4:6], None, None, low, high, *at[6:])
+    places = (error, carried, found, factor, inverse, scales, torch.full_like(scales, low), kept, group, inputs, row_loss, column_loss)
+    at = [part.data_ptr() for part in places]
+    calls.panel(*at[:3], 3, width, at[3], 3, *at[4:7], None, 0.0, high, *at[7:])
     fixed = found.equal(values) and error.equal(errors) and row_loss.equal(missed.sum(0)) and column_loss.equal(missed.double().sum(1))
     tried, best = torch.tensor([1.0, 2.0, 4.0])[:, None, None].expand(3, 3, 1).contiguous(), torch.empty(3, 1, dtype=torch.int64)
     counts = torch.arange(width) % 3 + 1.0

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from thrifty.base.memory import peak_rss_bytes, rss_bytes, status_bytes
+from thrifty.base.native import loaded
 
 LIBRARIES = ("thrifty", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "gguf", "numpy", "diffusers")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -23,7 +24,8 @@ def hardware() -> dict[str, Any]:
     """CPU, cores, memory, threads and GPU of this machine.
 
     Keys: cpu, cpu_capability (the vector instructions torch uses; results may differ in the last bit between kinds), cores (of the
-    machine), usable_cores (those this process may use), ram_bytes, threads (torch), cuda (device names), system.
+    machine), usable_cores (those this process may use), ram_bytes, threads (torch), compiled (C of this package that this process uses;
+    torch does what is missing, and its sums differ in the last bits), cuda (device names), system.
     """
     return {
         "cpu": _cpu_name(),
@@ -32,6 +34,7 @@ def hardware() -> dict[str, Any]:
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "ram_bytes": _ram(),
         "threads": torch.get_num_threads(),
+        "compiled": loaded(),
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -193,6 +193,8 @@ def _beside(job: Job, staging: Path, peak: int, watch: Stopwatch) -> dict[str, A
     if job.speed and job.evaluation is not None and job.setting.device == "cpu":
         with watch.during("speed"):
             found |= side_by_side(job.original, staging, job.evaluation, peak - rss_bytes(), job.setting.seed)
+    elif job.speed and job.evaluation is not None:
+        events.note("speed was not measured: that is done on the processor alone, and this run used another device")
     if job.safety:
         with watch.during("safety"):
             found["safety"] = refusals(job.original, staging, job.safety, job.setting.seed)

@@ -54,7 +54,10 @@ class Points(ABC):
         """Write the nearest point for column `index` into `out`."""
 
     def cells(self) -> Cells | None:
-        """`snap` as arithmetic that compiled code can do for many columns; None where it is another."""
+        """`snap` as arithmetic that compiled code can do for many columns; None where it is another.
+
+        A sweep asks once: masks that `enter` changes are changed in place. What overrides `snap` overrides this, too.
+        """
         return None
 
     def refit(

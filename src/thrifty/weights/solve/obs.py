@@ -115,7 +115,7 @@ def _factor(gram: Float[Tensor, "in in"], order: Tensor | None, damping: float) 
     """(the factor of the damped matrix in this order, the damping); it rises tenfold until there is a factor, to 1 at most."""
     share = damping
     while share <= 1:
-        damped = gram.clone() if order is None else gram.index_select(0, order).index_select(1, order)
+        damped = gram.clone(memory_format=torch.contiguous_format) if order is None else gram.index_select(0, order).index_select(1, order)
         damped.diagonal().add_(share * _mean_diagonal(gram))
         factor = upper_factor(damped)
         if factor is not None:
