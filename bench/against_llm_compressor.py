@@ -41,6 +41,8 @@ def quality() -> dict:
         "gptq 4 bit asymmetric": ("--asymmetric",),
         "gptq 3 bit symmetric": ("--bits", "3"),
         "gptq 3 bit asymmetric": ("--bits", "3", "--asymmetric"),
+        "gptq 2 bit symmetric": ("--bits", "2"),
+        "gptq 2 bit asymmetric": ("--bits", "2", "--asymmetric"),
         "sparsegpt 50 %": ("--method", "sparsegpt"),
     }
     judge = Judge()
@@ -49,7 +51,7 @@ def quality() -> dict:
         **judge.describe(),
         "rows": [verdict(name, PEER, scores) for name in requests],
         "better_of_symmetric_and_asymmetric": [
-            best(bits, [f"gptq {bits} bit {kind}" for kind in ("symmetric", "asymmetric")], PEER, scores) for bits in (4, 3)
+            best(bits, [f"gptq {bits} bit {kind}" for kind in ("symmetric", "asymmetric")], PEER, scores) for bits in (4, 3, 2)
         ],
     }
 

@@ -16,7 +16,7 @@ import os
 from typing import Any
 
 import torch
-from judge import BUILD, Judge, beside, figures, write
+from judge import BUILD, Judge, beside, earlier, figures, write
 from library import library
 
 import thrifty
@@ -39,44 +39,48 @@ def recipes(steps: int) -> dict[str, list[dict[str, Any]]]:
         "3 bits, trained": [{"gptq": {"bits": 3, **grid}}, {"distill": {"steps": 2 * steps}}],
         "half of the neurons": [{"flap": {"ratio": 0.5, "cut": ["neurons"]}}],
         "half of the weights": [{"sparsegpt": {"sparsity": 0.5}}],
+        "weights in as many bytes as the chain": [{"sparsegpt": {"sparsity": 0.81}}],
         CHAIN: [cut, {"gptq": {"bits": 4, **grid}}],
         f"{CHAIN}, trained between": [cut, heal, {"gptq": {"bits": 4, **grid}}],
         HEALED: [cut, heal, {"gptq": {"bits": 4, **grid}}, heal],
     }
 
 
-PAIRS = [(HEALED, other) for other in ("3 bits", "3 bits, trained", "half of the neurons", "half of the weights")] + [(CHAIN, "3 bits")]
+EACH = ("3 bits", "3 bits, trained", "half of the neurons", "half of the weights", "weights in as many bytes as the chain")
+PAIRS = [(HEALED, other) for other in EACH] + [(CHAIN, "3 bits")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--library", action="store_true", help="train on the standard library instead of the text inside the package")
+    parser.add_argument("--only", nargs="+", choices=list(recipes(0)), help="the file keeps what else it holds of the same steps")
     arguments = parser.parse_args()
     steps = arguments.steps or (2048 if arguments.library else 256)
     text = library() if arguments.library else None
     calibration = {"text": str(text), "samples": 8192, "tokens": 256} if text else {"samples": 1024, "tokens": 256}
     judge = Judge()
-    rows: list[dict[str, Any]] = []
-    scores = {}
+    result = f"chain{'_library' if arguments.library else ''}.json"
+    rows, differences = earlier(result, steps) if arguments.only else ({}, {})
+    scores: dict[str, Any] = {}
     for name, recipe in recipes(steps).items():
+        if name not in (arguments.only or recipes(steps)):
+            continue
         out = HOME / f"{'library ' if arguments.library else ''}{steps} {name}"
         data = {"calibration": calibration, "evaluation": EVALUATION}
         found = thrifty.compress(recipe={**data, "steps": recipe}, out=out, speed=False, format="thrifty")
         scores[name] = judge.scores(out, whole=False)
         kept = {key: found[key] for key in ("seconds", "bytes", "peak_rss_bytes", "links")}
-        rows.append({"name": name, "recipe": recipe, **figures(scores[name]), **kept})
-        differences = {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
+        rows[name] = {"name": name, "recipe": recipe, **figures(scores[name]), **kept}
+        differences |= {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
         head = {
             **judge.describe(),
             "calibration": calibration | {"text": text.name} if text else calibration,
             "steps": steps,
             "hardware": hardware(),
         }
-        write(
-            f"chain{'_library' if arguments.library else ''}.json",
-            {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences},
-        )
+        machine = {"load": os.getloadavg(), "threads": torch.get_num_threads()}
+        write(result, {**head, **machine, "rows": [rows[one] for one in recipes(steps) if one in rows], "differences": differences})
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ else it holds of the same steps.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusion import MODEL, Digits, load, noisy
-from judge import BUILD, RESULTS, write
+from judge import BUILD, earlier, write
 from torch import Tensor
 
 import thrifty
@@ -100,10 +98,8 @@ def main() -> None:
     steps, judge, rows = arguments.steps, Digits(), training_rows()
     tune = f"distill: {{steps: {steps}, batch: {BATCH}"
     recipes = SOLVED | {name: f"{SOLVED[first]}, {{{tune}{more}}}}}" for name, (first, more) in TRAINED.items()}
-    before = json.loads((RESULTS / RESULT).read_text()) if (RESULTS / RESULT).exists() else {}
-    kept = before if before.get("steps") == steps else {}
-    found: dict[str, dict[str, Any]] = {row["name"]: row for row in kept.get("rows", ())}
-    differences, scores = dict(kept.get("differences", {})), {}
+    found, differences = earlier(RESULT, steps)
+    scores: dict[str, Tensor] = {}
     for name, recipe in recipes.items():
         if arguments.only and name not in arguments.only:
             continue

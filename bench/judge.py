@@ -147,6 +147,14 @@ def drop_scheme(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def earlier(result: str, steps: int) -> tuple[dict[str, dict], dict]:
+    """(rows by name, differences) that a result file holds of as many steps: what stays when only some rows are made again."""
+    path = RESULTS / result
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found = found if found.get("steps") == steps else {}
+    return {row["name"]: row for row in found.get("rows", ())}, dict(found.get("differences", {}))
+
+
 def figures(found) -> dict:
     """Perplexity and KL divergence of one result."""
     from thrifty.measure.intervals import mean_interval, perplexity

@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from judge import BUILD, HERE, RESULTS, Judge, figures
+from judge import BUILD, HERE, RESULTS, Judge, beside, figures
 from matplotlib.figure import Figure
 
 from thrifty.api.request import Request, prepare
@@ -39,6 +39,8 @@ WINDOWS = 32
 RESULT = RESULTS / "low_bit.json"
 PICTURE = HERE.parent / "docs" / "images" / "low_bit.svg"
 ORDERED = {"obs": {"act_order": True}}
+PAIRS = [(f"baq, {bits} bits", f"gptq, {bits} bits a row") for bits in (3, 4)]
+"""Rows that are compared window by window: an interval that holds 0 means that neither is better."""
 
 
 def into(target: dict[str, Any], by: Any = None, **more: Any) -> dict[str, Any]:
@@ -53,8 +55,10 @@ def _recipes() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     yield "ternary, zero_free", "ternary", [into({"ternary": {"group_size": 32}})]
     yield "ternary, zero_free", "zero_free", [into({"zero_free": {"group_size": 32}})]
     yield "additive (aqlm)", "aqlm, 4 x 4 bits", [into({"additive": {"codebooks": 4, "bits": 4}}, "aqlm")]
-    yield "columns (baq)", "baq, 3 bits", [into({"int": {"bits": 3, "group_size": 0, "symmetric": False}}, share="baq")]
-    yield "columns (baq)", "baq, 4 bits", [into({"int": {"bits": 4, "group_size": 0, "symmetric": False}}, share="baq")]
+    for bits in (3, 4):
+        grid = {"bits": bits, "group_size": 0, "symmetric": False}
+        yield "columns (baq)", f"baq, {bits} bits", [into({"int": grid}, share="baq")]
+        yield "gptq", f"gptq, {bits} bits a row", [into({"int": grid})]
     yield "mixed bits (optimal)", "mix, 3 bits", [{"mix": {"budget": 3}}]
     yield "mixed bits (optimal)", "mix, 3.5 bits", [{"mix": {"budget": 3.5}}]
     for bits in (2, 3, 4):
@@ -88,6 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": []}
     rows = {row["name"]: row for row in found["rows"] if "taken from" not in row}
+    differences, scores = dict(found.get("differences", {})), {}
     if not asked.draw:
         judge = Judge()
         head = {
@@ -98,10 +103,14 @@ def main() -> None:
         }
         for family, name, steps in _recipes():
             same = name in rows and rows[name]["steps"] == steps and rows[name]["evaluation"] == head["evaluation"]["digest"]
-            if same or (asked.names and name not in asked.names):
+            paired = all(between(*pair) in differences for pair in PAIRS if name in pair)
+            if (same and paired) or (asked.names and name not in asked.names):
                 continue
-            rows[name] = measure(judge, family, name, steps)
-            found = {**head, "windows": WINDOWS, "rows": list(rows.values())}
+            rows[name], scores[name] = measure(judge, family, name, steps)
+            differences |= {
+                between(*pair): beside(*(scores[one] for one in pair)) for pair in PAIRS if name in pair and scores.keys() >= set(pair)
+            }
+            found = {**head, "windows": WINDOWS, "differences": differences, "rows": list(rows.values())}
             write_json(RESULT, found)
             print(name, rows[name]["bits"], rows[name]["perplexity"]["value"], rows[name]["kl"]["value"], flush=True)
     order = [name for _, name, _ in _recipes()]
@@ -111,8 +120,13 @@ def main() -> None:
     draw(found["rows"])
 
 
-def measure(judge: Judge, family: str, name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row."""
+def between(one: str, other: str) -> str:
+    """What a difference is called."""
+    return f"{one} minus {other}"
+
+
+def measure(judge: Judge, family: str, name: str, steps: list[dict[str, Any]]) -> tuple[dict[str, Any], Any]:
+    """(one row, its scores window by window)"""
     out = BUILD / "low_bit"
     shutil.rmtree(out, ignore_errors=True)
     calibration = {"input_ids": judge.rows["calibration"].inputs["input_ids"][:WINDOWS]}
@@ -121,7 +135,8 @@ def measure(judge: Judge, family: str, name: str, steps: list[dict[str, Any]]) -
     certificate = run(job, out, force=True, finish=lambda folder, certificate: None)
     seconds = time.perf_counter() - start
     held = {"family": family, "name": name, "steps": steps, "bits": certificate.bits_per_weight, "seconds": seconds}
-    return {**held, "calibration_windows": WINDOWS, "evaluation": judge.rows["evaluation"].digest, **figures(judge.scores(out))}
+    scores = judge.scores(out)
+    return {**held, "calibration_windows": WINDOWS, "evaluation": judge.rows["evaluation"].digest, **figures(scores)}, scores
 
 
 # -- what other benchmarks measured ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ Usage: python bench/quantization_aware.py [--steps 512]                 (writes 
 All get the same calibration text and are judged on the same held-out windows; differences are taken window by window, so that an interval
 of one that holds 0 means that neither is better. The text is all that comes with the package, 177 thousand tokens, which long training
 learns by heart; with --library it is two million tokens of the standard library of this Python, of which none is seen twice. Finished
-results are kept in bench/build/quantization_aware and scored again, not made again; a result that was stopped goes on where it was.
+results are kept in bench/build/quantization_aware and scored again, not made again; a result that was stopped goes on where it was. With
+--only NAME .. the file keeps what else it holds of the same steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from typing import Any
 
 import torch
-from judge import BUILD, Judge, beside, figures, write
+from judge import BUILD, Judge, beside, earlier, figures, write
 from library import library
 
 import thrifty
@@ -30,6 +31,9 @@ PLAIN = {
     "gptq, 2 bits, zero points": f"gptq: {{bits: 2, {GRID}, symmetric: false}}",
     "zero_free": f"solve: {{by: obs, into: {{zero_free: {{{GRID}}}}}}}",
     "zero_free over 4 bits": f"solve: {{by: progressive, into: {{zero_free: {{{GRID}}}}}}}",
+    "gptq, 2 bits, groups of 256": "gptq: {bits: 2, group_size: 256}",
+    "gptq, 2 bits, groups of 256, zero points": "gptq: {bits: 2, group_size: 256, symmetric: false}",
+    "gptq, 2 bits, groups of 128, zero points": "gptq: {bits: 2, group_size: 128, symmetric: false}",
     "ternary": f"solve: {{by: obs, into: {{ternary: {{{GRID}}}}}}}",
 }
 TRAINED = {
@@ -40,6 +44,9 @@ TRAINED = {
     "ternary, distilled": ("ternary", "distill"),
     "gptq, 2 bits, zero points, distilled": ("gptq, 2 bits, zero points", "distill"),
 }
+WIDE = ("256", "256, zero points", "128, zero points")
+"""Groups in which 2 bits and their scales take 2.06 to 2.14 bits a weight: what ternary codes in groups of 32 take (2.08)."""
+
 PAIRS = [
     ("zero_free over 4 bits, distilled (UPQ)", "gptq, 2 bits"),
     ("zero_free over 4 bits, distilled (UPQ)", "gptq, 2 bits, zero points"),
@@ -47,19 +54,28 @@ PAIRS = [
     ("zero_free over 4 bits, distilled (UPQ)", "zero_free, distilled"),
     ("ternary, on the text (BitCPM)", "ternary"),
     ("ternary, on the text (BitCPM)", "gptq, 2 bits"),
+    *((f"ternary, {way}", f"gptq, 2 bits, groups of {more}") for way in ("on the text (BitCPM)", "distilled") for more in WIDE),
     ("ternary, distilled", "ternary, on the text (BitCPM)"),
     ("gptq, 2 bits, zero points, distilled", "gptq, 2 bits, zero points"),
     ("gptq, 2 bits, zero points, distilled", "zero_free over 4 bits, distilled (UPQ)"),
 ]
 
 
-IN_LIBRARY = ("gptq, 2 bits", "gptq, 2 bits, zero points", "ternary, on the text (BitCPM)", "ternary, distilled", "zero_free, distilled")
+IN_LIBRARY = (
+    "gptq, 2 bits",
+    "gptq, 2 bits, zero points",
+    *(f"gptq, 2 bits, groups of {more}" for more in WIDE),
+    "ternary, on the text (BitCPM)",
+    "ternary, distilled",
+    "zero_free, distilled",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--library", action="store_true", help="train on the standard library instead of the text inside the package")
+    parser.add_argument("--only", nargs="+", choices=[*PLAIN, *TRAINED])
     arguments = parser.parse_args()
     steps = arguments.steps or (2048 if arguments.library else 512)
     text = f"text: {library()}, samples: 8192" if arguments.library else "samples: 1024"
@@ -67,23 +83,22 @@ def main() -> None:
     judge = Judge()
     recipes = {name: f"{{{step}}}" for name, step in PLAIN.items()}
     recipes |= {name: f"{{{PLAIN[first]}}}, {{{tuner}: {{steps: {steps}}}}}" for name, (first, tuner) in TRAINED.items()}
-    rows: list[dict[str, Any]] = []
-    scores = {}
+    result = f"quantization_aware{'_library' if arguments.library else ''}.json"
+    rows, differences = earlier(result, steps) if arguments.only else ({}, {})
+    scores: dict[str, Any] = {}
     for name, recipe in recipes.items():
-        if arguments.library and name not in IN_LIBRARY:
+        if (arguments.library and name not in IN_LIBRARY) or name not in (arguments.only or recipes):
             continue
         out = HOME / f"{source}{steps if name in TRAINED else 0} {name}"
         whole = f"{{calibration: {{{text}, tokens: 256}}, {EVALUATION}, steps: [{recipe}]}}"
         found = thrifty.compress(recipe=whole, out=out, speed=False)
         scores[name] = judge.scores(out)
         cost = {key: found[key] for key in ("seconds", "bits_per_weight", "peak_rss_bytes")}
-        rows.append({"name": name, "recipe": recipe, **figures(scores[name]), **cost})
-        differences = {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
+        rows[name] = {"name": name, "recipe": recipe, **figures(scores[name]), **cost}
+        differences |= {f"{one} minus {other}": beside(scores[one], scores[other]) for one, other in PAIRS if {one, other} <= scores.keys()}
         head = {**judge.describe(), "calibration": found["data"]["calibration"]["tokens"], "steps": steps, "hardware": hardware()}
-        write(
-            f"quantization_aware{'_library' if arguments.library else ''}.json",
-            {**head, "load": os.getloadavg(), "threads": torch.get_num_threads(), "rows": rows, "differences": differences},
-        )
+        machine = {"load": os.getloadavg(), "threads": torch.get_num_threads()}
+        write(result, {**head, **machine, "rows": [rows[one] for one in recipes if one in rows], "differences": differences})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Usage: python bench/solvers.py                          the model inside the package
        python bench/solvers.py --shakespeare ../shared   the model shakespeare-1m on its own text, both from that folder
-       add --peer 2 4 for auto-round at these widths (bench/environments.sh auto-round first), --bits 2 for some widths only
+       add --peer 2 4 for auto-round at these widths (bench/environments.sh auto-round first), --bits 2 for some widths only: the file keeps
+       what it holds of others
 
 Writes bench/results/solvers_<model>.json; results that are in bench/build/solvers are scored again, not made again. Every solver gets the
 same calibration windows, and its result the same held-out ones; differences are taken window by window, so that an interval of one that
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judge import BUILD, Judge, beside, call, drop_scheme, figures, write
-from safetensors.torch import load_file, save_file
+from judge import BUILD, RESULTS, Judge, beside, call, drop_scheme, figures, write
+from second_model import shakespeare
 
 from thrifty.api.request import Request, prepare
 from thrifty.measure.hardware import hardware
@@ -30,16 +31,20 @@ from thrifty.pipeline.run import run
 
 HOME = BUILD / "solvers"
 PEER = "auto-round"
+TRAINED = "descent, distilled"
 METHODS: dict[str, tuple[str, Any]] = {
     "round, whole range": ("minmax", {"by": "round"}),
     "obs, whole range": ("minmax", {"by": {"obs": {"act_order": True}}}),
     "obs, best range": ("mse", {"by": {"obs": {"act_order": True}}}),
     "descent": ("mse", {"by": "descent"}),
     "auto_round": ("mse", None),
+    TRAINED: ("mse", {"by": "descent"}),
 }
 """How a range is chosen, and the solver. `obs, best range` is what `gptq` means, `auto_round` is `descent` and then `learned_rounding`."""
+TRAINING = {"distill": {"steps": 256}}
+"""What comes after the solver of `descent, distilled`: on the same windows, each of which is seen eight times."""
 BASELINE = "obs, best range"
-OURS = ("descent", "auto_round")
+OURS = ("descent", "auto_round", TRAINED)
 
 
 def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, dict[str, float]]:
@@ -50,7 +55,8 @@ def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, d
     if not (out / "seconds.json").exists():
         rows = {"input_ids": judge.rows["calibration"].inputs["input_ids"]}
         step = {"auto_round": grid} if solver is None else {"solve": {**solver, "into": {"int": grid}}}
-        job = prepare(Request(judge.model, {"steps": [step]}, calibration=rows))
+        steps = [step, TRAINING] if name == TRAINED else [step]
+        job = prepare(Request(judge.model, {"steps": steps}, calibration=rows))
         start = time.perf_counter()
         certificate = run(job, out, force=True, finish=lambda folder, certificate: None)
         phases = {name: certificate.phases[name] for name in ("solve", "heal") if name in certificate.phases}
@@ -73,7 +79,7 @@ def peer(judge: Judge, bits: int, symmetric: bool) -> tuple[Any, dict[str, float
 
 def row(judge: Judge, bits: int, symmetric: bool, healed: bool, with_peer: bool) -> dict[str, Any]:
     """All solvers on one grid, and ours against the strongest others."""
-    found = {name: measure(judge, name, bits, symmetric) for name in METHODS if healed or name != "auto_round"}
+    found = {name: measure(judge, name, bits, symmetric) for name in METHODS if healed or name not in ("auto_round", TRAINED)}
     if with_peer:
         found[PEER] = peer(judge, bits, symmetric)
     return {
@@ -84,30 +90,10 @@ def row(judge: Judge, bits: int, symmetric: bool, healed: bool, with_peer: bool)
         "differences": {
             f"{ours} minus {name}": beside(found[ours][0], found[name][0])
             for ours in OURS
-            for name in (BASELINE, "descent", PEER)
+            for name in (BASELINE, "descent", "auto_round", PEER)
             if ours in found and name in found and ours != name
         },
     }
-
-
-def shakespeare(shared: Path) -> tuple[Path, dict[str, Path]]:
-    """The model, padded by silent neurons from an inner width of 344 to 352 so that groups of 32 divide it, and its text in two parts."""
-    folder = HOME / "shakespeare-1m"
-    if not folder.exists():
-        shutil.copytree(shared / "models" / "shakespeare-1m", folder)
-        tensors = load_file(folder / "model.safetensors")
-        for name, tensor in tensors.items():
-            if "mlp" in name:
-                padding = (0, 8) if "down_proj" in name else (0, 0, 0, 8)
-                tensors[name] = torch.nn.functional.pad(tensor, padding).contiguous()
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 352}))
-    text = (shared / "data" / "tiny-shakespeare" / "input.txt").read_text()
-    parts = {"calibration": text[: int(0.9 * len(text))], "evaluation": text[int(0.9 * len(text)) :]}
-    for purpose, part in parts.items():
-        (HOME / f"{purpose}.txt").write_text(part)
-    return folder, {purpose: HOME / f"{purpose}.txt" for purpose in parts}
 
 
 def main() -> None:
@@ -115,7 +101,9 @@ def main() -> None:
     parser.add_argument("--shakespeare", type=Path, metavar="SHARED", help="folder with models/shakespeare-1m and data/tiny-shakespeare")
     parser.add_argument("--windows", type=int, default=128, help="windows to calibrate on, and to judge on")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--healed", type=int, nargs="*", default=[2, 3, 4], metavar="BITS", help="widths to run `auto_round` at")
+    parser.add_argument(
+        "--healed", type=int, nargs="*", default=[2, 3, 4], metavar="BITS", help="widths to run `auto_round` and training at"
+    )
     parser.add_argument("--peer", type=int, nargs="*", default=[], metavar="BITS", help="widths to run auto-round at")
     arguments = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
@@ -124,12 +112,13 @@ def main() -> None:
     else:
         model, text = shakespeare(arguments.shakespeare)
         judge, name = Judge(model, arguments.windows, 256, text), "shakespeare"
-    rows = []
+    path = RESULTS / f"solvers_{name}.json"
+    rows = {(made["bits"], made["symmetric"]): made for made in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for bits in arguments.bits:
         for symmetric in (False, True):
-            rows.append(row(judge, bits, symmetric, bits in arguments.healed, bits in arguments.peer))
+            rows[bits, symmetric] = row(judge, bits, symmetric, bits in arguments.healed, bits in arguments.peer)
             head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
-            write(f"solvers_{name}.json", {**head, "rows": rows})
+            write(path.name, {**head, "rows": [rows[key] for key in sorted(rows)]})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica, SVD-LLM and SliceGPT.
 
-Usage: python bench/structure_methods.py [digits] [distilled] [states] [mixers] [language]     (all, if none is named)
+Usage: python bench/structure_methods.py [digits] [distilled] [states] [mixers] [language] [second]     (all, if none is named)
 Writes bench/results/structure_methods.json.
 
     digits     neurons of the vision transformer of training/digits: DGMR against norms and a draw, with and without the same refit
@@ -8,6 +8,7 @@ Writes bench/results/structure_methods.json.
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
+    second     the same on shakespeare-1m, which nothing was tuned on (bench/second_model.py)
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting but for `distilled`.
@@ -26,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from judge import BUILD, HERE, RESULTS, Judge, beside, figures, logits_of
 from safetensors.torch import load_file
+from second_model import shakespeare
 
 import thrifty
 from thrifty.measure.hidden import RowScores, score_classes
@@ -101,7 +103,7 @@ class OtherWayRound(SparseSSMShare):
 
 
 def main() -> None:
-    parts = {"digits": digits, "distilled": distilled, "states": states, "mixers": mixers, "language": language}
+    parts = {"digits": digits, "distilled": distilled, "states": states, "mixers": mixers, "language": language, "second": second}
     for name in sys.argv[1:] or parts:
         for part in parts[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -225,8 +227,8 @@ def _between_images(ours: RowScores, theirs: RowScores) -> dict:
 class Language:
     """A language model and its windows. steps are scored by name."""
 
-    def __init__(self, model: Path | None) -> None:
-        self.judge = Judge(model, windows=WINDOWS, tokens=TOKENS)
+    def __init__(self, model: Path | None, text: dict[str, Path] | None = None) -> None:
+        self.judge = Judge(model, windows=WINDOWS, tokens=TOKENS, text=text)
         self.rows = {"input_ids": self.judge.rows["calibration"].inputs["input_ids"]}
         self.made: dict[str, tuple[Path, dict]] = {}
 
@@ -325,7 +327,15 @@ def mixers() -> Iterator[dict]:
 
 def language() -> Iterator[dict]:
     """What was found so far, after every ratio."""
-    judged = Language(None)
+    return _language(Language(None))
+
+
+def second() -> Iterator[dict]:
+    """The same on the second model."""
+    return _language(Language(*shakespeare()))
+
+
+def _language(judged: Language) -> Iterator[dict]:
     found: dict[str, Any] = judged.judge.describe()
     for ratio in (0.2, 0.33):
         runs = _language_steps(judged, ratio)

@@ -22,6 +22,7 @@ from thrifty.weights.target.float import SmallFloat
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.n_m import NM, of_pattern
 from thrifty.weights.target.posit import Posit
+from thrifty.weights.target.ternary import Ternary
 from thrifty.weights.target.top_k import TopK
 from thrifty.weights.target.unstructured import Unstructured
 
@@ -54,7 +55,13 @@ NUMBERS = (
     Posit(16, 2),
 )
 MASKS = (NM(), NM(1, 4), NM(3, 8), TopK(0.5), TopK(0.3), Unstructured(0.5, 16), Unstructured(0.7, 0))
-BOTHS = tuple(Both(mask, grid) for mask, grid in zip(MASKS, (*GRIDS[1:6], GRIDS[1], GRIDS[6]), strict=True))
+BOTHS = (
+    *(Both(mask, grid) for mask, grid in zip(MASKS, (*GRIDS[1:6], GRIDS[1], GRIDS[6]), strict=True)),
+    Both(NM(), SmallFloat("e2m1", 16, "e4m3")),
+    Both(TopK(0.5), Ternary(16)),
+    Both(Unstructured(0.5, 16), Posit(6, 1, 16)),
+    Both(NM(), Fixed(4, 16)),
+)
 ALL = tuple(
     Int(target.bits, 16, target.symmetric, target.range) if target == Int() else target for target in (*GRIDS, *NUMBERS, *MASKS, *BOTHS)
 )
@@ -174,7 +181,7 @@ def test_masks_are_the_nearest_points_in_the_weighted_norm(target, names):
 # -- intersections -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", BOTHS, ids=lambda target: target.mask.name)
+@pytest.mark.parametrize("target", BOTHS, ids=lambda target: f"{target.mask.name}, {target.grid.name}")
 def test_intersections_lie_in_both_sets(target):
     values = draw(5, 12, WIDTH)
     projected = target.fit(values).project(values)
@@ -263,7 +270,7 @@ def test_impossible_targets_are_refused_in_words():
         Int(4, 32).check(8, 7, "fc")
     with pytest.raises(InputError, match="mask must be one of"):
         Both(Int(), Int())
-    with pytest.raises(InputError, match="integer grid"):
+    with pytest.raises(InputError, match="one that holds zero"):
         Both(NM(), NM())
     assert of_pattern("4:16") == NM(4, 16)
 

@@ -126,9 +126,7 @@ def _compress(job: Job, place: Path, force: bool, full: bool) -> dict[str, Any]:
             raise InputError(f"this run does not fit here: {'; '.join(refusals)}")
         free = free_bytes() + rss_bytes()
         if job.setting.device == "cpu" and hardware()["ram_bytes"] and cost.memory > free:
-            note(
-                f"this run needs {size(cost.memory)} of memory, and {size(free)} are free now: close other programs, or it will be slow or stopped"
-            )
+            note(f"this run needs {size(cost.memory)} of memory, and {size(free)} are free now; close other programs")
 
     folder = RunFolder(place)
     made = not force and any((at / "certificate.json").exists() for at in (folder.out, folder.rejected))

@@ -24,7 +24,8 @@ WEIGHTS = "model.safetensors"
 READINGS = {
     "a.weight": Reading(40, Rounding(4, "token", True)),
     "b.weight": Reading(0, Rounding(8, "tensor", False, torch.tensor([0.02]), torch.tensor([3.0]))),
-    "d.weight": Reading(8),
+    "d.weight": Reading(8, Rounding(8, "token", True, standard="fp8")),
+    "e.weight": Reading(0, Rounding(4, "group", True, torch.tensor([0.01]), torch.tensor([0.0]), "nvfp4")),
 }
 """What matrices of the folder do to their inputs."""
 

@@ -1,4 +1,4 @@
-"""Few non-zeros on a grid: the intersection of a mask and an integer grid, found in one go.
+"""Few non-zeros on a grid: the intersection of a mask and any grid that holds zero, found in one go.
 
     kept:  the entries with the largest  (w_ij^2 - (w_ij - Q(w_ij))^2) * importance_j,   Q(w) the nearest grid point
 
@@ -19,14 +19,14 @@ from thrifty.core.grids import Cells
 from thrifty.core.masks import apply_mask
 from thrifty.weights.base import Points, Target
 from thrifty.weights.masked import MaskPoints
+from thrifty.weights.target.dense import Dense
 from thrifty.weights.target.int import Int as IntGrid
-from thrifty.weights.target.int import IntPoints
 from thrifty.weights.target.n_m import NM
 
 
 @dataclass(frozen=True)
 class Both(Target):
-    """mask: which entries stay (`top_k`, `n_m`, `unstructured`). grid: where they lie (`int`)."""
+    """mask: which entries stay (`top_k`, `n_m`, `unstructured`). grid: where they lie (`int`, `float`, `ternary`, `posit`, `fixed`, ..)."""
 
     name: ClassVar[str] = "both"
 
@@ -35,9 +35,9 @@ class Both(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.grid, IntGrid):
-            raise InputError(f"both: grid must be an integer grid, as in {{int: {{bits: 4}}}}; got {self.grid.name}")
-        if isinstance(self.mask, IntGrid | Both) or not self.mask.by_entry:
+        if self.grid.masks or isinstance(self.grid, Both) or not (self.grid.holds_zero and self.grid.by_entry):
+            raise InputError(f"both: grid must be one that holds zero, as in {{int: {{bits: 4}}}}; got {self.grid.name}")
+        if not self.mask.masks or isinstance(self.mask, Dense):
             raise InputError(f"both: mask must be one of top_k, n_m, unstructured; got {self.mask.name}")
 
     @property
@@ -74,7 +74,7 @@ class BothPoints(Points):
 
     adaptive = True
 
-    def __init__(self, mask: MaskPoints, grid: IntPoints) -> None:
+    def __init__(self, mask: MaskPoints, grid: Points) -> None:
         self.mask = mask
         self.grid = grid
 
@@ -90,8 +90,9 @@ class BothPoints(Points):
         self.grid.snap(column, index, out)
         out.mul_(self.mask.mask[index])
 
-    def cells(self) -> Cells:
-        return replace(self.grid.cells(), kept=self.mask.mask)
+    def cells(self) -> Cells | None:
+        cells = self.grid.cells()
+        return None if cells is None else replace(cells, kept=self.mask.mask)
 
     def refit(
         self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
