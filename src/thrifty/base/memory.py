@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 KEPT_PRODUCTS = 32
+MUCH = 64 << 20
+"""Bytes for which room is made."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -55,12 +57,14 @@ def keep_few_products() -> None:
         os.environ.setdefault(name, str(KEPT_PRODUCTS))
 
 
-def return_free_memory() -> None:
+def return_free_memory(wanted: int | None = None) -> None:
     """Give free pages back to the system.
+
+    wanted: bytes of what comes next. Where that is little, nothing is done: making pages anew would take longer than they are worth.
 
     The GNU allocator keeps what was freed in blocks below 32 MB; after a block of a model that is as much again as the next one needs, so
     that the peak would grow with what happened before. Elsewhere nothing is done.
     """
     trim = _malloc_trim()
-    if callable(trim):
+    if callable(trim) and (wanted is None or wanted >= MUCH):
         trim(0)

@@ -44,8 +44,12 @@ def snap_scale(
     scale: Float[Tensor, "*shape"], bits: int, smallest: float = SMALLEST_SCALE, largest: float = LARGEST_SCALE
 ) -> Float[Tensor, "*shape"]:
     """`scale` rounded to `bits` significant bits, from `smallest` to `largest`; 1 where it is 0 (a group of zeros)."""
-    mantissa, exponent = torch.frexp(scale.clamp(smallest, largest))
-    snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
+    inside = scale.clamp(smallest, largest)
+    if bits == 8 and scale.dtype == torch.float32:  # as many as bfloat16 has, which takes a tenth of the time
+        snapped = inside.to(torch.bfloat16).to(torch.float32)
+    else:
+        mantissa, exponent = torch.frexp(inside)
+        snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
     return torch.where(scale > 0, snapped, torch.ones_like(snapped))
 
 

@@ -283,7 +283,7 @@ class BlockRun:
         if not wanted:
             return
         gram, tokens = self._gram(stage, statistics)
-        return_free_memory()  # what the last stage left scattered in the heap would stand beside what this one takes
+        return_free_memory(gram.nbytes)  # what the last stage left scattered in the heap would stand beside what this one takes
         self._solve_group(wanted, gram, tokens)
         self._round(stage)
 
