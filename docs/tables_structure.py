@@ -125,6 +125,11 @@ def chosen_language() -> str:
     return _compared(read("structure_methods.json")["language"], "kl", "perplexity")
 
 
+def chosen_second() -> str:
+    """The same of a model that nothing was tuned on."""
+    return _compared(read("structure_methods.json")["second"], "kl", "perplexity")
+
+
 def chosen_channels() -> str:
     """Ways to the same number of parameters of the same model: fewer channels of its hidden states, and others."""
     return _compared(read("structure_methods.json")["channels"], "kl", "perplexity")
@@ -158,5 +163,6 @@ TABLES = {
     "chosen states": chosen_states,
     "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
+    "chosen second": chosen_second,
     "chosen channels": chosen_channels,
 }
