@@ -144,7 +144,7 @@ def test_other_numbers_are_left_to_torch():
 
 def test_a_library_that_is_wrong_is_not_used(monkeypatch):
     said = []
-    wrong = SimpleNamespace(thrifty_panel=Nothing(), thrifty_least_error=Nothing())
+    wrong = SimpleNamespace(thrifty_panel=Nothing(), thrifty_best_scale=Nothing())
     monkeypatch.setattr(fast_grids, "library", lambda _: wrong)
     with listening(said.append):
         assert fast_grids._calls.__wrapped__() is None

@@ -130,7 +130,7 @@ def test_killed_at_ten_moments(undisturbed: tuple[Path, float], tmp_path: Path) 
     assert not (out / ".run").exists()
 
 
-def test_a_chain_is_killed_in_any_of_its_links(tmp_path: Path) -> None:
+def test_a_chain_is_killed_at_random_moments(tmp_path: Path) -> None:
     reference, seconds = whole(tmp_path / "reference", CHAIN)
     out, printed = tmp_path / "result", tmp_path / "printed"
     for _ in killed(out, printed, reference, seconds, 4, CHAIN):

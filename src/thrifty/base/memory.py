@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 KEPT_PRODUCTS = 32
-MUCH = 64 << 20
-"""Bytes for which room is made."""
+LARGE = 64 << 20
+"""Bytes for which it is worth while to give memory back first."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -66,5 +66,5 @@ def return_free_memory(wanted: int | None = None) -> None:
     that the peak would grow with what happened before. Elsewhere nothing is done.
     """
     trim = _malloc_trim()
-    if callable(trim) and (wanted is None or wanted >= MUCH):
+    if callable(trim) and (wanted is None or wanted >= LARGE):
         trim(0)

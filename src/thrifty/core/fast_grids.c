@@ -144,7 +144,7 @@ int thrifty_panel(
 /* Which of `tries` scales rounds each group with the least (weighted) squared error, the first of equals. values: [count, groups, size].
    importance: [groups, size], none where all count the same. scale: [tries, count, groups]; low, high: like it, none where all have the
    same bounds. best: [count, groups]. */
-int thrifty_least_error(
+int thrifty_best_scale(
     const float *values, size_t count, size_t groups, size_t size, const float *importance, const float *scale, const float *low,
     const float *high, float lowest, float highest, size_t tries, int64_t *best
 ) {

@@ -33,7 +33,7 @@ Bounds = tuple["Tensor | float", "Tensor | float"]
 
 class _Calls(NamedTuple):
     panel: Callable[..., int]
-    least_error: Callable[..., int]
+    best_scale: Callable[..., int]
 
 
 def fixed_panel(
@@ -68,7 +68,7 @@ def fixed_panel(
     return None if failed else column_loss.to(error.dtype)
 
 
-def least_error(
+def best_scale(
     groups: Float[Tensor, "out groups size"],
     scale: Float[Tensor, "tries out groups"],
     bounds: Bounds,
@@ -87,7 +87,7 @@ def least_error(
     tries, out, count = scale.shape
     best = torch.empty(out, count, dtype=torch.int64)
 
-    calls.least_error(groups.data_ptr(), out, count, groups.shape[2], _place(importance), *_bounded(scale, *bounds), tries, best.data_ptr())
+    calls.best_scale(groups.data_ptr(), out, count, groups.shape[2], _place(importance), *_bounded(scale, *bounds), tries, best.data_ptr())
     return best
 
 
@@ -112,10 +112,10 @@ def _calls() -> _Calls | None:
     found = library(SOURCE)
     if found is None:
         return None
-    calls = _Calls(found.thrifty_panel, found.thrifty_least_error)
+    calls = _Calls(found.thrifty_panel, found.thrifty_best_scale)
     at, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_float
     calls.panel.argtypes = [at, at, at, size, size, at, size, at, at, at, at, number, number, at, at, at, at, at]
-    calls.least_error.argtypes = [at, size, size, size, at, at, at, at, number, number, size, at]
+    calls.best_scale.argtypes = [at, size, size, size, at, at, at, at, number, number, size, at]
     if not _right(calls):
         note("the compiled search for points of grids is wrong on this machine and is not used; torch does it, more slowly")
         return None
@@ -144,7 +144,7 @@ def _right(calls: _Calls) -> bool:
     tried, best = torch.tensor([1.0, 2.0, 4.0])[:, None, None].expand(3, 3, 1).contiguous(), torch.empty(3, 1, dtype=torch.int64)
     counts = torch.arange(width) % 3 + 1.0
     at = [part.data_ptr() for part in (weight, counts, tried, best)]
-    calls.least_error(at[0], 3, 1, width, *at[1:3], None, None, low, high, 3, at[3])
+    calls.best_scale(at[0], 3, 1, width, *at[1:3], None, None, low, high, 3, at[3])
     exact = weight / tried
     losses = (((torch.round(exact).clamp(low, high) - exact) * tried).square() * counts).sum(-1)
     return fixed and best[:, 0].equal(losses.argmin(0))

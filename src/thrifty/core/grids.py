@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from thrifty.core.fast_grids import Bounds, least_error
+from thrifty.core.fast_grids import Bounds, best_scale
 
 Range = Literal["minmax", "mse"]
 
@@ -103,14 +103,14 @@ def _least_error(groups: Tensor, levels: int, symmetric: bool, importance: Tenso
     shrinks = torch.tensor(SHRINKS, dtype=groups.dtype, device=groups.device)[:, None, None]
     tried = step_between(low * shrinks, high * shrinks, levels, symmetric)
     smallest, largest = limits(tried, levels)
-    best = least_error(groups, tried.scale, (smallest, largest), importance)
+    best = best_scale(groups, tried.scale, (smallest, largest), importance)
     if best is None:
-        best = _least_error_by_passes(groups, tried.scale, (smallest, largest), importance)
+        best = _best_scale_by_passes(groups, tried.scale, (smallest, largest), importance)
     return Step(*(None if part is None else part.gather(0, best[None])[0] for part in (tried.scale, tried.zero_point)))
 
 
-def _least_error_by_passes(groups: Tensor, scales: Tensor, bounds: Bounds, importance: Tensor | None) -> Int[Tensor, "out groups"]:
-    """`core.fast_grids.least_error` in plain torch."""
+def _best_scale_by_passes(groups: Tensor, scales: Tensor, bounds: Bounds, importance: Tensor | None) -> Int[Tensor, "out groups"]:
+    """`core.fast_grids.best_scale` in plain torch."""
     room = torch.empty_like(groups), torch.empty_like(groups)
     least = torch.full_like(scales[0], torch.inf)
     best = torch.zeros_like(least, dtype=torch.int64)
