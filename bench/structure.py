@@ -38,6 +38,8 @@ METHODS = {
     "wanda_units": {},
     "flap": {},
     "flap without bias": {"compensate_bias": False},
+    "taylor_units": {},
+    "taylor_units mixed": {"order": "mixed"},
 }
 LOTS = 3
 """Draws of random units; the one with the median KL divergence is what others are compared with."""

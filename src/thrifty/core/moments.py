@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+AT_ONCE = 1 << 18
+"""Values that are held in double precision at once."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -30,7 +33,7 @@ class Moments:
         """The moments of one batch of inputs; sums are taken in float64, on the CPU."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         total = cls.empty(rows.shape[1])
-        for chunk in rows.split(4096):
+        for chunk in rows.split(max(1, AT_ONCE // max(1, rows.shape[1]))):
             part = chunk.to("cpu", torch.float64)
             total = total.merge(cls(len(part), part.sum(0), part.square().sum(0)))
         return total

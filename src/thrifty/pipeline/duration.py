@@ -17,6 +17,8 @@ from thrifty.pipeline.steps import Work
 FIXED = 4.0
 """Seconds that any run takes, about: reading the data, opening files, reading the result back, its pages and plots."""
 
+FOLLOWED = 4
+"""Passes through a block that a row takes whose loss is followed back: one before, one again, and twice as long for the gradients."""
 
 MOVED = 200
 """Bytes that a step of training moves for each entry of a matrix, about: value, gradient and moments, in float32 and in parts."""
@@ -38,10 +40,12 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
 def estimate_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load, rates: Rates) -> float:
     """Seconds of a structural step: calibration rows pass each block before it is cut, where they are looked at, and after it; where
     something is decided for the whole model first, once or twice more through all of it."""
-    passes = 2 if shaping.removed else 4 if shaping.undecided and shaping.calibrated else 2 if shaping.calibrated else 0
+    twice = shaping.uneven and not shaping.follows
+    passes = 2 if shaping.removed else 4 if twice and shaping.calibrated else 2 if shaping.calibrated else 0
+    rows = passes * load.rows + FOLLOWED * min(shaping.follows, load.rows)
     total = 0.0
     for block in source.anatomy.blocks:
-        total += passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
+        total += rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
         total += _evaluating(block, load, rates)
         if "gram" in shaping.step.needs:
             total += sum(_gram(block, stage, load, rates) for stage in block.stages)

@@ -46,6 +46,9 @@ TRAINED = 40
 ADAPTED, DIRECTION = 12, 16
 """The same where it is trained along few directions, and bytes of an entry of these, with their moments and gradients."""
 
+FOLLOWING = 24
+"""Bytes that an entry of a matrix takes while a loss is followed back: weight, gradient, sums of both, and what they are made into."""
+
 LOGITS_HELD = 10
 """How many numbers training holds for every logit: of both models, what the loss makes of them, and gradients."""
 
@@ -107,6 +110,7 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
         # the module, what a method reads of it in float32, the same again while it is judged or checked, and the tensors old and new
         held = source.block_parameters(block) * (size + 8) + 2 * source.block_bytes(block)
         looking = max(looking, held + grams + inside)
+    looking = max(looking, _following(source, shaping, setting, load))
     parts = {**memory_parts(source, Work.of(()), replace(setting, order="block"), load), "solving": looking}
     memory = resident + FIRST_CALLS + parts["rows"] + max(_scattered(name, parts[name]) for name in PHASES)
     result = shaping.resized.source
@@ -115,6 +119,18 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
     if shaping.undecided:  # rows that left the last block of the pass that decides, and what it finds
         disk += parts["rows"] + shaping.aside_bytes
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
+
+
+def _following(source: Source, shaping: Shaping, setting: Setting, load: Load) -> int:
+    """The peak while a loss is followed back through the model, in float32: what enters each block, and the logits of a row or what
+    gradients need of it in a block, and of the matrices there."""
+    rows = min(shaping.follows, load.rows)
+    if not rows:
+        return 0
+    between = between_blocks(source, rows, setting, load) * 4 // setting.dtype.itemsize
+    matrices = max(source.block_parameters(block) for block in source.anatomy.blocks) * FOLLOWING
+    inside = KEPT * max(inside_block(source, block, load, 1, torch.float32) for block in source.anatomy.blocks)
+    return between + max(matrices + inside, source.shell_parameters() * 4 + LOGITS_HELD * load.tokens * load.vocabulary * 4)
 
 
 def _scattered(name: str, size: int) -> int:

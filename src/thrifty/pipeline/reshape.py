@@ -26,9 +26,9 @@ from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
 from thrifty.pipeline.block import LayerReport, passed, watching
-from thrifty.pipeline.folder import BlockRecord, block_key, seconds_of
+from thrifty.pipeline.folder import BlockRecord, block_key
 from thrifty.pipeline.readings import gather
-from thrifty.pipeline.shaping import Shaping, originals, shared_out, without_blocks
+from thrifty.pipeline.shaping import Shaping, originals
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.stored import check_written
 from thrifty.pipeline.streams import Streams
@@ -195,9 +195,9 @@ class ReshapeWalk(Walk):
         new = self.new[view.block.path]
         added: dict[str, Tensor] = {}
         if isinstance(step, Pruner) and view.units:
-            scores = step.score(view, seen)
-            cuts = [Cut(units, choose(scores[units.space], self.shaping.count(view.block, units))) for units in view.units]
-            warnings = _unseen(view, seen) if step.calibrated else []
+            scores = self.shaping.scores.get(view.block.path) or {space.name: one for space, one in step.score(view, seen).items()}
+            cuts = [Cut(units, choose(scores[units.space.name], self.shaping.count(view.block, units))) for units in view.units]
+            warnings = _unseen(view, seen) if step.calibrated and not self.shaping.scores else []
             change = step.compensate(view, cuts, seen)
             for path, matrix in change.weights.items():
                 place(changed, self.source, view.linear(path), matrix)
@@ -308,82 +308,6 @@ class ReshapeWalk(Walk):
             tokens=seen.inputs[stage.reads.name].tokens if stage.reads.name in seen.inputs else 0,
             details=details,
         )
-
-
-@dataclass
-class InfluenceWalk(ReshapeWalk):
-    """The pass that only looks: calibration rows through the original's blocks, and what each block changes. Judges nothing."""
-
-    title: str = "blocks weighed"
-
-    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
-        local = Stopwatch()
-        step = self.shaping.step
-        assert isinstance(step, BlockPruner)
-        path = self.folder.tensors_path(key)
-        rows, total, count = streams.now["calibration"], 0.0, 0
-        with local.during("forward"):
-            module = self.source.block(block, self.setting.dtype, self.setting.device)
-            out = []
-            for batch in rows.split(self.setting.batch):
-                batch = batch.to(self.setting.device)
-                leaving = run_block(module, batch, calls["calibration"])
-                found = step.influence(batch.float(), leaving.float()).to(torch.float64)
-                total, count = total + float(found.sum()), count + found.numel()
-                out.append(leaving.cpu())
-            streams.now["calibration"] = torch.cat(out)
-            check_finite(block, streams)
-        write_atomic(path, lambda temporary: save_file({}, temporary))
-        return BlockRecord(key, path, (), (), local.seconds, {}, {"influence": [total / max(count, 1)]})
-
-
-@dataclass
-class ScoreWalk(ReshapeWalk):
-    """The pass that only judges: what each unit of the original's blocks is worth."""
-
-    title: str = "blocks judged"
-
-    def _block(self, block: Block, key: str, calls: dict[str, Call], streams: Streams) -> BlockRecord:
-        local = Stopwatch()
-        step = self.shaping.step
-        assert isinstance(step, Pruner)
-        path = self.folder.tensors_path(key)
-        view = CutView(self, block, calls.get("calibration"))
-        with local.during("forward"):
-            seen = self._look(view, streams, local)
-        with local.during("solve"):
-            scores = {space.name: values.tolist() for space, values in (step.score(view, seen) if view.units else {}).items()}
-        if "calibration" in streams.now:
-            with local.during("forward"):
-                streams.now["calibration"] = view.forward(streams.now["calibration"])
-                check_finite(block, streams)
-        write_atomic(path, lambda temporary: save_file({}, temporary))
-        return BlockRecord(key, path, (), (), local.seconds, {}, scores)
-
-
-def chosen(walk: ReshapeWalk, key: str) -> tuple[Shaping, float]:
-    """(the shaping with what a pass over the whole model decides: which blocks go, or how many units stay in each; the seconds it took)."""
-    kind, name = (InfluenceWalk, "influence") if walk.shaping.removed else (ScoreWalk, "scores")
-    records, _, watch = walk.aside(kind, name, shaping=walk.shaping).run(key)
-    seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
-    blocks = [block.path for chain in walk.source.anatomy.chains for block in walk._blocks(chain)]
-    found = {path: record.losses for path, record in zip(blocks, records, strict=True)}
-    if not walk.shaping.removed:
-        shaping = shared_out(walk.source, walk.shaping, found)
-        for alike in shaping.kept:
-            counts = [str(counted[alike]) for counted in shaping.by_block.values() if alike in counted]
-            events.note(f"{shaping.step.name} keeps {', '.join(counts)} of {alike}")
-        return shaping, seconds
-    influence = {path: losses["influence"][0] for path, losses in found.items()}
-    shaping = without_blocks(walk.source, walk.shaping, influence)
-    stay = {block.path for block in shaping.resized.blocks.values()}
-    gone = [f"{path} ({influence[path]:.3g})" for path in blocks if path not in stay]
-    events.note(f"{shaping.step.name} removes {', '.join(gone)}; least influence that stays {_least(influence, stay):.3g}")
-    return shaping, seconds
-
-
-def _least(influence: dict[str, float], stay: set[str]) -> float:
-    return min((value for path, value in influence.items() if path in stay), default=0.0)
 
 
 def _unseen(view: CutView, seen: Seen) -> list[str]:

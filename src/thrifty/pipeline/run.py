@@ -24,12 +24,13 @@ from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, 
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.chain import through
+from thrifty.pipeline.choosing import chosen
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, move_folder, seconds_of
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
 from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
 from thrifty.pipeline.refusals import digest_of, refusals
-from thrifty.pipeline.reshape import ReshapeWalk, chosen
+from thrifty.pipeline.reshape import ReshapeWalk
 from thrifty.pipeline.score import score
 from thrifty.pipeline.sharing import scores_of, shared
 from thrifty.pipeline.slicing import SliceWalk, Slicing, settled

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from thrifty.base.anatomy import Block, Units
 from thrifty.base.errors import InputError
@@ -14,8 +15,9 @@ from thrifty.models import Source
 from thrifty.models.resize import Resized, Resizer
 from thrifty.models.units import units_of
 from thrifty.pipeline import steps
+from thrifty.pipeline.slopes import check_loss
 from thrifty.pipeline.uneven import Counts, resize_unevenly
-from thrifty.structure.base import BlockPruner, Pruner, share_out
+from thrifty.structure.base import BlockPruner, GradientPruner, Pruner, share_out
 from thrifty.structure.narrow import Narrower
 from thrifty.structure.rebuild import Rebuilder
 
@@ -29,7 +31,8 @@ class Shaping:
     units: what is cut, by path of the original's block. kept: how many of them stay in a block, by their shared name, on average where
     that differs; by_block: how many, where it does. resized: the result before its
     blocks exist; where that depends on values, a stand-in of the same size until it is known. removed: how many those are.
-    changes: (before, after) of every width, for people.
+    changes: (before, after) of every width, for people. scores: of each unit, by path of the block and name of the space, where a pass
+    over the whole model has found them.
     """
 
     step: Step
@@ -40,6 +43,7 @@ class Shaping:
     removed: int = 0
     changes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    scores: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def calibrated(self) -> bool:
@@ -47,9 +51,19 @@ class Shaping:
         return isinstance(self.step, BlockPruner) or self.step.calibrated
 
     @property
+    def uneven(self) -> bool:
+        """Whether blocks may keep different numbers of units, which all of them together decide."""
+        return isinstance(self.step, Pruner) and self.step.uneven and bool(self.kept)
+
+    @property
+    def follows(self) -> int:
+        """Calibration rows whose loss is followed back through the whole model first, at most."""
+        return self.step.rows if isinstance(self.step, GradientPruner) and self.kept else 0
+
+    @property
     def undecided(self) -> bool:
         """Whether a pass over the whole model must come first."""
-        return bool(self.removed) or (isinstance(self.step, Pruner) and self.step.uneven and bool(self.kept))
+        return bool(self.removed) or self.uneven or bool(self.follows)
 
     @property
     def aside_bytes(self) -> int:
@@ -75,6 +89,8 @@ def shape(source: Source, step: Pruner | BlockPruner) -> Shaping:
     if isinstance(step, BlockPruner):
         shaping = _fewer_blocks(source, step)
     else:
+        if isinstance(step, GradientPruner):
+            check_loss(source, step.name)
         shaping = _unevenly_fewer(source, step) if step.uneven else _fewer_units(source, step)
     before, after = source.anatomy.parameters, shaping.resized.source.anatomy.parameters
     return replace(shaping, changes={"parameters": (before, after), **shaping.changes})

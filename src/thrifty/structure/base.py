@@ -14,7 +14,8 @@ channels, states); the result has an entry [count] for the space of each, higher
 [out, in] float32; `view.values(units, member)` [count, values] is what each unit owns in one member of `units.members`, which `view.rows`
 and `view.columns` sort by side. `seen` is what calibration knows: `seen.inputs[space name]` the moments of what each stage reads,
 `seen.grams[space name]` its products where `needs` holds `gram`, `seen.rows` the hidden states that enter the block. `view.module` is the
-block itself with its weights and `view.forward(rows)` what it makes of rows: for anything else that has to be seen.
+block itself with its weights and `view.forward(rows)` what it makes of rows: for anything else that has to be seen. A method below
+`GradientPruner` is given instead, before any block is cut, what the loss of the whole model changes with: `seen.slopes[path]`.
 
 The base then keeps equally many units in each block (widths that plain configs can hold; `uneven` ranks over all blocks), removes the rest
 from every tensor they lie in (`core.cut`), and writes. A method that changes weights besides overrides `compensate` and returns a `Change`:
@@ -39,6 +40,7 @@ from thrifty.base.anatomy import Block, Linear, Member, Space, UnitKind, Units
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Cut
+from thrifty.core.cut import indices
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 
@@ -95,6 +97,12 @@ class View(ABC):
         """Where units are columns of matrices: what reads them."""
         return [member for member in units.members if member.side == "columns"]
 
+    @staticmethod
+    def owned(matrix: Float[Tensor, "out in"], units: Units, member: Member) -> Float[Tensor, "count values"]:
+        """What each unit owns of values that lie as the matrix of a member does."""
+        lines = matrix if member.side == "rows" else matrix.T
+        return lines[indices(member, units.count)].flatten(1)
+
     def norms(self, units: Units, members: Sequence[Member]) -> Float[Tensor, "count"]:
         """The Euclidean norm of everything that each unit owns in these members; in all of its tensors where it owns whole ones."""
         total = torch.zeros(units.count)
@@ -106,8 +114,17 @@ class View(ABC):
 
 
 @dataclass(frozen=True)
+class Slopes:
+    """What the loss of the whole model changes with the entries of a matrix: the mean over rows of its gradient, and of the square of that
+    of each row."""
+
+    mean: Float[Tensor, "out in"]
+    square: Float[Tensor, "out in"]
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What calibration saw at one block, all blocks before it already cut.
+    """What calibration saw at one block, all blocks before it already cut; slopes, by path of the matrix, before any was.
 
     rows: hidden states that enter it. inputs: moments of what each stage reads, by the name of the space; grams: products, where asked for.
     seed: of whatever a method draws.
@@ -117,6 +134,7 @@ class Seen:
     inputs: Mapping[str, Moments] = field(default_factory=dict)
     grams: Mapping[str, Statistics] = field(default_factory=dict)
     seed: int = 0
+    slopes: Mapping[str, Slopes] = field(default_factory=dict)
 
     def size(self, space: Space) -> Float[Tensor, "width"]:
         """The root mean square of each input of a space; of a token where it was not seen, 1."""
@@ -183,6 +201,16 @@ class Pruner(Method, ABC):
     def compensate(self, view: View, cuts: Sequence[Cut], seen: Seen) -> Change:
         """New values for what reads the units that these cuts remove."""
         return Change()
+
+
+@dataclass(frozen=True)
+class GradientPruner(Pruner, ABC):
+    """A pruner that judges units of all blocks by the loss of the whole model, before any of them is cut.
+
+    rows: calibration rows, the first ones, whose loss is followed back; what enters each block of them is kept in memory.
+    """
+
+    rows: Annotated[int, Field(ge=1)] = 16
 
 
 @dataclass(frozen=True)

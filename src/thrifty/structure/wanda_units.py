@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thrifty.base.anatomy import Member, Space, Units
+from thrifty.base.anatomy import Space, Units
 from thrifty.base.method import Paper
-from thrifty.core.cut import indices
 from thrifty.structure.base import Pruner, Seen, View
 
 
@@ -39,14 +38,8 @@ def _group(view: View, units: Units, seen: Seen) -> Float[Tensor, "count"]:
     for member in (*view.rows(units), *view.columns(units)):
         assert member.linear is not None
         weighed = view.read(member.linear) * _sizes(view, member.linear, seen)
-        total += _norms(weighed, member, units.count)
+        total += view.owned(weighed, units, member).norm(dim=1)
     return total
-
-
-def _norms(matrix: Float[Tensor, "out in"], member: Member, count: int) -> Float[Tensor, "count"]:
-    owned = indices(member, count)
-    rows = matrix if member.side == "rows" else matrix.T
-    return rows[owned].flatten(1).norm(dim=1)
 
 
 def _sizes(view: View, path: str, seen: Seen) -> Float[Tensor, "in"]:
