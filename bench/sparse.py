@@ -35,7 +35,9 @@ from thrifty.pipeline.run import run
 
 HOME = BUILD / "sparse"
 AMOUNTS = (0.5, 0.6, 0.7, "2:4")
-METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "awp")
+METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "awp", "alps")
+SOLVERS = ("awp", "alps")
+"""Those of them that are no step of their own."""
 SHARED = ("wanda", "sparsegpt")
 AT = 0.7
 HALF = -2
@@ -66,10 +68,10 @@ PAIRS = (
 
 def step(method: str, amount: float | str, back: bool, share: Any = "uniform") -> dict[str, Any]:
     """The step of a recipe."""
-    if method != "awp":
+    if method not in SOLVERS:
         return {method: {**({"pattern": amount} if isinstance(amount, str) else {"sparsity": amount}), "share": share, "back_solve": back}}
     into = {"n_m": {"n": 2, "m": 4}} if isinstance(amount, str) else {"top_k": {"sparsity": amount}}
-    return {"solve": {"by": {"back_solve": {"by": "awp"}} if back else "awp", "into": into, "share": share}}
+    return {"solve": {"by": {"back_solve": {"by": method}} if back else method, "into": into, "share": share}}
 
 
 PARTS = ("amounts", "shares", "alone")

@@ -3,8 +3,8 @@
     min over V, zero where `by` left zeros, of  tr((W - V) G (W - V)^T) + damping ||V - V_by||^2
 
 Each row is a least-squares problem of its own in the inputs that it keeps; all of them are solved together by conjugate gradients, to a
-small residual instead of the published ten steps. The loss is never above that of `by`. It is the last step of ALPS; the search for the
-mask itself (ADMM) is not done. Where weights shall lie on a grid, too, put a step that quantizes after this one: it keeps the zeros.
+small residual instead of the published ten steps. The loss is never above that of `by`. It is the last step of ALPS, whose search for the
+mask itself is `alps`. Where weights shall lie on a grid, too, put a step that quantizes after this one: it keeps the zeros.
 Source: Meng, Behdin, Wang and Mazumder (2024), arXiv 2406.07831.
 """
 
