@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ def whole(out: Path, recipe: str = RECIPE) -> tuple[Path, float]:
 
 def blocks_of(out: Path) -> set[tuple[str, int]]:
     """The finished blocks of a run that is under way, and when each was written."""
-    return {(path.name, path.stat().st_mtime_ns) for path in (out / ".run").rglob("blocks/*.json")}
+    found = set()
+    with suppress(FileNotFoundError):  # what is watched may remove them all, being done
+        for path in (out / ".run").rglob("blocks/*.json"):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def killed(out: Path, printed: Path, reference: Path, seconds: float, kills: int, recipe: str = RECIPE) -> Iterator[bool]:
