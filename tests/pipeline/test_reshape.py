@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import thrifty
 from tests.models.cutting import run_zeroed, tensors_of
-from tests.tiny import ARCHITECTURES, add_reader, inputs, tiny
+from tests.tiny import ARCHITECTURES, inputs
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
 from thrifty.cli.main import main
@@ -27,20 +26,6 @@ from thrifty.models.shell import main_output
 from thrifty.models.units import units_of
 from thrifty.pipeline.reshape import ReshapeWalk
 from thrifty.structure.base import Seen, choose
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("tiny")
-
-    def get(name: str) -> Path:
-        folder = root / name
-        if not folder.exists():
-            tiny(name, folder)
-            add_reader(name, folder)
-        return folder
-
-    return get
 
 
 def reshaped(folder: Path, name: str, out: Path, step: dict, **settings) -> dict:

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import thrifty
-from tests.tiny import add_reader, inputs, tiny
+from tests.tiny import inputs
 from thrifty.base.anatomy import Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.data import Rows
@@ -26,21 +26,6 @@ MODELS = {
     "vit": transformers.AutoModelForImageClassification,
     "bert": transformers.AutoModelForMaskedLM,
 }
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory):
-    """A folder of a tiny model that a step can be tried on."""
-    root = tmp_path_factory.mktemp("ready")
-
-    def get(name: str):
-        folder = root / name
-        if not folder.exists():
-            tiny(name, folder)
-            add_reader(name, folder)
-        return folder
-
-    return get
 
 
 def by_autograd(source: Source, name: str, rows: dict[str, Tensor], seed: int) -> list[dict[str, Tensor]]:
@@ -72,8 +57,8 @@ def of(linear: Linear, gradients: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "phi", "mixtral", "mamba", "mamba2", "bert", "vit"])
-def test_they_are_those_of_the_whole_model(name, ready):
-    source, rows = open_model(ready(name)), inputs(name, rows=3, length=12, seed=4)
+def test_they_are_those_of_the_whole_model(name, folder_of):
+    source, rows = open_model(folder_of(name)), inputs(name, rows=3, length=12, seed=4)
     expected = by_autograd(source, name, rows, 7)
     setting = Setting(seed=7, batch=2)
     order = []
@@ -88,9 +73,9 @@ def test_they_are_those_of_the_whole_model(name, ready):
     assert order == [block.path for block in reversed(source.anatomy.blocks)]
 
 
-def test_a_neuron_is_scaled_alike_where_it_is_written_and_where_it_is_read(ready):
+def test_a_neuron_is_scaled_alike_where_it_is_written_and_where_it_is_read(folder_of):
     """(1 + e) of a row of `up` is (1 + e) of the column of `down`, so the loss changes alike with both."""
-    source = open_model(ready("llama"))
+    source = open_model(folder_of("llama"))
     for block, slopes in descent(source, Rows.of(inputs("llama", rows=2, length=9)), Setting()):
         weights = {linear.path: source.read(linear.source) for linear in block.linears}
         up, down = (f"{block.path}.mlp.{name}_proj" for name in ("up", "down"))
@@ -100,10 +85,10 @@ def test_a_neuron_is_scaled_alike_where_it_is_written_and_where_it_is_read(ready
         assert torch.allclose(written, read, rtol=1e-3, atol=1e-6 * float(written.abs().max()))
 
 
-def cut(ready, name: str, out, **settings) -> dict:
+def cut(folder_of, name: str, out, **settings) -> dict:
     step = {"taylor_units": {"ratio": 0.5, "rows": 4, **settings}}
     calibration, judged = inputs(name, rows=6, length=20, seed=1), inputs(name, rows=3, length=20, seed=2)
-    return thrifty.compress(ready(name), {"steps": [step]}, calibration, evaluation=judged, out=out, speed=False, verify="full")
+    return thrifty.compress(folder_of(name), {"steps": [step]}, calibration, evaluation=judged, out=out, speed=False, verify="full")
 
 
 @pytest.mark.parametrize(
@@ -116,16 +101,16 @@ def cut(ready, name: str, out, **settings) -> dict:
         ("bert", {"cut": ("neurons",)}),
     ],
 )
-def test_a_step_cuts_by_them(name, settings, ready, tmp_path):
-    result = cut(ready, name, tmp_path / "out", **settings)
+def test_a_step_cuts_by_them(name, settings, folder_of, tmp_path):
+    result = cut(folder_of, name, tmp_path / "out", **settings)
     assert result["verified"] == "full"
     assert result["structure"]["parameters"]["after"] < result["structure"]["parameters"]["before"]
 
 
-def test_what_stays_is_worth_most(ready, tmp_path):
+def test_what_stays_is_worth_most(folder_of, tmp_path):
     """Of the original model, whatever was cut before; the kept rows are found in the file."""
-    cut(ready, "llama", tmp_path / "out", cut=("neurons",))
-    source, result = open_model(ready("llama")), open_model(tmp_path / "out")
+    cut(folder_of, "llama", tmp_path / "out", cut=("neurons",))
+    source, result = open_model(folder_of("llama")), open_model(tmp_path / "out")
     rows = {name: tensor[:4] for name, tensor in inputs("llama", rows=6, length=20, seed=1).items()}
     for block, slopes in descent(source, Rows.of(rows), Setting()):
         total = torch.zeros(96)
@@ -138,34 +123,34 @@ def test_what_stays_is_worth_most(ready, tmp_path):
         assert torch.equal(result.read(path), source.read(path)[kept])
 
 
-def test_a_stopped_run_does_not_follow_the_loss_again(ready, tmp_path, monkeypatch):
-    cut(ready, "llama", tmp_path / "undisturbed")
+def test_a_stopped_run_does_not_follow_the_loss_again(folder_of, tmp_path, monkeypatch):
+    cut(folder_of, "llama", tmp_path / "undisturbed")
 
     def stop(self, key):
         raise RunError("stopped")
 
     with monkeypatch.context() as patched, pytest.raises(RunError, match="stopped"):
         patched.setattr(ReshapeWalk, "run", stop)
-        cut(ready, "llama", tmp_path / "out")
+        cut(folder_of, "llama", tmp_path / "out")
     assert json.loads((tmp_path / "out/.run/slopes.json").read_text())["scores"]
     monkeypatch.setattr(choosing, "descent", lambda *_: pytest.fail("followed again"))
-    cut(ready, "llama", tmp_path / "out")
+    cut(folder_of, "llama", tmp_path / "out")
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("undisturbed", "out"))
     assert first == second
 
 
 @pytest.mark.parametrize("name", ["clip", "llava"])
-def test_a_model_without_such_a_loss_is_refused(name, ready, tmp_path):
+def test_a_model_without_such_a_loss_is_refused(name, folder_of, tmp_path):
     with pytest.raises(InputError, match=r"taylor_units follows the loss .* does not have"):
-        cut(ready, name, tmp_path / "out")
+        cut(folder_of, name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_units_that_no_row_reaches_are_named(ready, tmp_path, monkeypatch):
+def test_units_that_no_row_reaches_are_named(folder_of, tmp_path, monkeypatch):
     def unreached(*arguments):
         for block, slopes in descent(*arguments):
             yield block, {path: dataclasses.replace(one, mean=one.mean * 0) for path, one in slopes.items()}
 
     monkeypatch.setattr(choosing, "descent", unreached)
-    result = cut(ready, "llama", tmp_path / "out", cut=("neurons",))
+    result = cut(folder_of, "llama", tmp_path / "out", cut=("neurons",))
     assert sum("the loss of no row changes with it" in warning for warning in result["warnings"]) == 2

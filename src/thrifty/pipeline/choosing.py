@@ -86,14 +86,14 @@ def chosen(walk: ReshapeWalk, key: str) -> tuple[Shaping, float]:
     if isinstance(walk.shaping.step, GradientPruner):
         scores, seconds = _by_gradients(walk)
         decided = {path: {name: torch.tensor(values) for name, values in spaces.items()} for path, spaces in scores.items()}
-        return _told(walk, replace(walk.shaping, scores=decided), scores), seconds
+        return _counted(walk, replace(walk.shaping, scores=decided), scores), seconds
     kind, name = (InfluenceWalk, "influence") if walk.shaping.removed else (ScoreWalk, "scores")
     records, _, watch = walk.aside(kind, name, shaping=walk.shaping).run(key)
     seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
     blocks = [block.path for chain in walk.source.anatomy.chains for block in walk._blocks(chain)]
     found = {path: record.losses for path, record in zip(blocks, records, strict=True)}
     if not walk.shaping.removed:
-        return _told(walk, walk.shaping, found), seconds
+        return _counted(walk, walk.shaping, found), seconds
     influence = {path: losses["influence"][0] for path, losses in found.items()}
     shaping = without_blocks(walk.source, walk.shaping, influence)
     stay = {block.path for block in shaping.resized.blocks.values()}
@@ -102,7 +102,7 @@ def chosen(walk: ReshapeWalk, key: str) -> tuple[Shaping, float]:
     return shaping, seconds
 
 
-def _told(walk: ReshapeWalk, shaping: Shaping, scores: Scores) -> Shaping:
+def _counted(walk: ReshapeWalk, shaping: Shaping, scores: Scores) -> Shaping:
     """The shaping with the numbers of each block decided where they may differ, and said."""
     if not shaping.uneven:
         return shaping

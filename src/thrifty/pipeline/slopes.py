@@ -76,9 +76,9 @@ def _of_loss(shell: Shell, rows: Rows, leaving: Tensor, seed: int) -> Tensor:
 
 def _known(rows: Rows, kind: Kind) -> Int[Tensor, "rows *length"] | None:
     """What the model should say; None where that is not known."""
-    if rows.targets is not None or kind != "causal_lm":
-        return rows.targets if rows.targets is not None else rows.labels
-    return causal_targets(rows.inputs["input_ids"])
+    if rows.targets is not None:
+        return rows.targets
+    return causal_targets(rows.inputs["input_ids"]) if kind == "causal_lm" else rows.labels
 
 
 def _through(

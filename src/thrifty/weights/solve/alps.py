@@ -10,8 +10,8 @@ has the zeros, and U is what they still disagree by (ADMM):
 rho rises every third turn, faster while more of the mask changes (by 1.3 above a tenth of what stays, by 1.2 above a 200th, else by 1.1),
 and the search ends when the mask has not changed in three turns. What stays then takes the values that lose least, by conjugate gradients
 (`core.back_solve`): from the weights, which are the answer where nothing goes, and to a small residual, instead of ten steps from Z as
-published. So do the weights that Wanda would leave; of both, the better one counts, row by row where rows do not
-compete: on inputs that have little to do with each other the search may end elsewhere than at the best mask.
+published. So do the weights that Wanda would leave; of both, the better one counts, row by row where rows do not compete: on inputs that
+have little to do with each other the search may end elsewhere than at the best mask.
 Source: Meng, Behdin, Wang and Mazumder (2024), arXiv 2406.07831.
 """
 
