@@ -54,6 +54,9 @@ def _recipes() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     yield "K-quants", "Q2_K, descent", [into({"k_quant": {"type": "Q2_K"}}, "descent")]
     yield "ternary, zero_free", "ternary", [into({"ternary": {"group_size": 32}})]
     yield "ternary, zero_free", "zero_free", [into({"zero_free": {"group_size": 32}})]
+    for bits in (2, 3, 4):
+        yield "affine (hqq)", f"hqq, {bits} bits", [{"hqq": {"bits": bits, "range": "mse"}}]
+        yield "affine (hqq)", f"affine, {bits} bits", [into({"affine": {"bits": bits, "range": "mse"}})]
     yield "additive (aqlm)", "aqlm, 4 x 4 bits", [into({"additive": {"codebooks": 4, "bits": 4}}, "aqlm")]
     for bits in (3, 4):
         grid = {"bits": bits, "group_size": 0, "symmetric": False}

@@ -54,6 +54,7 @@ RUNS: dict[str, tuple[str, Any, str]] = {
         "tests/structure/test_flap.py",
     ),
     "gptq": ("4 bits, groups of 32", {"gptq": GRID}, "tests/weights/test_obs.py"),
+    "hqq": ("4 bits, groups of 64, no calibration data", {"hqq": {}}, "tests/weights/test_affine.py"),
     "polaron": (
         "3 bits on average chosen by matrix from 2, 3, 4 and 8",
         {"mix": {"budget": 3.5, "share": "polaron"}},

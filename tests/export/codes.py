@@ -15,6 +15,7 @@ from tests.tiny import tiny
 from thrifty.base.records import Encoded
 from thrifty.core.grids import fit_step, grouped, significant_bits, snap_scale
 from thrifty.export.compressed import pack, quantization_config, scheme_of
+from thrifty.weights.target.affine import Affine
 
 
 def encoded(
@@ -32,6 +33,13 @@ def encoded(
     if not symmetric:
         tensors["zero_point"] = torch.randint(low, high, (out, groups), generator=generator, dtype=torch.int8)
     return Encoded("int", tensors, (out, width), bits, group_size)
+
+
+def shifted(seed: int, out: int, width: int, group_size: int, bits: int, size: float = 1.0, middle: float = 0.0) -> Encoded:
+    """Random weights of this size, around this many times it, on grids that need not meet zero."""
+    weight = (torch.randn(out, width, generator=torch.Generator().manual_seed(seed)) + middle) * size
+    points = Affine(bits, group_size).fit(weight)
+    return points.encode(points.project(weight))
 
 
 def round_to_codes(weight: Tensor, group_size: int, bits: int, symmetric: bool) -> Encoded:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from tests.export.codes import change_config, encoded, packed_model
+from tests.export.codes import change_config, encoded, packed_model, shifted
 from tests.export.test_dense import largest_file
 from tests.tiny import VOCABULARY, tiny
 from thrifty.base import events
@@ -121,6 +121,24 @@ def test_blocks_decode_to_the_values_of_the_codes(
     assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    blocks=st.integers(1, 3),
+    group_blocks=st.sampled_from([0, 1, 2]),
+    bits=st.integers(2, 4),
+    size=st.sampled_from([1e-5, 0.02, 1.0, 100.0]),
+    middle=st.floats(-50, 50),
+)
+def test_codes_that_need_not_meet_zero_become_a_scale_and_a_minimum(
+    seed: int, blocks: int, group_blocks: int, bits: int, size: float, middle: float
+) -> None:
+    code = shifted(seed, 3, blocks * 2 * 32, group_blocks * 32, bits, size, middle)
+    stored = store(code)
+    assert stored.type is Type.Q4_1
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
 def test_a_block_of_q4_0_has_the_bytes_of_the_format() -> None:
     codes = torch.arange(-8, 8, dtype=torch.int8).repeat(2)[None]
     codes[0, 16] = 7
@@ -142,7 +160,7 @@ def test_codes_without_an_exact_block_are_stored_dense() -> None:
     narrow = encoded(0, 3, 48, 16, 4, symmetric=True)
     fine = encoded(0, 3, 64, 32, 4, symmetric=True)
     fine.tensors["scale"][0, 0] = 1 + 2.0**-12
-    for code, expected in [(eight, Type.F32), (fine, Type.F32)]:
+    for code, expected in [(eight, Type.F32), (fine, Type.F32), (shifted(0, 3, 64, 32, 8), Type.F32)]:
         assert store(code).type is expected
         assert np.array_equal(gguf.quants.dequantize(store(code).content, expected), code.decode().numpy())
     narrow.tensors["scale"].fill_(0.25)
@@ -197,6 +215,15 @@ def test_two_bits_with_zero_points_become_a_scale_and_a_minimum(seed: int, block
     stored = store(code)
     assert stored.type is Type.Q2_K
     assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+
+
+@pytest.mark.parametrize("group_size", [0, 256])
+def test_two_bits_that_need_not_meet_zero_become_a_scale_and_a_minimum(group_size: int) -> None:
+    code = shifted(1, 3, 512, group_size, 2)
+    stored = store(code)
+    assert stored.type is Type.Q2_K and has_few_levels(code)
+    assert np.array_equal(gguf.quants.dequantize(stored.content, stored.type), code.decode().numpy())
+    assert store(shifted(1, 3, 512, 128, 2)).type is Type.Q4_1 and store(shifted(1, 3, 512, 256, 3)).type is Type.Q4_1
 
 
 def test_blocks_of_ternary_have_the_bytes_that_the_format_s_own_writer_gives() -> None:

@@ -39,6 +39,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "fp6": [into({"float": {"format": "e2m3", "group_size": 0, "scale": "power_of_two"}})],
     "2:4 on a grid": [into({"both": {"mask": "n_m", "grid": {"int": {"bits": 3, "group_size": 0}}}})],
     "wide fixed": [into({"fixed": {"bits": 12}})],
+    "anywhere": [{"hqq": {"bits": 3, "group_size": 16}}],
     "without zero": [into({"zero_free": {"bits": 2}})],
     "codebooks": [into({"additive": {"codebooks": 1, "bits": 3, "group_size": 4}})],
 }

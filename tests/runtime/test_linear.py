@@ -12,12 +12,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.export.codes import encoded
+from tests.export.codes import encoded, shifted
 from tests.runtime.kernels import needs_kernels
 from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.activations import Rounding
 from thrifty.core.reading import Reading
+from thrifty.runtime.container import packable
 from thrifty.runtime.linear import FEW_TOKENS, PIECES, PackedLinear
 
 BF16 = 2.0**-8
@@ -79,6 +80,31 @@ def test_few_tokens(count: int, shape: tuple[int, int, int], symmetric: bool) ->
     assert (error <= bound).all()
     # Roundings are independent, so their sum is far below the sum of their bounds.
     assert error.norm() < BF16 * expected.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", KERNEL_SHAPES)
+@pytest.mark.parametrize("count", [1, FEW_TOKENS, FEW_TOKENS + 1, 33])
+@pytest.mark.parametrize("bits", [4, 2])
+def test_codes_that_need_not_meet_zero_take_the_same_ways(bits: int, count: int, shape: tuple[int, int, int]) -> None:
+    """bfloat16 holds their scales and offsets, so only weights and the output are rounded for few tokens."""
+    code = packable(shifted(1, *shape, bits, middle=0.5))
+    assert code is not None
+    layer, decoded = layer_of(code), layer_of(code, torch.float32)
+    assert layer.kernel and not decoded.kernel
+    inputs = tokens(count, shape[1])
+    expected = exact(inputs, code)
+    error = (layer(inputs).double() - expected).norm() / expected.norm()
+    assert error < (BF16 if count <= FEW_TOKENS else 4 * BF16)
+    torch.testing.assert_close(decoded(inputs.float()).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_codes_of_8_bits_that_need_not_meet_zero_are_decoded() -> None:
+    code = shifted(2, 32, 64, 0, 8)
+    layer = layer_of(code)
+    assert not layer.kernel
+    inputs = tokens(3, 64)
+    assert torch.equal(layer(inputs), inputs @ code.decode().to(torch.bfloat16).T)
 
 
 # -- many tokens: 8-bit products ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from thrifty.weights.allocate.owl import OWL
 from thrifty.weights.allocate.uniform import Uniform
 from thrifty.weights.base import Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ
+from thrifty.weights.preset.hqq import HQQ
 from thrifty.weights.preset.magnitude import Magnitude
 from thrifty.weights.preset.ria import RIA
 from thrifty.weights.preset.rtn import RTN
@@ -30,13 +31,14 @@ from thrifty.weights.solve.back_solve import BackSolve
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.relative_importance import RelativeImportance
 from thrifty.weights.solve.round import Round
+from thrifty.weights.target.affine import Affine
 from thrifty.weights.target.both import Both
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.n_m import NM
 from thrifty.weights.target.top_k import TopK
 from thrifty.weights.target.unstructured import Unstructured
 
-PRESETS = (RTN(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), RIA(), Wanda(back_solve=True), Solve())
+PRESETS = (RTN(), HQQ(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), RIA(), Wanda(back_solve=True), Solve())
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ PRESETS = (RTN(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), RIA(), Wanda(back_s
         (RIA(0.6, power=1.0), Treatment(RelativeImportance(1.0), Unstructured(0.6, 0), Uniform())),
         (Wanda(0.7, share=OWL(), back_solve=True), Treatment(BackSolve(Round(weighted=True)), TopK(0.7), OWL())),
         (Magnitude(pattern="1:4"), Treatment(Round(), NM(1, 4), Uniform())),
+        (HQQ(), Treatment(Round(), Affine(4, 64, "minmax", 0.7, 10.0, 1.01, 20))),
         (Solve(), Treatment(OBS(), Int(), Uniform())),
         (Solve(AWP(7), Both(NM(), Int())), Treatment(AWP(7), Both(NM(), Int()), Uniform())),
         (Solve(OBS(), Int(3, 0, False), BAQ()), Treatment(OBS(), Int(3, 0, False), BAQ())),
@@ -86,7 +89,7 @@ def test_without_calibration_only_the_data_free_presets_are_unchanged(preset):
     task = problem(2, out=16, width=64)
     plain = replace(task, gram=torch.eye(64, dtype=torch.float64))
     same = torch.equal(solve(task, preset.expand()).values, solve(plain, preset.expand()).values)
-    assert same == (preset.name in ("rtn", "magnitude")) == (not preset.expand().calibrated)
+    assert same == (preset.name in ("rtn", "hqq", "magnitude")) == (not preset.expand().calibrated)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from(["0.25", "0.5", "0.7", "0.9"]))
@@ -235,7 +238,7 @@ def test_nothing_to_prune_leaves_every_bit(preset, dtype):
 
 
 ZEROS = (
-    *PRESETS,
+    *(preset for preset in PRESETS if preset != HQQ()),  # which need not have a zero
     Magnitude(pattern="1:4"),
     SparseGPT(pattern="2:4"),
     Solve(AWP(3), TopK(0.6)),

@@ -35,6 +35,8 @@ class Encoded:
     layout `int`: `codes` int8/int16 [out, in] signed, `scale` float32 [out, groups], optional `zero_point` int8/int16 [out, groups]
         (absent when symmetric); value = (code - zero_point) * scale of its group. There are up to 2^bits codes, which fit places of 4 bits
         for `bits` of up to 4, else places of 8; they need not be neighbours (`zero_free` has odd ones only).
+    layout `affine`: `codes` int8 [out, in] signed, `scale` and `offset` float32 [out, groups] (bfloat16 holds both); value = code * scale +
+        offset of its group.
     layout `dense`: `values` float [out, in]; used for sparse results (the zeros are in the values).
     layout `numbers`: `codes` unsigned [out, in], `numbers` float32 [2^bits] what each code stands for, `scale` float32 [out, groups];
         value = numbers[code] * scale of its group. `whole` float32 [1], where scales are floats of 8 bits over one power of two: times
@@ -55,7 +57,7 @@ class Encoded:
     simulated: no public container holds it at this rate, so it is stored dense and takes no part in size claims unless it goes into ours.
     """
 
-    layout: Literal["int", "dense", "numbers", "int_columns", "additive", "k_quant"]
+    layout: Literal["int", "affine", "dense", "numbers", "int_columns", "additive", "k_quant"]
     tensors: dict[str, Tensor]
     shape: tuple[int, int]
     bits: float
@@ -77,6 +79,8 @@ class Encoded:
             return self.tensors["numbers"][self.tensors["codes"].long()] * _spread(self.tensors["scale"], self.shape[1])
         codes = self.tensors["codes"].to(torch.float32)
         scale = _spread(self.tensors["scale"], self.shape[1])
+        if self.layout == "affine":
+            return (codes * scale).add_(_spread(self.tensors["offset"], self.shape[1])).add_(0.0)
         zero_point = self.tensors.get("zero_point")
         if zero_point is not None:
             codes = codes - _spread(zero_point.to(torch.float32), self.shape[1])
@@ -104,15 +108,16 @@ class Encoded:
     def stored_bits(self) -> int:
         """Bits of the codes, and of the scales and zero points as the narrowest format holds them, whatever file they will lie in.
 
-        Known of an outline, too. Scales of MX and NVFP4 take 8 bits, all others 16; a zero point takes as many as a code. `bits` of
-        additive codebooks counts theirs already.
+        Known of an outline, too. Scales of MX and NVFP4 take 8 bits, all others 16, as offsets do; a zero point takes as many as a code.
+        `bits` of additive codebooks counts theirs already.
         """
         codes = math.ceil(self.bits * self.shape[0] * self.shape[1])
         if self.layout == "additive":
             return codes
-        counts = {name: self.tensors[name].numel() for name in ("scale", "zero_point") if name in self.tensors}
+        counts = {name: self.tensors[name].numel() for name in ("scale", "zero_point", "offset") if name in self.tensors}
         scale = 8 if self.standard in ("nvfp4", "mxfp4", "mxfp6", "mxfp8") else 16
-        return codes + scale * counts.get("scale", 0) + math.ceil(self.bits) * counts.get("zero_point", 0)
+        zero_points = math.ceil(self.bits) * counts.get("zero_point", 0)
+        return codes + scale * counts.get("scale", 0) + zero_points + 16 * counts.get("offset", 0)
 
     @property
     def sparsity(self) -> float:

@@ -120,7 +120,7 @@ def _loaders(folder: Path, quantized: Mapping[str, Any] | None, stored: Mapping[
 def _held(container: Container, key: str) -> Encoded | Tensor:
     """A matrix of our container: its codes where blocks may hold them, else its values."""
     layout = container.matrices[key].layout if key in container.matrices else None
-    values = container.read(key) if layout is None or layout.transposed or layout.name not in ("int", "k_quant") else None
+    values = container.read(key) if layout is None or layout.transposed or layout.name not in ("int", "affine", "k_quant") else None
     if values is None:
         return container.encoded(key)
     if isinstance(layout, Values):
@@ -179,7 +179,7 @@ def _announce(writer: GGUFWriter, entries: Sequence[Entry]) -> Counter[str]:
                 weights[stored.type] += stored.values.size
             if isinstance(source, Encoded) and stored.type in (GGMLQuantizationType.F16, GGMLQuantizationType.F32):
                 unfit.append(entry.name)
-            elif isinstance(source, Encoded) and source.layout == "int" and stored.type not in LARGE_BLOCKS and has_few_levels(source):
+            elif isinstance(source, Encoded) and source.layout != "k_quant" and stored.type not in LARGE_BLOCKS and has_few_levels(source):
                 wide.append(entry.name)
             advance(done, entry.name)
     _warn(unfit, wide)

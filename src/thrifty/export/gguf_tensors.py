@@ -68,7 +68,7 @@ def _store_codes(encoded: Encoded) -> Stored:
     values = encoded.decode()
     if encoded.layout == "k_quant":
         return Stored(GGMLQuantizationType[encoded.standard], blocks_of(encoded).numpy(), values.numpy())
-    found = _blocks(encoded) if encoded.layout == "int" else None
+    found = BLOCKS[encoded.layout](encoded) if encoded.layout in BLOCKS else None
     if found is not None:
         return Stored(*found, values.numpy())
     narrow = values.to(torch.float16)
@@ -86,7 +86,7 @@ def _blocks(encoded: Encoded) -> tuple[GGMLQuantizationType, np.ndarray] | None:
     """The type that holds the codes exactly and the bytes of the blocks; None where there is none."""
     width = encoded.shape[1]
     scale = encoded.tensors["scale"]
-    if width % BLOCK or (encoded.group_size or width) % BLOCK or not _fits_float16(scale):
+    if not _divides(encoded):
         return None
     codes = encoded.tensors["codes"].to(torch.int16)
     zero_point = encoded.tensors.get("zero_point")
@@ -109,6 +109,27 @@ def _blocks(encoded: Encoded) -> tuple[GGMLQuantizationType, np.ndarray] | None:
     return GGMLQuantizationType.Q8_0, pack_q8_0(codes, scale)
 
 
+def _shifted_blocks(encoded: Encoded) -> tuple[GGMLQuantizationType, np.ndarray] | None:
+    """`_blocks` for grids that need not meet zero: Q4_1, or Q2_K where blocks of 256 hold them; None beyond 4 bits."""
+    if not _divides(encoded) or encoded.bits > 4:
+        return None
+    codes, (scale, offset) = encoded.tensors["codes"].to(torch.int16), (encoded.tensors[name] for name in ("scale", "offset"))
+    if encoded.bits <= 2 and (encoded.group_size or encoded.shape[1]) % LARGE_BLOCK == 0 and _fits_float16(2 * scale - offset):
+        return GGMLQuantizationType.Q2_K, pack_q2_k(codes + 2, scale, 2 * scale - offset)
+    minimum = offset - 8 * scale
+    return (GGMLQuantizationType.Q4_1, pack_q4_1(codes + 8, scale, minimum)) if _fits_float16(minimum) else None
+
+
+def _divides(encoded: Encoded) -> bool:
+    """Whether groups are whole blocks, and a block can have the scale."""
+    width = encoded.shape[1]
+    return width % BLOCK == 0 and (encoded.group_size or width) % BLOCK == 0 and _fits_float16(encoded.tensors["scale"])
+
+
+BLOCKS = {"int": _blocks, "affine": _shifted_blocks}
+"""Which blocks hold the codes of a layout."""
+
+
 def _few_levels(codes: Int[Tensor, "out in"], scale: Float[Tensor, "out groups"]) -> tuple[GGMLQuantizationType, np.ndarray] | None:
     """Up to four levels without zero points in blocks of 256; None where they do not fit."""
     smallest, largest = int(codes.min()), int(codes.max())
@@ -129,7 +150,7 @@ def _odd(codes: Int[Tensor, "out in"]) -> bool:
 def has_few_levels(encoded: Encoded) -> bool:
     """Whether blocks of 256 would hold the codes in two bits or fewer, if groups were as long as that."""
     codes = encoded.tensors["codes"]
-    return int(codes.max()) - int(codes.min()) <= 3 or ("zero_point" not in encoded.tensors and _odd(codes))
+    return int(codes.max()) - int(codes.min()) <= 3 or (encoded.layout == "int" and "zero_point" not in encoded.tensors and _odd(codes))
 
 
 def _few_levels_above(

@@ -250,6 +250,8 @@ def _reason(linear: Linear, outline: Encoded, plain: Container[str]) -> str | No
         return f"the package compressed-tensors that is installed has no {outline.standard}"
     if outline.layout == "int_columns":
         return "no public format holds inputs with codes of different widths"
+    if outline.layout == "affine":
+        return "grids that need not meet zero lie in our container only (--format thrifty), from which up to 4 bits are exported to GGUF"
     if outline.layout == "additive":
         return "codebooks lie in our container only (--format thrifty), from which they are exported to AQLM's layout"
     if outline.layout == "k_quant":

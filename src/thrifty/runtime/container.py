@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.core.reading import AS_THEY_ARE
-from thrifty.export.container import Container
+from thrifty.export.container import LAYOUTS, Container
 from thrifty.export.shards import Piece
 from thrifty.models import Source
 from thrifty.models.disk import TensorInfo
@@ -84,9 +84,9 @@ def linears_of(source: Source, within: str, beside: tuple[str, ...]) -> Iterator
 def packable(encoded: Encoded) -> Encoded | None:
     """The codes as a packed layer takes them: integers in 4 or 8 bits, as the kernels have them, numbers in whole bits; None for others."""
     bits = math.ceil(encoded.bits)
-    if encoded.layout not in ("int", "numbers") or bits > MOST_BITS:
+    if encoded.layout not in LAYOUTS or bits > MOST_BITS:
         return None
-    if encoded.layout == "int":
+    if encoded.layout != "numbers":
         return replace(encoded, bits=4.0 if bits <= 4 else 8.0)
     return replace(encoded, bits=float(bits))
 

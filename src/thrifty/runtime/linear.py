@@ -52,8 +52,8 @@ SMALLEST = 1e-8
 class PackedLinear(nn.Module):
     """A linear layer [out, in] that holds codes and scales.
 
-    encoded: layout `int` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes in.
-    fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time. reading: what
+    encoded: layout `int` or `affine` in 4 or 8 bits, or `numbers` in up to 8. bias: whether there is one. dtype: what the model computes
+    in. fine: whether weights of 4 bits keep, for many tokens, 16 bits instead of 8: a byte more a weight, and twice the time. reading: what
     the layer does to its inputs, whose matrix is that of turned ones where it turns them.
 
     Outputs have the type of the inputs. Codes and scales keep the types they were made with, whatever `to(dtype)` asks of the model; where
@@ -172,10 +172,10 @@ def kernel_takes(encoded: Encoded) -> bool:
     """Whether torch's kernels for processors can hold this matrix."""
     out_features, in_features = encoded.shape
     group_size = encoded.group_size or in_features
-    if encoded.layout != "int" or not multiplies_bytes():
+    if encoded.layout == "numbers" or not multiplies_bytes():
         return False
     if encoded.bits == 8:
-        return group_size == in_features and "zero_point" not in encoded.tensors
+        return group_size == in_features and not encoded.tensors.keys() & {"zero_point", "offset"}
     return (
         encoded.bits == 4
         and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
@@ -222,8 +222,9 @@ def kernel_form(encoded: Encoded, fine: bool = False) -> dict[str, Tensor]:
     codes, scale = encoded.tensors["codes"], encoded.tensors["scale"]
     if encoded.bits == 8:
         return wide_form(codes.to(torch.int8), scale.reshape(-1).to(torch.float32))
-    zero_point = encoded.tensors.get("zero_point")
-    offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
+    zero_point, offset = (encoded.tensors.get(name) for name in ("zero_point", "offset"))
+    if offset is None:
+        offset = torch.zeros_like(scale) if zero_point is None else -zero_point.to(torch.float32) * scale
     weight = encoded.decode()
     return {
         "codes": torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32) + 8, INNER_TILES),

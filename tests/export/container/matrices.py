@@ -53,6 +53,16 @@ def integers(seed: int, out: int, width: int, levels: int, group_size: int, symm
     return Encoded("int", tensors, (out, width), math.log2(levels), group_size)
 
 
+def affine(seed: int, out: int, width: int, bits: int, group_size: int, kind: str) -> Encoded:
+    """Codes of layout `affine`."""
+    draw = generator(seed)
+    low, high = code_limits(2**bits)
+    groups = width // group_size if group_size else 1
+    tensors = {"codes": torch.randint(low, high + 1, (out, width), generator=draw).to(torch.int8)}
+    tensors |= {"scale": scales(draw, kind, out, groups), "offset": -scales(draw, kind, out, groups)}
+    return Encoded("affine", tensors, (out, width), float(bits), group_size, simulated=True)
+
+
 def odd_integers(seed: int, out: int, width: int, bits: int, kind: str) -> Encoded:
     """Odd codes on both sides of zero, the largest among them."""
     draw = generator(seed)

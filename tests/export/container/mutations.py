@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.export.container.matrices import columns, integers, k_quants, numbers, standard, sums, values
+from tests.export.container.matrices import affine, columns, integers, k_quants, numbers, standard, sums, values
 from thrifty.core.activations import Rounding
 from thrifty.core.reading import AS_THEY_ARE, Reading
 from thrifty.export.container import Inputs, layout_of
@@ -46,6 +46,7 @@ def good_folder(folder: Path) -> dict[str, Tensor]:
         "i.weight": sums(10, 6, 10, 2, 3, 4, "bfloat16"),
         "j.weight": k_quants(11, 2, 1, "Q3_K"),
         "k.weight": k_quants(12, 2, 1, "Q4_K"),
+        "l.weight": affine(13, 4, 40, 3, 8, "bfloat16"),
         "h.experts.0.0": integers(7, 3, 16, 5, 0, True, "bfloat16"),
         "h.experts.0.3": integers(8, 5, 16, 16, 0, True, "bfloat16"),
         "h.experts.1.0": integers(9, 8, 16, 7, 4, False, "float16"),

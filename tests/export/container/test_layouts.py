@@ -12,7 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.export.container.matrices import TABLES, columns, held, integers, k_quants, numbers, odd_integers, same, standard, sums, values
+from tests.export.container.matrices import (
+    TABLES,
+    affine,
+    columns,
+    held,
+    integers,
+    k_quants,
+    numbers,
+    odd_integers,
+    same,
+    standard,
+    sums,
+    values,
+)
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Encoded
 from thrifty.core.formats import format_named, name_of, posit_format
@@ -21,6 +34,7 @@ from thrifty.core.scaled import STANDARDS
 from thrifty.export.container import Parts, estimate, layout_of, layouts
 from thrifty.export.container.scales import narrowest, pack_scale
 from thrifty.weights.base import Target
+from thrifty.weights.target.affine import Affine
 from thrifty.weights.target.float import SmallFloat
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.posit import Posit
@@ -108,6 +122,19 @@ def test_sums_of_codewords(seed: int, out: int, groups: int, codebooks: int, bit
     returns(encoded, False)
 
 
+@settings(max_examples=40, deadline=None)
+@given(SEED, SIZE, SIZE, st.integers(1, 8), st.integers(0, 9), KIND)
+def test_affine_codes(seed: int, out: int, groups: int, bits: int, group_size: int, kind: str) -> None:
+    width = groups * (group_size or 1)
+    encoded = affine(seed, out, width, bits, group_size, kind)
+    bytes_ = returns(encoded, False)
+    held_in_two_bytes = kind in ("bfloat16", "float16")
+    assert bytes_ == estimate(encoded) or not held_in_two_bytes
+    broken = replace(encoded, tensors={**encoded.tensors, "codes": encoded.tensors["codes"].to(torch.int16) + 2**bits})
+    with pytest.raises(RunError, match=f"codes of {2**bits} levels"):
+        layout_of(broken).encode(broken)
+
+
 @settings(max_examples=20, deadline=None)
 @given(SEED, SIZE, st.integers(1, 2), st.sampled_from(list(FORMS)))
 def test_k_quants_take_their_blocks(seed: int, out: int, blocks: int, kind: str) -> None:
@@ -189,6 +216,7 @@ def test_estimates_are_the_sizes(sparse: bool) -> None:
         (Int(group_size=128, levels=3), 1.0, 1.727),
         (Int(4, 32, False), 1.0, 4.625),
         (Posit(6), 1.0, 6.002),
+        (Affine(), 1.0, 4.5),
         (SmallFloat("e2m3", 32, "power_of_two"), 1.0, 6.25),
         (Int(group_size=0, levels=3), 0.5, 1.504),
     ],

@@ -19,7 +19,7 @@ from thrifty.core.hadamard import is_known
 from thrifty.core.reading import Reading
 from thrifty.core.scaled import STANDARDS
 
-LAYOUTS = ("int", "numbers")
+LAYOUTS = ("int", "affine", "numbers")
 """Of the matrices that may do something to their inputs: those that stay packed while the model runs."""
 
 

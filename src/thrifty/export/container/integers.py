@@ -15,12 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.digits import MOST_LEVELS, pack_digits, packed_length, unpack_digits
 from thrifty.core.grids import code_limits
 from thrifty.export.container.layout import Layout, Parts, groups_of, spread
-from thrifty.export.container.masked import MASK, codes_length, pack_codes, read_codes
+from thrifty.export.container.masked import MASK, codes_length, digits_of, pack_codes, read_codes
 from thrifty.export.container.scales import ScaleType, narrowest, pack_scale, read_scale
 
 ZERO_POINT = "zero_point"
@@ -51,20 +50,13 @@ class Integers(Layout):
 
     def encode(self, encoded: Encoded) -> dict[str, Tensor]:
         codes = encoded.tensors["codes"]
-        codes = self._digits((codes - 1) // 2 if self.odd else codes)
+        codes = digits_of((codes - 1) // 2 if self.odd else codes, self.levels)
         tensors = {"scale": pack_scale(encoded.tensors["scale"], self.scale)}
         zero = torch.full((1, 1), self.levels // 2, dtype=torch.int32)
         if not self.symmetric:
-            zero = self._digits(encoded.tensors[ZERO_POINT])
+            zero = digits_of(encoded.tensors[ZERO_POINT], self.levels)
             tensors[ZERO_POINT] = pack_digits(zero.reshape(1, -1), self.levels).reshape(-1)
         return tensors | pack_codes(codes, self.levels, self._spread(zero, encoded.shape) if self.sparse else None)
-
-    def _digits(self, codes: Tensor) -> Tensor:
-        """Signed codes as digits."""
-        low, high = code_limits(self.levels)
-        if codes.numel() and not (low <= int(codes.min()) and int(codes.max()) <= high):
-            raise RunError(f"codes of {self.levels} levels lie between {low} and {high}, and some do not")
-        return codes.to(torch.int32) - low
 
     def _spread(self, zero: Tensor, shape: tuple[int, int]) -> Tensor:
         return zero.expand(shape) if self.symmetric else spread(zero, shape[1])

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from thrifty.base.errors import RunError
 from thrifty.core.digits import pack_digits, packed_length, unpack_digits
+from thrifty.core.grids import code_limits
 from thrifty.export.container.layout import MAIN, Parts
 
 MASK = "mask"
@@ -26,6 +28,14 @@ def read_mask(parts: Parts, shape: tuple[int, int]) -> Bool[Tensor, "out in"]:
     """The mask of a matrix."""
     packed = parts.take(MASK, torch.uint8, mask_length(shape))
     return unpack_digits(packed.reshape(shape[0], -1), 2, shape[1]).to(torch.bool)
+
+
+def digits_of(codes: Int[Tensor, "*shape"], levels: int) -> Int[Tensor, "*shape"]:
+    """Signed codes counted from the lowest. Raises RunError for codes that a grid of so many levels does not have."""
+    low, high = code_limits(levels)
+    if codes.numel() and not (low <= int(codes.min()) and int(codes.max()) <= high):
+        raise RunError(f"codes of {levels} levels lie between {low} and {high}, and some do not")
+    return codes.to(torch.int32) - low
 
 
 def pack_codes(codes: Int[Tensor, "out in"], levels: int, zero: Int[Tensor, "out in"] | None) -> dict[str, Tensor]:
