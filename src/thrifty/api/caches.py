@@ -20,8 +20,8 @@ def kv_cache(model: PreTrainedModel, method: str | Mapping[str, Any] | PackedCac
     """An empty cache for `model.generate(..., past_key_values=cache)`, or for calls of the model, in which old tokens take fewer bits.
 
     method: of the family `cache`, as "kivi", "kivi: {bits: 4}", {"kivi": {"bits": 4}} or KIVI(bits=4). `cache.nbytes` are the bytes that it
-    holds, `cache.plain_nbytes` those of transformers' own for the same tokens. A cache is of one text: make another, or `reset()` it, for the
-    next. Raises InputError for a model that keeps no keys and values, a method that there is not, and settings that do not fit the model.
+    holds, `cache.plain_nbytes` those of transformers' own for the same tokens. A cache is of one text: make another for the next, or
+    `reset()` it. Raises InputError for a model that keeps no keys and values, a method that there is not, and settings that do not fit it.
     """
     chosen = cache_method(method)
     config = getattr(model, "config", None)

@@ -284,9 +284,9 @@ def try_out(
 
     prompt: text to complete; the first lines of the held-out text where none is given. The first completion of each is repeated once for
     the clock, so that loading is not counted. memory: what the process may hold with either, as in `thrifty.load`; each then says what was
-    left on disk. cache: how both keep the keys and values of past tokens, as in `thrifty.kv_cache`; each then says how many bytes these took,
-    and how many they take plain. Raises InputError for a result whose original is gone, that is no language model, where one of the two does
-    not fit, or a cache that is none for them.
+    left on disk. cache: how both keep the keys and values of past tokens, as in `thrifty.kv_cache`; each then says how many bytes these
+    took, and how many they take plain. Raises InputError for a result whose original is gone, that is no language model, where one of the
+    two does not fit, or a cache that is none for them.
     """
     method = None if cache is None else cache_method(cache)
     folder = as_path(folder)

@@ -91,8 +91,10 @@ class KIVI(PackedCache):
         return self._read(packed, -1).flatten(3, 4)
 
     def _packed(self, pieces: Float[Tensor, "batch kv_heads pieces rows columns"], dim: int) -> Packed:
-        """Pieces as codes, scales and minima; a grid spans rows (-2) or columns (-1). A piece of keys is `group_size` tokens by channels, one
-        of values is one token, groups by channels of a group."""
+        """Pieces as codes, scales and minima; a grid spans rows (-2) or columns (-1).
+
+        A piece of keys is `group_size` tokens by channels; one of values is one token, groups by channels of a group.
+        """
         codes, scale, minimum = to_span(pieces, 2**self.bits, dim)
         content = pack_digits(codes.flatten(3).flatten(0, 2), 2**self.bits)
         tensors = {"codes": content.reshape(*pieces.shape[:3], content.shape[1]), "scale": scale, "minimum": minimum}

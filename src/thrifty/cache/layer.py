@@ -1,7 +1,7 @@
 """A layer of a transformers cache that keeps old tokens packed and new ones plain.
 
-Attention gets both parts joined, decoded, together with the tokens of the call as they are; only then are tokens packed. So a prompt that is
-read in one call attends to itself exactly, and attention functions need nothing new.
+Attention gets both parts joined, decoded, together with the tokens of the call as they are; only then are tokens packed. So a prompt that
+is read in one call attends to itself exactly, and attention functions need nothing new.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     scale = (max - min) / (L - 1)        code = round((value - minimum) / scale)
 
-Unlike those of `core.grids`, zero need not be a point, and what is kept beside the codes is a float minimum. Both are held in the type of the
-values, so that the minimum is exact and a group of equal values is, too; codes are those for the scale as it is held.
+Unlike those of `core.grids`, zero need not be a point, and what is kept beside the codes is a float minimum. Both are held in the type of
+the values, so that the minimum is exact and a group of equal values is, too; codes are those for the scale as it is held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Spanned(NamedTuple):
-    """Groups on their grids. codes: of the shape of the values; scale, minimum: of the values' type, with 1 for the dimension of a group."""
+    """Groups on their grids. codes: of the shape of the values; scale, minimum: of their type, with 1 for the dimension of a group."""
 
     codes: UInt8[Tensor, "*shape"]
     scale: Float[Tensor, "*grids"]
