@@ -33,8 +33,8 @@ def to_span(values: Float[Tensor, "*shape"], levels: int, dim: int) -> Spanned:
     exact = values.to(torch.promote_types(values.dtype, torch.float32))
     span = values.amax(dim, keepdim=True).to(exact.dtype) - low.to(exact.dtype)
     scale = (span / (levels - 1)).to(values.dtype)
-    steps = (exact - low.to(exact.dtype)) / torch.where(scale == 0, torch.ones_like(scale), scale).to(exact.dtype)
-    codes = steps.round_().clamp_(0, levels - 1).nan_to_num_(0.0).to(torch.uint8)
+    steps = (exact - low.to(exact.dtype)) / scale.to(exact.dtype)
+    codes = steps.round_().clamp_(0, levels - 1).nan_to_num_(0.0).to(torch.uint8)  # 0 / 0 where all values are equal
     return Spanned(codes, scale, low)
 
 
