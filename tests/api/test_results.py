@@ -120,7 +120,7 @@ def test_trying_out_with_a_packed_cache(bench: Bench, monkeypatch: pytest.Monkey
     for wrong, message in (
         ("kivi", "group_size 32 does not divide the head size 16"),
         ("kivi: {bits: 1}", "bits is wrong"),
-        ("kiwi", "kivi"),
+        ("kiwi", "did you mean 'kivi'"),
     ):
         with pytest.raises(InputError, match=message):
             api.try_out(bench.out, cache=wrong)

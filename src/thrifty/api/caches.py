@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.cache.base import PackedCache
 from thrifty.cache.build import KeyValueCache, build_cache
+from thrifty.cache.layer import PackedLayer
 from thrifty.pipeline.catalogue import load_methods
 from thrifty.recipe.settings import parse_method
 
-__all__ = ["cache_method", "kv_cache"]
+__all__ = ["cache_method", "kv_cache", "noted_cache"]
 
 
 def kv_cache(model: PreTrainedModel, method: str | Mapping[str, Any] | PackedCache = "kivi") -> KeyValueCache:
@@ -29,7 +31,15 @@ def kv_cache(model: PreTrainedModel, method: str | Mapping[str, Any] | PackedCac
         raise InputError(f"a cache is made for a model of transformers; got {type(model).__name__}")
     if not model.can_generate():
         raise InputError(f"a {config.model_type} ({type(model).__name__}) does not generate, so it keeps no keys and values of past tokens")
-    return build_cache(config, chosen)
+    return noted_cache(config, chosen)
+
+
+def noted_cache(config: PretrainedConfig, method: PackedCache) -> KeyValueCache:
+    """`build_cache`, with a note where nothing is packed in it."""
+    cache = build_cache(config, method)
+    if not any(isinstance(layer, PackedLayer) for layer in cache.layers):
+        events.note(f"no layer of this {config.model_type} keeps all tokens, so {method.name} packs nothing")
+    return cache
 
 
 def cache_method(method: str | Mapping[str, Any] | PackedCache) -> PackedCache:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
-from thrifty.api.caches import cache_method
+from thrifty.api.caches import cache_method, noted_cache
 from thrifty.api.pages import write_pages
 from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
@@ -43,7 +43,7 @@ from thrifty.pipeline.trajectories import trajectory_rows
 from thrifty.pipeline.verify import verify_outputs
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
-from thrifty.runtime.load import load
+from thrifty.runtime.load import load, read_config
 
 NEW_TOKENS = 64
 PROMPT_LENGTH = 64
@@ -297,10 +297,9 @@ def try_out(
     original = default_model() if named is None else find_folder(named, allow_pickle)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     if method is not None:
-        for place in (original, folder):
-            build_cache(
-                AutoConfig.from_pretrained(str(place), trust_remote_code=trust_remote_code), method
-            )  # refused before anything is loaded
+        # Refused before anything is loaded.
+        build_cache(read_config(original, trust_remote_code), method)
+        noted_cache(read_config(folder, trust_remote_code), method)
     length = PROMPT_LENGTH if method is None else max(PROMPT_LENGTH, min(LONG_PROMPT_LENGTH, _room(folder, 0) // 2))
     text = prompt if prompt is not None else _default_prompt(tokenizer, length)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])
@@ -308,25 +307,30 @@ def try_out(
         raise InputError("the prompt holds no token; give some text to complete")
     new_tokens = min(new_tokens, _room(folder, inputs.shape[1]))
     found: dict[str, Any] = {"prompt": text} | ({} if method is None else {"cache": {method.name: method.settings()}})
+    limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
     answers = {}
     for name, place in (("original", original), ("result", folder)):
-        limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
         model = load(place, **limit, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        held = None if method is None else build_cache(model.config, method)
-        answers[name] = _complete(model, inputs, new_tokens, held)
-        seconds, tokens = answers[name]
-        found[name] = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
-        if held is not None:
-            found[name] |= {"cache_bytes": held.nbytes, "plain_cache_bytes": held.plain_nbytes}
+        answers[name], found[name] = _answer(model, tokenizer, inputs, new_tokens, method)
         if memory is not None:
             found[name]["memory"] = str(model.placement)
-        del model, held
+        del model
         return_free_memory()
-    first, second = (answers[name][1] for name in ("original", "result"))
+    first, second = answers["original"], answers["result"]
     same = next(
         (place for place, (left, right) in enumerate(zip(first, second, strict=False)) if left != right), min(len(first), len(second))
     )
     return {**found, "same_tokens": same, "speedup": found["result"]["tokens_per_second"] / found["original"]["tokens_per_second"]}
+
+
+def _answer(
+    model: PreTrainedModel, tokenizer: Any, inputs: Tensor, new_tokens: int, method: PackedCache | None
+) -> tuple[list[int], dict[str, Any]]:
+    """(new tokens, what is told of them) of one side; method: how its keys and values are kept."""
+    cache = None if method is None else build_cache(model.config, method)
+    seconds, tokens = _complete(model, inputs, new_tokens, cache)
+    told = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
+    return tokens, told if cache is None else {**told, "cache_bytes": cache.nbytes, "plain_cache_bytes": cache.plain_nbytes}
 
 
 def _room(folder: Path, prompt: int) -> int:

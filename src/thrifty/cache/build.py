@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
-from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.cache.base import PackedCache
 from thrifty.cache.layer import PackedLayer
@@ -47,8 +46,6 @@ def build_cache(config: PretrainedConfig, method: PackedCache) -> KeyValueCache:
     packed = [PackedLayer(method) if type(layer) is DynamicLayer else layer for layer in layers]
     if any(isinstance(layer, PackedLayer) for layer in packed):
         method.check(*_head_sizes(text))
-    else:
-        events.note(f"no layer of this {config.model_type} keeps all tokens, so {method.name} packs nothing")
     return KeyValueCache(layers=packed)
 
 
