@@ -37,6 +37,8 @@ OURS = {
     "2 bits": "kivi: {bits: 2}",
     "4 bits, keys by token": "kivi: {bits: 4, keys: token}",
     "2 bits, keys by token": "kivi: {bits: 2, keys: token}",
+    "2 bits, 32 plain": "kivi: {bits: 2, residual_length: 32}",
+    "2 bits, 32 plain, keys by token": "kivi: {bits: 2, residual_length: 32, keys: token}",
 }
 THEIRS = {
     "transformers, 4 bits": {"nbits": 4},
@@ -48,6 +50,7 @@ THEIRS = {
 PAIRS = (
     ("4 bits, keys by token", "4 bits"),
     ("2 bits, keys by token", "2 bits"),
+    ("2 bits, 32 plain, keys by token", "2 bits, 32 plain"),
     ("transformers, 4 bits", "4 bits"),
     ("transformers, 2 bits", "2 bits"),
     ("transformers, 2 bits, groups of 32, keys by channel", "2 bits"),
@@ -64,8 +67,8 @@ def main() -> None:
     model = load(judge.model)
     caches = kinds(model)
     scores, rows = quality(model, caches, judge.held_out)
-    for name, seconds in speed(model, caches).items():
-        rows[name]["milliseconds_per_token"] = seconds
+    for name, row in speed(model, caches).items():
+        rows[name] |= row
     for name in OURS:
         rows[name]["recipe"] = OURS[name]
     found = {
@@ -111,16 +114,9 @@ def quality(
         logits = torch.cat([model(input_ids=part, past_key_values=past).logits[:, -1:] for part in parts], dim=1)
         expected = expected or [logits]
         scores[name] = score_windows(expected[0].float(), logits.float(), targets[:, PROMPT - 1 :])
-        numbers = sum(2 * layer.get_seq_length() for layer in past.layers) * heads(model) * tokens.shape[0]
-        rows[name] = {**figures(scores[name]), "cache_bytes": held(past), "bits_per_number": 8 * held(past) / numbers}
-        rows[name]["cache_bytes_per_token"] = held(past) / tokens.numel()
+        rows[name] = figures(scores[name])
         print(name, rows[name], flush=True)
     return scores, rows
-
-
-def heads(model: PreTrainedModel) -> int:
-    """Numbers of a token's keys in one layer."""
-    return model.config.num_key_value_heads * model.config.head_dim
 
 
 def held(past: Cache) -> int:
@@ -133,9 +129,9 @@ def held(past: Cache) -> int:
 
 
 @torch.inference_mode()
-def speed(model: PreTrainedModel, caches: dict[str, Callable[[], Cache]]) -> dict[str, dict[str, float]]:
-    """Milliseconds of the processor for a new token after each context, by name: the median of rounds."""
-    found: dict[str, dict[str, float]] = {name: {} for name in caches}
+def speed(model: PreTrainedModel, caches: dict[str, Callable[[], Cache]]) -> dict[str, dict]:
+    """Of each name, by context: milliseconds of the processor for a new token, the median of rounds, and bytes a token afterwards."""
+    found: dict[str, dict] = {name: {"milliseconds_per_token": {}, "cache_bytes_per_token": {}} for name in caches}
     for context in CONTEXTS:
         prompt = torch.randint(3, model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
         took: dict[str, list[float]] = {name: [] for name in caches}
@@ -147,8 +143,9 @@ def speed(model: PreTrainedModel, caches: dict[str, Callable[[], Cache]]) -> dic
                 for token in prompt[:, :NEW].split(1, dim=1):
                     model(input_ids=token, past_key_values=past)
                 took[name].append((process_time() - start) / NEW)
+                found[name]["cache_bytes_per_token"][str(context)] = held(past) / (context + NEW)
         for name, seconds in took.items():
-            found[name][str(context)] = 1000 * median(seconds)
+            found[name]["milliseconds_per_token"][str(context)] = 1000 * median(seconds)
     return found
 
 
