@@ -3,7 +3,8 @@
 Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
        python bench/methods.py farms      only these; what is measured of the others stays
 
-Those that train and those that pack caches are not run again: their figures are taken from bench/results/quantization_aware.json and cache.json.
+Those that train and those that pack caches are not run again: their figures are taken from quantization_aware.json and cache.json under
+bench/results.
 """
 
 from __future__ import annotations

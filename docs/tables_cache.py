@@ -27,8 +27,8 @@ def cache() -> str:
     windows = found["evaluation"]
     said = (
         f"{windows['rows']} windows of {windows['tokens'] // windows['rows']} tokens, of which the first {found['prompt']} are read in one "
-        f"call and not scored; {found['dtype']}. Bytes are those after {found['new_tokens']} more tokens, plain ones included; transformers "
-        f"keeps {found['new_tokens']} plain then, and up to 128. Time is that of the processor, in one thread, median of "
+        f"call and not scored; {found['dtype']}. Bytes are those after {found['new_tokens']} more tokens, plain ones included; "
+        f"transformers keeps {found['new_tokens']} plain then, and up to 128. Time is that of the processor, in one thread, median of "
         f"{found['rounds']} rounds."
     )
     return "\n\n".join([table(head, rows), table(["paired", "perplexity", "KL divergence"], pairs), said])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
 
 import thrifty
 from tests.tiny import build, inputs
+from tests.uneven import write_by_hand
 from thrifty.base import events
 from thrifty.base.errors import InputError
 from thrifty.cache.build import KeyValueCache
@@ -242,6 +244,16 @@ def test_short_texts_are_generated_as_by_the_plain_cache(name: str) -> None:
     assert torch.equal(plain.sequences, found.sequences)
     assert all(torch.equal(left, right) for left, right in zip(plain.scores, found.scores, strict=True))
     assert packed.nbytes == packed.plain_nbytes > 0
+
+
+def test_layers_of_different_width_are_packed_each_as_it_is(tmp_path: Path) -> None:
+    """A network whose second layer has fewer heads of keys, as structural pruning leaves it."""
+    write_by_hand("llama", tmp_path / "uneven")
+    model, tokens = thrifty.load(tmp_path / "uneven", dtype=torch.float32), inputs("llama", 2, 20)["input_ids"]
+    past = thrifty.kv_cache(model, KIVI(bits=8, group_size=16, residual_length=16))
+    settings = {**SETTINGS, "max_new_tokens": 20, "min_new_tokens": 20}
+    assert torch.equal(model.generate(tokens, past_key_values=past, **settings), model.generate(tokens, **settings))
+    assert [layer.keys.shape[1] for layer in past.layers] == [2, 1] and past.nbytes < past.plain_nbytes
 
 
 def test_layers_with_a_window_keep_transformers_own() -> None:
