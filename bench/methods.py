@@ -3,7 +3,8 @@
 Usage: python bench/methods.py            (writes src/thrifty/papers/measured.json)
        python bench/methods.py farms      only these; what is measured of the others stays
 
-Those that train are not run again: their figures are taken from bench/results/quantization_aware.json.
+Those that train and those that pack caches are not run again: their figures are taken from quantization_aware.json and cache.json under
+bench/results.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ TRAINED: dict[str, tuple[str, str, str]] = {
 def main() -> None:
     wanted = sys.argv[1:] or list(RUNS)
     found = json.loads(MEASURED.read_text()) if sys.argv[1:] else {}
-    found |= {name: measure(name, *RUNS[name]) for name in wanted if name in RUNS} | trained() | on_digits() | of_structure()
+    found |= {name: measure(name, *RUNS[name]) for name in wanted if name in RUNS} | trained() | on_digits() | of_structure() | cached()
     MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
@@ -109,6 +110,15 @@ def trained() -> dict[str, dict[str, str]]:
         name: {"figure": told(words, rows[row]["perplexity_before"], rows[row]["perplexity"], rows[row]["kl"]), "test": test}
         for name, (words, row, test) in TRAINED.items()
     }
+
+
+def cached() -> dict[str, dict[str, str]]:
+    """The entries of the methods that pack keys and values, measured by bench/cache.py."""
+    found = _read("cache.json")
+    row = next(row for row in found["rows"] if row["name"] == "2 bits")
+    words = f"2 bits, groups of 32, the newest 128 tokens plain, tokens after the first {found['prompt']}"
+    figure = told(words, row["perplexity_before"], row["perplexity"], row["kl"])
+    return {"kivi": {"figure": figure, "test": "tests/cache/test_kivi.py"}}
 
 
 def on_digits() -> dict[str, dict[str, str]]:

@@ -33,6 +33,7 @@ PLACES = {
     "weights.heal": "Healing: what is given back once a block is solved",
     "weights.activation": "Activations: what inputs are rounded to",
     "structure": "Structure: fewer neurons, heads, experts, channels, states and blocks",
+    "cache": "Cache: keys and values of past tokens, while a model runs",
     "tune": "Training: all matrices together, after the steps that solve",
     "tune.rates": "Rates: which matrices move faster while they are trained",
 }

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import tables_bits
+import tables_cache
 import tables_sparse
 import tables_structure
 import tables_training
@@ -324,6 +325,7 @@ TABLES = {
     **tables_vision.TABLES,
     **tables_sparse.TABLES,
     **tables_structure.TABLES,
+    **tables_cache.TABLES,
 }
 
 

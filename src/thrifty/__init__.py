@@ -25,6 +25,7 @@ _PLACES = {
     "plan": "thrifty.api",
     "describe": "thrifty.api",
     "load": "thrifty.runtime.load",
+    "kv_cache": "thrifty.api",
 }
 
 __all__ = ["__version__", *_PLACES]

@@ -30,7 +30,7 @@ def test_every_method_is_listed_with_what_a_recipe_needs() -> None:
     assert isinstance(found, list) and [entry["name"] for entry in found] == sorted(load_methods())
     for entry in found:
         assert entry.keys() == {"name", "family", "paper", "summary", "parameters"}
-        assert entry["family"].partition(".")[0] in ("weights", "structure", "tune") and entry["summary"].endswith(".")
+        assert entry["family"].partition(".")[0] in ("weights", "structure", "cache", "tune") and entry["summary"].endswith(".")
         assert entry["paper"] is None or entry["paper"].keys() == {"authors", "year", "title", "arxiv", "part"}
     assert json.loads(json.dumps(found)) == found
 

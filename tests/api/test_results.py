@@ -16,6 +16,7 @@ from tests.report.test_page import Page
 from tests.tiny import inputs
 from thrifty import api
 from thrifty.base.errors import InputError
+from thrifty.cache.kivi import KIVI
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -94,6 +95,35 @@ def test_an_exported_result_computes_the_same(bench: Bench, tmp_path: Path) -> N
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
     torch.testing.assert_close(logits(dense), logits(thrifty.load(bench.out, dtype=torch.float32)), atol=1e-4, rtol=1e-4)
+
+
+def test_trying_out_with_a_packed_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is packed yet both answer as ever; the default prompt is long enough for something to be."""
+    plain = api.try_out(bench.out, "value_1 = ", new_tokens=5)
+    short = api.try_out(bench.out, "value_1 = ", new_tokens=5, cache="kivi: {bits: 4, group_size: 16}")
+    assert short["cache"] == {"kivi": {"bits": 4, "group_size": 16, "residual_length": 128, "keys": "channel"}}
+    for side in ("original", "result"):
+        assert short[side]["text"] == plain[side]["text"]
+        assert short[side].keys() == {"text", "tokens_per_second", "cache_bytes", "plain_cache_bytes"}
+        assert 0 < short[side]["cache_bytes"] == short[side]["plain_cache_bytes"]
+    small = KIVI(group_size=16, residual_length=16)
+    long = api.try_out(bench.out, new_tokens=5, cache=small, memory="64GB")
+    tokens = AutoTokenizer.from_pretrained(bench.model)(long["prompt"])["input_ids"]
+    assert len(tokens) > 64 and long["original"]["memory"]
+    model = AutoModelForCausalLM.from_pretrained(bench.model)
+    past = thrifty.kv_cache(model, small)
+    model.generate(torch.tensor([tokens]), past_key_values=past, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert (long["original"]["cache_bytes"], long["original"]["plain_cache_bytes"]) == (past.nbytes, past.plain_nbytes)
+    assert past.nbytes < past.plain_nbytes / 2
+    # what cannot be is refused before a model is loaded
+    monkeypatch.setattr("thrifty.api.results.load", None)
+    for wrong, message in (
+        ("kivi", "group_size 32 does not divide the head size 16"),
+        ("kivi: {bits: 1}", "bits is wrong"),
+        ("kiwi", "did you mean 'kivi'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            api.try_out(bench.out, cache=wrong)
 
 
 def test_trying_out_lets_both_continue(bench: Bench) -> None:

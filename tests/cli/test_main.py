@@ -96,8 +96,11 @@ def test_plan_shows_the_price_and_what_it_is_made_of(api: types.ModuleType, caps
 
 def test_try_puts_the_answers_side_by_side(api: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["try", "small", "def"]) == 0
-    assert api.calls["try_out"] == ((Path("small"),), {"prompt": "def", "memory": None, "allow_pickle": False, "trust_remote_code": False})
+    words = {"prompt": "def", "memory": None, "cache": None, "allow_pickle": False, "trust_remote_code": False}
+    assert api.calls["try_out"] == ((Path("small"),), words)
     assert any("the original text" in line and "the result text" in line for line in capsys.readouterr().out.splitlines())
+    assert main(["try", "small", "--cache", "kivi: {bits: 4}", "--json"]) == 0
+    assert api.calls["try_out"][1] == {**words, "prompt": None, "cache": "kivi: {bits: 4}"}
 
 
 def test_compress_hands_every_word_on(api: types.ModuleType) -> None:

@@ -28,6 +28,10 @@ steps:
 BAD = {
     "unknown method": ("gpqt: {bits: 4}", ["'gpqt'", "'gptq'", "thrifty methods"]),
     "unknown method in a step": ("steps:\n  - awq: {}\n  - gptg: {bits: 4}", ["line 3", "step 2", "'gptg'", "'gptq'"]),
+    "a cache as a step": (
+        "steps:\n  - gptq: {}\n  - kivi: {}",
+        ["line 3", "step 2", "DIR --cache kivi", "kv_cache(model, 'kivi')"],
+    ),
     "unknown setting": ("gptq: {bit: 4}", ["gptq", "'bit'", "'bits'"]),
     "bits 0": ("gptq: {bits: 0}", ["bits", "0"]),
     "bits 9": ("gptq: {bits: 9}", ["bits", "8", "9"]),

@@ -12,14 +12,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from thrifty.api.caches import cache_method, noted_cache
 from thrifty.api.pages import write_pages
 from thrifty.api.request import pairs_of
 from thrifty.base.anatomy import Kind
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.memory import return_free_memory
 from thrifty.base.store import as_path, file_digest
+from thrifty.cache.base import PackedCache
+from thrifty.cache.build import KeyValueCache, build_cache
 from thrifty.data import default_model, embedded_text, load_rows
 from thrifty.data.tokenizer import load_tokenizer
 from thrifty.export.card import says_quantized
@@ -40,10 +43,13 @@ from thrifty.pipeline.trajectories import trajectory_rows
 from thrifty.pipeline.verify import verify_outputs
 from thrifty.report.compare import Comparison, write_comparison
 from thrifty.report.compare import compare as side_by_side
-from thrifty.runtime.load import load
+from thrifty.runtime.load import load, read_config
 
 NEW_TOKENS = 64
 PROMPT_LENGTH = 64
+LONG_PROMPT_LENGTH = 256
+"""Tokens of the prompt that is taken where none is given: more where a cache is tried, which keeps the newest tokens as they are."""
+
 COMPARED, COMPARED_TOKENS = 2, 64
 """Rows that an export is compared on, and tokens in each."""
 
@@ -270,6 +276,7 @@ def try_out(
     *,
     new_tokens: int = NEW_TOKENS,
     memory: str | int | None = None,
+    cache: str | Mapping[str, Any] | PackedCache | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -277,8 +284,11 @@ def try_out(
 
     prompt: text to complete; the first lines of the held-out text where none is given. The first completion of each is repeated once for
     the clock, so that loading is not counted. memory: what the process may hold with either, as in `thrifty.load`; each then says what was
-    left on disk. Raises InputError for a result whose original is gone, that is no language model, or where one of the two does not fit.
+    left on disk. cache: how both keep the keys and values of past tokens, as in `thrifty.kv_cache`; each then says how many bytes these
+    took, and how many they take plain. Raises InputError for a result whose original is gone, that is no language model, where one of the
+    two does not fit, or a cache that is none for them.
     """
+    method = None if cache is None else cache_method(cache)
     folder = as_path(folder)
     certificate = Certificate.read(folder)
     if certificate.model.kind != "causal_lm":
@@ -286,28 +296,41 @@ def try_out(
     named = certificate.request.get("model")
     original = default_model() if named is None else find_folder(named, allow_pickle)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    text = prompt if prompt is not None else _default_prompt(tokenizer)
+    if method is not None:
+        # Refused before anything is loaded.
+        build_cache(read_config(original, trust_remote_code), method)
+        noted_cache(read_config(folder, trust_remote_code), method)
+    length = PROMPT_LENGTH if method is None else max(PROMPT_LENGTH, min(LONG_PROMPT_LENGTH, _room(folder, 0) // 2))
+    text = prompt if prompt is not None else _default_prompt(tokenizer, length)
     inputs = torch.tensor([tokenizer(text)["input_ids"]])
     if inputs.numel() == 0:
         raise InputError("the prompt holds no token; give some text to complete")
     new_tokens = min(new_tokens, _room(folder, inputs.shape[1]))
-    found: dict[str, Any] = {"prompt": text}
+    found: dict[str, Any] = {"prompt": text} | ({} if method is None else {"cache": {method.name: method.settings()}})
+    limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
     answers = {}
     for name, place in (("original", original), ("result", folder)):
-        limit = {} if memory is None else {"memory": memory, "tokens": inputs.shape[1] + new_tokens}
         model = load(place, **limit, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        answers[name] = _complete(model, inputs, new_tokens)
-        seconds, tokens = answers[name]
-        found[name] = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
+        answers[name], found[name] = _answer(model, tokenizer, inputs, new_tokens, method)
         if memory is not None:
             found[name]["memory"] = str(model.placement)
         del model
         return_free_memory()
-    first, second = (answers[name][1] for name in ("original", "result"))
+    first, second = answers["original"], answers["result"]
     same = next(
         (place for place, (left, right) in enumerate(zip(first, second, strict=False)) if left != right), min(len(first), len(second))
     )
     return {**found, "same_tokens": same, "speedup": found["result"]["tokens_per_second"] / found["original"]["tokens_per_second"]}
+
+
+def _answer(
+    model: PreTrainedModel, tokenizer: Any, inputs: Tensor, new_tokens: int, method: PackedCache | None
+) -> tuple[list[int], dict[str, Any]]:
+    """(new tokens, what is told of them) of one side; method: how its keys and values are kept."""
+    cache = None if method is None else build_cache(model.config, method)
+    seconds, tokens = _complete(model, inputs, new_tokens, cache)
+    told = {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens_per_second": len(tokens) / seconds}
+    return tokens, told if cache is None else {**told, "cache_bytes": cache.nbytes, "plain_cache_bytes": cache.plain_nbytes}
 
 
 def _room(folder: Path, prompt: int) -> int:
@@ -320,16 +343,20 @@ def _room(folder: Path, prompt: int) -> int:
     return positions - prompt
 
 
-def _default_prompt(tokenizer: Any) -> str:
-    ids = tokenizer(embedded_text("evaluation")[:2000])["input_ids"][:PROMPT_LENGTH]
+def _default_prompt(tokenizer: Any, length: int) -> str:
+    ids = tokenizer(embedded_text("evaluation")[: 32 * length])["input_ids"][:length]
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _complete(model: nn.Module, inputs: torch.Tensor, new_tokens: int) -> tuple[float, list[int]]:
-    """(seconds, new tokens) of a greedy completion, the second of two."""
-    settings = {"max_new_tokens": new_tokens, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+def _complete(model: nn.Module, inputs: torch.Tensor, new_tokens: int, cache: KeyValueCache | None = None) -> tuple[float, list[int]]:
+    """(seconds, new tokens) of a greedy completion, the second of two. cache: an empty one, which holds the second's tokens afterwards."""
+    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+    if cache is not None:
+        settings["past_key_values"] = cache
     with torch.inference_mode():
         model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
+        if cache is not None:
+            cache.reset()
         start = perf_counter()
         out = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
     return perf_counter() - start, out[0, inputs.shape[1] :].tolist()

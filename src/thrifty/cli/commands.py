@@ -121,13 +121,16 @@ def try_out(
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="SIZE", help="What may be held in memory, as 512MiB; the rest stays on disk.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", metavar="METHOD", help="Keep keys and values in fewer bits, as in 'kivi: {bits: 4}'.")
+    ] = None,
     allow_pickle: Pickle = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Let original and result answer side by side, with the tokens per second of each."""
     allowed = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
-    call_and_show("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, **allowed), json)
+    call_and_show("try", lambda api: api.try_out(folder, prompt=prompt, memory=memory, cache=cache, **allowed), json)
 
 
 def describe(model: Model = None, allow_pickle: Pickle = False, trust_remote_code: RemoteCode = False, json: Json = False) -> None:

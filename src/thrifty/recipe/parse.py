@@ -19,8 +19,8 @@ from thrifty.recipe.reader import read
 from thrifty.recipe.settings import build_method, merge
 
 TOP = ("calibration", "evaluation", "steps")
-# Methods of these families are parts of a step, not steps.
-PARTS = ("weights.solve", "weights.target", "weights.allocate", "weights.heal", "weights.activation", "tune.rates")
+# Methods of these families are parts of a step, not steps; those of the last one act while a model runs.
+PARTS = ("weights.solve", "weights.target", "weights.allocate", "weights.heal", "weights.activation", "tune.rates", "cache")
 
 
 def shipped() -> dict[str, str]:
@@ -218,6 +218,11 @@ class _Parser:
         if not named:
             hint = nearest(name, [*standing, *RESERVED, *(() if path else TOP)])
             raise self.fail((*path, name), f"{at}: unknown method {name!r}{hint}; `thrifty methods` lists them all")
+        if name not in standing and known[name].family == "cache":
+            uses = f"`thrifty try DIR --cache {name}`, `thrifty.kv_cache(model, {name!r})`"
+            raise self.fail(
+                (*path, name), f"{at}: {name} packs the cache of a model that runs, it changes no weights; use it there: {uses}"
+            )
         if name not in standing:
             example = "solve: {by: obs, into: {int: {bits: 4}}}"
             if known[name].family == "weights.allocate":

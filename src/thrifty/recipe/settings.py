@@ -10,6 +10,7 @@ from typing import Any
 
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method, annotation, build, methods
+from thrifty.recipe.reader import read
 
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
@@ -23,6 +24,18 @@ def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     fields = {field.name for field in dataclasses.fields(known)}
     given = {key: _convert(value, annotation(known, key), f"{name}: {key}") if key in fields else value for key, value in settings.items()}
     return build(name, given)
+
+
+def parse_method(source: Any, family: type[Method], label: str) -> Method:
+    """The one method of a family that `source` is: a method, its name, inline text as in `kivi: {bits: 4}`, or plain values.
+
+    label: what to call the text in messages. Raises InputError naming the setting and its constraint, or the nearest method.
+    """
+    value = read(source, label)[0] if isinstance(source, str) else source
+    try:
+        return _nested(value, family, label)
+    except InputError as error:
+        raise error if str(error).startswith(label) else InputError(f"{label}: {error}") from None
 
 
 def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

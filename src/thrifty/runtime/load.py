@@ -160,11 +160,17 @@ class PackedFolder:
         return TensorInfo(self.stored[f"{stem}.weight_scale"].file, dtype, shape, 0, 0)
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The config of a model of transformers. Raises InputError for one that transformers does not take."""
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{folder / 'config.json'}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """That of packed weights, as if they were plain."""
+    config = read_config(folder, trust_remote_code)
     del config.quantization_config
     return config
 
