@@ -373,7 +373,7 @@ def test_what_is_no_decoder_of_transformers_is_refused() -> None:
         ("kivi: {residual_length: 100}", "residual_length 100 is no multiple of group_size 32; 128 is"),
         ("kivi: {bit: 2}", "no setting 'bit'.*did you mean 'bits'"),
         ("kivy", "unknown method 'kivy' .did you mean 'kivi'"),
-        ("gptq: {bits: 4}", "unknown method 'gptq'"),
+        ("gptq: {bits: 4}", "'gptq' is one of weights.preset; here goes one of cache: kivi"),
         ("kivi: 3", "settings of kivi must be a mapping"),
         ("", "must name one method, as in {kivi: {}}"),
         ({"kivi": {"keys": "head"}}, "keys is wrong"),

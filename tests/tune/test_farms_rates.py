@@ -45,5 +45,5 @@ def test_a_recipe_names_rates_inside_a_step_that_trains():
     assert complete(parse_recipe("distill: {}")).steps[0].settings["rates"] is None
     with pytest.raises(InputError, match=r"part of a step \(tune.rates\), not a step; write distill: {rates: farms_rates}"):
         parse_recipe("farms_rates: {}")
-    with pytest.raises(InputError, match="unknown method 'gptq'"):
+    with pytest.raises(InputError, match=r"'gptq' is one of weights.preset; here goes one of tune.rates: farms_rates, temp_balance"):
         parse_recipe("distill: {rates: gptq}")

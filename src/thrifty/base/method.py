@@ -112,9 +112,12 @@ def methods() -> dict[str, type[Method]]:
 def build(name: str, settings: dict[str, Any], family: str | None = None) -> Method:
     """The method called `name` with `settings`; family restricts the choice (`weights.solve`).
 
-    Raises InputError naming the nearest method for an unknown name, and the field, the value and the constraint for a bad setting.
+    Raises InputError naming the nearest method for an unknown name, the family of one that belongs to another, and the field, the value and
+    the constraint for a bad setting.
     """
     known = {key: cls for key, cls in methods().items() if family is None or cls.family == family}
+    if name not in known and name in methods():
+        raise InputError(f"{name!r} is one of {methods()[name].family}; here goes one of {family}: {', '.join(known)}")
     if name not in known:
         raise InputError(f"unknown method {name!r}{nearest(name, known)}; `thrifty methods` lists them all")
     cls = known[name]
