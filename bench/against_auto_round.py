@@ -3,20 +3,26 @@
 Usage: bench/environments.sh auto-round
        python bench/against_auto_round.py                     writes bench/results/quality_auto_round.json
        python bench/against_auto_round.py --model FOLDER --iterations 50
+       python bench/against_auto_round.py --cost --iterations 4     writes bench/results/cost_auto_round.json: time and memory alone,
+                                                                    on a random Llama of 314 million parameters
 
 Both get the same model (the one inside the package unless another is named), the same 128 windows of 512 tokens, and the same cores.
 auto-round tunes the rounding of each block by gradients, 200 steps unless said otherwise; thrifty solves each matrix once. Quality is
-compared on held-out windows, window by window: an interval that holds 0 means that neither is better.
+compared on held-out windows, window by window: an interval that holds 0 means that neither is better. On the large model both tune as many
+steps a block (`auto_round` of thrifty after its own solver), few of them, and the time of a step is what differs.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from judge import Judge, best, verdict, write
+from judge import Judge, best, call, kept, random_model, random_windows, scratch, verdict, write
 
 PEER = "auto-round"
+WINDOWS = 8
+"""Windows of 512 tokens for the large model."""
 
 
 def quality(model: Path | None, iterations: int) -> dict:
@@ -39,13 +45,46 @@ def quality(model: Path | None, iterations: int) -> dict:
     }
 
 
+def cost(iterations: int) -> dict:
+    """What the calls take on the large model; every finished call is kept in bench/build."""
+    model = random_model("llama-300m")
+    windows, steps = random_windows(model, WINDOWS), ("--iterations", str(iterations))
+    requests = {
+        "thrifty, gptq": ("thrifty", ("--method", "gptq")),
+        "thrifty, auto_round": ("thrifty", ("--method", "auto_round", *steps)),
+        PEER: (PEER, steps),
+    }
+
+    def timed(who: str, words: tuple[str, ...]) -> dict:
+        with scratch() as out:
+            return call(who, model, windows, out, *words)
+
+    calls = {name: kept(f"auto-round-{iterations}-{name}", partial(timed, *request)) for name, request in requests.items()}
+    ratios = {
+        name: {figure: calls[name][figure] / calls[PEER][figure] for figure in ("call_seconds", "peak_bytes")}
+        for name in calls
+        if name != PEER
+    }
+    return {
+        "model": "random Llama, 314 million parameters, bfloat16",
+        "tokens": WINDOWS * 512,
+        "iterations": iterations,
+        "calls": calls,
+        "over auto-round": ratios,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a causal language model; the model inside the package if left out")
     parser.add_argument("--iterations", type=int, default=200, help="auto-round's tuning steps a block (its own default: 200)")
-    parser.add_argument("--out", default="quality_auto_round.json", help="file name in bench/results")
+    parser.add_argument("--out", help="file name in bench/results")
+    parser.add_argument("--cost", action="store_true", help="time and memory on the large model")
     arguments = parser.parse_args()
-    write(arguments.out, quality(arguments.model, arguments.iterations))
+    if arguments.cost:
+        write(arguments.out or "cost_auto_round.json", cost(arguments.iterations))
+    else:
+        write(arguments.out or "quality_auto_round.json", quality(arguments.model, arguments.iterations))
 
 
 if __name__ == "__main__":

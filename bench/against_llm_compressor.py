@@ -12,18 +12,12 @@ run; medians count. Quality is compared on held-out windows, window by window: a
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from judge import BUILD, CORES, Judge, best, call, verdict, write
+from judge import CORES, Judge, best, call, kept, random_model, random_windows, scratch, verdict, write
 from limit import flop_rates, operations
-from safetensors.torch import save_file
 
 from thrifty.data import default_model
 from thrifty.models import open_model
@@ -72,10 +66,7 @@ def cost(rounds: int) -> dict:
 def row(name: str, count: int, method: str, rounds: int, rates: dict[str, float]) -> dict:
     """One request: medians of each, and the median of the ratios of the rounds."""
     model = folder(name)
-    windows = BUILD / f"windows-{name}-{count}.safetensors"
-    config = json.loads((model / "config.json").read_text())
-    tokens = torch.randint(3, min(2048, config["vocab_size"]), (count, 512), generator=torch.Generator().manual_seed(0))
-    save_file({"input_ids": tokens}, windows)
+    windows = random_windows(model, count)
     pairs = [in_turn(model, windows, method, f"{name}-{count}-{method}-{number}") for number in range(rounds)]
     found = {who: middle([pair[who] for pair in pairs]) for who in ("thrifty", PEER)}
     least = {phase: flops / rates[phase] for phase, flops in operations(open_model(model).anatomy, count, 512).items()}
@@ -96,30 +87,22 @@ def row(name: str, count: int, method: str, rounds: int, rates: dict[str, float]
 
 
 def folder(name: str) -> Path:
-    """The model of that name; the random one is made when it is not there."""
-    if name == "embedded":
-        return default_model()
-    model = BUILD / name
-    if not (model / "config.json").exists():
-        subprocess.run([sys.executable, Path(__file__).parent / "random_llama.py", model], check=True)
-    return model
+    """The model of that name."""
+    return default_model() if name == "embedded" else random_model(name)
 
 
 def in_turn(model: Path, windows: Path, method: str, key: str) -> dict[str, dict]:
     """One call of each, one after the other; taken from bench/build when this very pair was measured before."""
-    kept = BUILD / "calls" / f"{key}.json"
-    if not kept.exists():
-        out = BUILD / "cost"
+
+    def both() -> dict[str, dict]:
         pair = {}
         for who in ("thrifty", PEER):
-            shutil.rmtree(out, ignore_errors=True)
             batch = ("--batch", "8") if who == PEER else ()
-            pair[who] = call(who, model, windows, out if who == "thrifty" else None, "--method", method, *batch)
-        shutil.rmtree(out, ignore_errors=True)
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text(json.dumps(pair))
-        print(key, json.dumps(pair), file=sys.stderr, flush=True)
-    return json.loads(kept.read_text())
+            with scratch() as out:
+                pair[who] = call(who, model, windows, out if who == "thrifty" else None, "--method", method, *batch)
+        return pair
+
+    return kept(key, both)
 
 
 def ratio(pairs: list[dict], figure: Callable[[dict], float]) -> float:

@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +47,43 @@ def call(who: str, model: Path, windows: Path, out: Path | None, *words: str) ->
 
 def _pin() -> None:
     os.sched_setaffinity(0, CORES)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the result of a call that is only timed; it is gone before and afterwards."""
+    out = BUILD / "cost"
+    shutil.rmtree(out, ignore_errors=True)
+    yield out
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def kept(key: str, measure: Callable[[], dict]) -> dict:
+    """What was measured under this key, from bench/build where it was measured before: so a run that was stopped goes on."""
+    place = BUILD / "calls" / f"{key}.json"
+    if not place.exists():
+        found = measure()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(found))
+        print(key, json.dumps(found), file=sys.stderr, flush=True)
+    return json.loads(place.read_text())
+
+
+def random_model(name: str) -> Path:
+    """The folder of a random Llama of 314 million parameters, made when it is not there."""
+    model = BUILD / name
+    if not (model / "config.json").exists():
+        subprocess.run([sys.executable, HERE / "random_llama.py", model], check=True)
+    return model
+
+
+def random_windows(model: Path, count: int) -> Path:
+    """The file of `count` windows of 512 random tokens that a model knows."""
+    windows = BUILD / f"windows-{model.name}-{count}.safetensors"
+    config = json.loads((model / "config.json").read_text())
+    tokens = torch.randint(3, min(2048, config["vocab_size"]), (count, 512), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": tokens}, windows)
+    return windows
 
 
 class Judge:

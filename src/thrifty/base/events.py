@@ -17,7 +17,7 @@ class Event:
 
     kind: `begin`/`end` of a task, `advance` within it, `note` for the user, `warning` for the user and the certificate.
     task: what is being done, in words ("blocks", "evaluate").
-    done, total: units of progress; total is 0 where it is not known.
+    done, total: progress; total is 0 where it is not known. unit: what they count, where that is bytes.
     """
 
     kind: Literal["begin", "advance", "end", "note", "warning"]
@@ -25,6 +25,7 @@ class Event:
     message: str = ""
     done: float = 0
     total: float = 0
+    unit: Literal["", "bytes"] = ""
 
 
 Listener = Callable[[Event], None]
@@ -58,14 +59,14 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def task(name: str, total: float = 0) -> Iterator[Callable[[float, str], None]]:
-    """Announce a task; the yielded function moves it on: `advance(done, message)`."""
-    announce(Event("begin", name, total=total))
+def task(name: str, total: float = 0, unit: Literal["", "bytes"] = "", done: float = 0) -> Iterator[Callable[[float, str], None]]:
+    """Announce a task; the yielded function moves it on: `advance(done, message)`. done: what an earlier run did."""
+    announce(Event("begin", name, done=done, total=total, unit=unit))
 
     def advance(done: float, message: str = "") -> None:
-        announce(Event("advance", name, message, done, total))
+        announce(Event("advance", name, message, done, total, unit))
 
     try:
         yield advance
     finally:
-        announce(Event("end", name, total=total))
+        announce(Event("end", name, total=total, unit=unit))

@@ -2,8 +2,9 @@
 
     scale = (max - min) / (L - 1)        code = round((value - minimum) / scale)
 
-Unlike those of `core.grids`, zero need not be a point, and what is kept beside the codes is a float minimum. Both are held in the type of
-the values, so that the minimum is exact and a group of equal values is, too; codes are those for the scale as it is held.
+Unlike those of `core.grids`, zero need not be a point, and what is kept beside the codes is a float minimum. Scale and minimum are held in
+the type of the values, so that the minimum is exact and a group of equal values is, too; codes are those for the scale as it is held. For
+weights, whose grids are sought and go into files, there is `core.affine_grids`.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = 
     shards = _split(pieces, max_bytes)
     names = [_name(stem, index, len(shards)) for index in range(len(shards))]
     digests: dict[str, str] = {}
-    with events.task("writing", sum(piece.nbytes for piece in pieces)) as advance:
+    with events.task("writing", sum(piece.nbytes for piece in pieces), "bytes") as advance:
         done = 0
         for name, shard in zip(names, shards, strict=True):
             write_atomic(folder / name, lambda temporary, shard=shard: digests.update(_write(temporary, shard)))

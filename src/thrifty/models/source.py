@@ -188,7 +188,7 @@ class Source:
         Raises InputError for a tensor that holds NaN or Inf, and for a file that ends early.
         """
         digests = {}
-        with events.task("hashing", sum(info.bytes for info in self.tensors.values())) as advance:
+        with events.task("hashing", sum(info.bytes for info in self.tensors.values()), "bytes") as advance:
             done = 0
             for key, info in self.tensors.items():
                 tensor = self.read(key)

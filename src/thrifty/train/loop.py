@@ -109,7 +109,7 @@ def train(objective: Objective, rows: int, schedule: Schedule, place: Path, seed
     state = objective.state()
     losses, factors = _resume(place, parameters, state, optimizer)
     batch, saved = min(schedule.batch, rows), time.monotonic()
-    with events.task(title, schedule.steps) as advance:
+    with events.task(title, schedule.steps, done=len(losses)) as advance:
         for step in range(len(losses), schedule.steps):
             advance(step, "")
             if schedule.every and step % schedule.every == 0:
