@@ -38,6 +38,22 @@ def auto_round() -> str:
     return "\n\n".join([_paired("quality_auto_round.json", "auto-round"), table(["request", "call here", "auto-round", "ratio"], rows)])
 
 
+def auto_round_cost() -> str:
+    """Time and memory of the calls on the large model."""
+    found = read("cost_auto_round.json")
+    calls = found["calls"]
+    rows = [
+        ["the call", *(f"{calls[who]['call_seconds']:.0f} s" for who in ("thrifty", "auto-round")), f"{found['call_ratio']:.2f}"],
+        [
+            "the whole command",
+            *(f"{calls[who]['total_seconds']:.0f} s" for who in ("thrifty", "auto-round")),
+            f"{found['total_ratio']:.2f}",
+        ],
+        ["peak memory", *(f"{calls[who]['peak_bytes'] / 1e9:.2f} GB" for who in ("thrifty", "auto-round")), f"{found['peak_ratio']:.2f}"],
+    ]
+    return table([f"{found['tokens']:,} tokens", "here", f"auto-round, {found['iterations']} steps a block", "ratio"], rows)
+
+
 def _paired(file: str, peer: str) -> str:
     """Perplexity and divergence of both, and their paired differences."""
     found = read(file)
@@ -308,6 +324,7 @@ TABLES = {
     "recipes": recipes,
     "quality": quality,
     "auto-round": auto_round,
+    "auto-round cost": auto_round_cost,
     "cost": cost,
     "phases": phases,
     "memory": memory,

@@ -27,9 +27,7 @@ def recipe(arguments: argparse.Namespace) -> dict:
     if arguments.method == "sparsegpt":
         return {"steps": [{"sparsegpt": {"sparsity": arguments.sparsity}}]}
     settings = {"bits": arguments.bits, "group_size": arguments.group_size, "symmetric": not arguments.asymmetric}
-    if arguments.method == "auto_round":
-        settings |= {"iterations": arguments.iterations, "batch": 8}
-    return {"steps": [{arguments.method: settings}]}
+    return {"steps": [{"gptq": settings}]}
 
 
 def peak_bytes() -> int:
@@ -41,11 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("windows", help="safetensors file with input_ids [rows, tokens]")
-    parser.add_argument("--method", choices=["gptq", "auto_round", "sparsegpt"], default="gptq")
+    parser.add_argument("--method", choices=["gptq", "sparsegpt"], default="gptq")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--asymmetric", action="store_true")
-    parser.add_argument("--iterations", type=int, default=200, help="of auto_round")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     arguments = parser.parse_args()

@@ -106,7 +106,8 @@ def _cache() -> Path:
 
 def _key(source: Path, compiler: str) -> str:
     known = Path(compiler).resolve()
-    return content_key([file_digest(source), str(known), known.stat().st_mtime, FLAGS, FASTEST, _processor()])
+    texts = [file_digest(one) for one in (source, *sorted(source.parent.glob("*.h")))]
+    return content_key([*texts, str(known), known.stat().st_mtime, FLAGS, FASTEST, _processor()])
 
 
 def _processor() -> list[str]:

@@ -4,62 +4,16 @@
 
    Sixteen values make a vector. No number depends on how many columns or rows come in one call. */
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-typedef float vec __attribute__((vector_size(64)));
-typedef int32_t words __attribute__((vector_size(64)));
-typedef uint8_t bytes __attribute__((vector_size(16)));
-
-#define LANES 16
 #define VECTORS 8 /* side by side, so that one's latency hides behind the others */
 #define STRIP (LANES * VECTORS)
 #define MOST 32 /* inputs of a panel */
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vec all(float value) { return value - (vec){0}; }
-INLINE vec either(words first, vec one, vec other) { return (vec)((first & (words)one) | (~first & (words)other)); }
-
-/* Up to 16 values, and `rest` in what is left of the vector. */
-INLINE vec load(const float *from, size_t left, float rest) {
-    vec value;
-    if (left >= LANES) {
-        memcpy(&value, from, sizeof value);
-    } else {
-        value = all(rest);
-        memcpy(&value, from, left * sizeof *from);
-    }
-    return value;
-}
-
-INLINE void store(float *to, vec value, size_t left) { memcpy(to, &value, left >= LANES ? sizeof value : left * sizeof *to); }
 
 INLINE words load_kept(const uint8_t *from, size_t left) {
     bytes held = {0};
     memcpy(&held, from, left >= LANES ? LANES : left);
     return __builtin_convertvector(held, words) != 0;
-}
-
-/* The nearest whole number, the even one of two, between whole numbers; what is no number stays none. */
-INLINE vec nearest(vec value, vec low, vec high) {
-    const vec large = all(12582912.0f); /* 1.5 * 2^23: no bits are left behind the point */
-    value = either(value < low, low, value);
-    value = either(value > high, high, value);
-    return (value + large) - large;
-}
-
-/* In halves: 8 lanes onto 8, 4 onto 4 and so on. */
-INLINE float sum(vec value) {
-    typedef float half __attribute__((vector_size(32)));
-    typedef float quarter __attribute__((vector_size(16)));
-    half halves[2];
-    quarter quarters[2];
-    memcpy(halves, &value, sizeof value);
-    halves[0] += halves[1];
-    memcpy(quarters, halves, sizeof *halves);
-    quarters[0] += quarters[1];
-    return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
 }
 
 /* The points of a set. scale: [groups, width], none where entries stay as they are. low, high: [groups, width], none where all have the

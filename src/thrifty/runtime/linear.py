@@ -29,6 +29,7 @@ from thrifty.base.errors import RunError
 from thrifty.base.records import Encoded
 from thrifty.core.packing import pack_words, unpack_words
 from thrifty.core.reading import AS_THEY_ARE, Reading
+from thrifty.core.token_bytes import PIECES, SMALLEST, free_bytes, grid_bytes
 
 FEW_TOKENS = 4
 """Up to so many tokens at once the 4-bit kernel is the fastest (see `bench/linear_kernels.py`)."""
@@ -40,13 +41,6 @@ weights were. On a random model those few weights cost as much as all others tog
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16
 INNER_TILES = 2
-COARSE = 0.03
-"""Steps between the codes of a token, in root mean squares of its values, above which it is multiplied in two pieces of 8 bits: rounding
-would be off by more than 0.9 % of the token (a step's share is the root of a twelfth). Normal draws stay below, a few outliers do not."""
-PIECES = 254
-"""Steps of the second piece of 8 bits in one of the first."""
-SMALLEST = 1e-8
-"""Largest magnitudes below this count as this much, so that rows of zeros divide."""
 
 
 class PackedLinear(nn.Module):
@@ -100,45 +94,24 @@ class PackedLinear(nn.Module):
         return Encoded(self.layout, tensors, (self.out_features, self.in_features), float(self.bits), self.group_size).decode()
 
     def _many(self, rows: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        # oneDNN takes a hundred times as long for one row as for two where the matrix is small
-        alone = rows.shape[0] == 1
-        exact = (torch.cat([rows, rows]) if alone else rows).to(torch.float32, copy=True)
         if self.rounding is not None and self.rounds_to_bytes:
-            step, zero_point = self.rounding.grid(exact)
-            low = (-128 - zero_point) * step
-            out = self._bytes(exact.div_(step).add_(zero_point).round_().clamp_(-128, 127).add_(128))
+            step, zero_point = self.rounding.grid(rows.to(torch.float32))
+            out, low = self._products(grid_bytes(rows, step, zero_point))[: len(rows)], (-128 - zero_point) * step
         else:
-            out, step, low = self._finely(exact)
+            codes, step, low, coarse = free_bytes(rows)
+            products = self._products(codes)
+            out = products[: len(rows)]
+            if coarse is not None:
+                rest = products[len(rows) : len(rows) + len(coarse)].div_(PIECES).sub_(self.wide_sum, alpha=0.5)
+                out = out + rest if len(coarse) == len(rows) else out.index_add_(0, coarse, rest)
         # every input stands `low` above its code, so every output lacks that many times the sum of its row of weights
-        out.mul_(step).addcmul_(low, self.wide_sum)
-        return (out[:1] if alone else out).to(torch.bfloat16)
+        return out.mul_(step).addcmul_(low, self.wide_sum).to(torch.bfloat16)
 
-    def _finely(
-        self, exact: Float[Tensor, "tokens in"]
-    ) -> tuple[Float[Tensor, "tokens out"], Float[Tensor, "tokens 1"], Float[Tensor, "tokens 1"]]:
-        """(products in the steps of each token, these steps, where each token begins), for inputs that nobody asked to round."""
-        low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)  # torch.aminmax takes ten times as long
-        step = (high - low) / 255
-        coarse = self.in_features * step[:, 0].square() > COARSE**2 * torch.linalg.vecdot(exact, exact)
-        step.clamp_min_(SMALLEST)
-        exact.sub_(low).div_(step)
-        two = (slice(None) if bool(coarse.all()) else coarse) if bool(coarse.any()) else None
-        rest = None if two is None else exact[two].clone()
-        codes = exact.round_()
-        out = self._bytes(codes)
-        if rest is not None:
-            rest.sub_(codes[two]).mul_(PIECES).add_(PIECES / 2).round_()
-            out[two] += self._bytes(rest).div_(PIECES).sub_(self.wide_sum / 2)
-        return out, step, low
-
-    def _bytes(self, codes: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
-        """Whole numbers from 0 to 255 times the weights, in one product where these have two pieces."""
-        # torch's way from floats to bytes is four times as slow as the one over integers
-        bytes_ = codes.to(torch.int32).to(torch.uint8)
+    def _products(self, codes: UInt8[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
+        """Bytes times the weights, in one product where these have two pieces."""
         weight = self.wide_codes if self.wide_codes.is_mkldnn else torch.ops.onednn.qlinear_prepack(self.wide_codes, None)
-        out = byte_products(bytes_, weight, self.wide_scale, self.wide_zero)
-        first, second = out[:, : self.out_features], out[:, self.out_features :]
-        return first + second if second.numel() else first
+        out = byte_products(codes, weight, self.wide_scale, self.wide_zero)
+        return out if out.shape[1] == self.out_features else out[:, : self.out_features] + out[:, self.out_features :]
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do: the bias follows, codes and scales change their place and never their type."""
