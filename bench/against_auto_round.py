@@ -8,8 +8,8 @@ Usage: bench/environments.sh auto-round
 
 Both get the same model (the one inside the package unless another is named), the same 128 windows of 512 tokens, and the same cores.
 auto-round tunes the rounding of each block by gradients, 200 steps unless said otherwise; thrifty solves each matrix once. Quality is
-compared on held-out windows, window by window: an interval that holds 0 means that neither is better. On the large model
-auto-round's 200 steps take hours: with fewer its time is a lower bound of that.
+compared on held-out windows, window by window: an interval that holds 0 means that neither is better. On the large
+model auto-round is given few steps, so that its time is a lower bound.
 """
 
 from __future__ import annotations
