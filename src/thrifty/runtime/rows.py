@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thrifty.base.errors import InputError
+from thrifty.base.memory import return_free_memory
 from thrifty.models.disk import TensorInfo
 from thrifty.runtime.budget import TABLE_BYTES
 
 _AROUND = 1 << 16
 """The system maps so much around what is touched (`fault_around_bytes`)."""
+_MANY = 8 << 20
+"""Bytes of rows from which giving memory back takes no time beside reading them."""
 _MULTIPLE = 64
 """Pieces of a head begin at multiples of this, so that products are cut as those of the whole matrix are."""
 
@@ -112,6 +115,8 @@ class DiskEmbedding(nn.Module):
         tokens, places = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < self.num_embeddings:
             raise IndexError(f"token ids reach from {int(tokens[0])} to {int(tokens[-1])}; the vocabulary has {self.num_embeddings}")
+        if tokens.numel() * self.table.info.bytes >= _MANY * self.num_embeddings:
+            return_free_memory()  # what the last lookup left scattered in the heap would stand beside what this one takes
         rows = self.table.rows(tokens.cpu()).to(self.lookup.weight)
         return torch.func.functional_call(self.lookup, {"weight": rows}, (places,))
 
