@@ -8,6 +8,7 @@ does here.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -43,8 +44,11 @@ FEW_LEVELS = {
     "TQ2_0": "{solve: {by: obs, into: {int: {bits: 2, group_size: 256, range: mse}}}}",
     "Q2_K": "{solve: {by: obs, into: {zero_free: {group_size: 256}}}}",
 }
+ANYWHERE = {"Q4_1, hqq": "hqq: {group_size: 32}", "Q2_K, hqq": "hqq: {bits: 2, group_size: 256, range: mse}"}
 K_QUANTS = {name: f"{{solve: {{by: descent, into: {{k_quant: {{type: {name}}}}}}}}}" for name in ("Q3_K", "Q4_K", "Q5_K", "Q6_K")}
-"""Both for widths that 256 divides, as those of the model inside the package."""
+"""These, as the few levels, for widths that 256 divides, as those of the model inside the package."""
+HELD = {name: "thrifty" for name in (*ANYWHERE, *K_QUANTS)}
+"""What is not in compressed-tensors before it is exported."""
 PACKAGES = ("torch", "transformers", "compressed-tensors", "gguf")
 ODD_TEXTS = (
     "Grüße aus Łódź, 東京 🙂",
@@ -58,10 +62,21 @@ TEXTS, LETTERS = 40, 3000
 
 
 def main() -> None:
+    recipes = RECIPES | FEW_LEVELS | ANYWHERE | K_QUANTS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=list(recipes), help="the file keeps its other rows of the same windows, and its families"
+    )
+    asked = parser.parse_args().only
+    path = HERE / "results" / "perplexity_llama_cpp.json"
     model = default_model()
     rows = windows_of(model, samples=64, tokens=512)
-    table = [row for row, _ in compressed(model, "gguf", rows, recipes=RECIPES | FEW_LEVELS | K_QUANTS)]
-    families = [family(name) for name in FAMILIES]
+    before = json.loads(path.read_text()) if asked else {}
+    known = {row["format"]: row for row in before.get("rows", ()) if before["digest"] == rows.digest}
+    chosen = {name: recipes[name] for name in asked or recipes}
+    known |= {row["format"]: row for row, _ in compressed(model, "gguf", rows, recipes=chosen)}
+    table = [known[name] for name in ("BF16", *recipes) if name in known]
+    families = before.get("families") or [family(name) for name in FAMILIES]
     summary = {
         "versions": {**{name: version(name) for name in PACKAGES}, "llama-cpp-python": llama_cpp_version()},
         "windows": rows.rows,
@@ -70,7 +85,6 @@ def main() -> None:
         "rows": table,
         "families": families,
     }
-    path = HERE / "results" / "perplexity_llama_cpp.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
@@ -105,12 +119,12 @@ def compressed(model: Path, stem: str, rows: Rows, texts: list[str] | None = Non
     """(figures, the peer's answer) of the model as it is and of each recipe's result."""
     yield compare("BF16", model, BUILD / f"{stem}-BF16.gguf", rows, texts)
     for name, recipe in recipes.items():
-        folder = BUILD / f"{stem}-{name}"
+        folder = BUILD / f"{stem}-{name.replace(', ', '-')}"
         shutil.rmtree(folder, ignore_errors=True)
         # Calibration and judging by thrifty itself need no more than what is compared here.
-        held = "thrifty" if name in K_QUANTS else "compressed-tensors"
+        held = HELD.get(name, "compressed-tensors")
         thrifty.compress(model, recipe, out=folder, format=held, tokens=min(512, rows.inputs["input_ids"].shape[1]))
-        yield compare(name, folder, BUILD / f"{stem}-{name}.gguf", rows)
+        yield compare(name, folder, folder.with_name(f"{folder.name}.gguf"), rows)
 
 
 def compare(name: str, folder: Path, file: Path, rows: Rows, texts: list[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
