@@ -87,6 +87,12 @@ def test_hqq_reads_no_calibration_data_and_rounds_to_nearest():
     assert torch.equal(solve(work, HQQ(group_size=16).expand()).values, solve(other, HQQ(group_size=16).expand()).values)
 
 
+def test_descent_fits_scales_and_offsets_and_loses_less_than_obs_on_every_linear_of_the_model():
+    target = Affine(2, 64, "mse")
+    ours, theirs = losses(Treatment(Descent(), target)), losses(Treatment(OBS(), target))
+    assert sum(ours) < 0.95 * sum(theirs) and each(ours, theirs)
+
+
 @pytest.mark.parametrize("solver", [Round(weighted=True), OBS(), OBS(act_order=True), AWP(), Descent()], ids=str)
 def test_every_solver_reaches_it(solver):
     work = problem(5, 8, WIDTH, dtype=torch.float32)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.core.grids import CHUNK, SHRINKS, grouped
+from thrifty.core.plane import solve_pair
 
 BLOCK = 256
 """Inputs that share D and E."""
@@ -250,15 +251,3 @@ def _better_blocks(groups: Tensor, weight: Tensor, steps: Steps, form: Form) -> 
         block_scale=torch.where(less, tried.block_scale, steps.block_scale),
         block_minimum=torch.where(less, tried.block_minimum, steps.block_minimum),
     )
-
-
-def solve_pair(first: Tensor, mixed: Tensor, second: Tensor, pull_first: Tensor, pull_second: Tensor) -> tuple[Tensor, Tensor]:
-    """The least value of  first x^2 + 2 mixed x y + second y^2 - 2 pull_first x - 2 pull_second y;  the least along one axis, 0 along the
-    other, where both are one direction."""
-    spread = first * second - mixed.square()
-    sound = spread > 1e-6 * first * second
-    spread = torch.where(sound, spread, 1.0)
-    alone = torch.where(first > 0, pull_first / torch.where(first > 0, first, 1.0), 0.0)
-    one = torch.where(sound, (second * pull_first - mixed * pull_second) / spread, alone)
-    other = torch.where(sound, (first * pull_second - mixed * pull_first) / spread, 0.0)
-    return one, other

@@ -10,16 +10,14 @@ raises the loss.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.core.grids import grouped
-from thrifty.core.k_quants import BLOCK, Form, Steps, block_pair, codes_of, multiples, solve_pair, values_of
-
-Pair = tuple[Tensor, Tensor]
+from thrifty.core.k_quants import BLOCK, Form, Steps, block_pair, codes_of, multiples, values_of
+from thrifty.core.plane import Pair, Plane
 
 
 def refit_steps(
@@ -33,7 +31,7 @@ def refit_steps(
     for group in range(steps.scale.shape[1]):
         columns = slice(group * size, (group + 1) * size)
         own = codes[:, group]
-        _refit_group(_Plane.of(weight, values, gram, columns, own, -torch.ones_like(own)), steps, group, group // per_block, form)
+        _refit_group(Plane.of(weight, values, gram, columns, own, -torch.ones_like(own)), steps, group, group // per_block, form)
         _write(values, codes, steps, group // per_block, form)
         if (group + 1) % per_block == 0:
             _refit_block(weight, values, gram, codes, steps, group // per_block, form)
@@ -52,55 +50,7 @@ def _write(values: Tensor, codes: Tensor, steps: Steps, block: int, form: Form) 
     values[:, block * BLOCK : (block + 1) * BLOCK] = values_of(codes[:, groups], own).flatten(1).to(values)
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """The loss over two directions of each row: what x of the one and y of the other add to it."""
-
-    first: Float[Tensor, "out"]
-    mixed: Float[Tensor, "out"]
-    second: Float[Tensor, "out"]
-    pull_first: Float[Tensor, "out"]
-    pull_second: Float[Tensor, "out"]
-
-    @classmethod
-    def of(cls, weight: Tensor, values: Tensor, gram: Tensor, columns: slice, one: Tensor, other: Tensor) -> _Plane:
-        slope, dot = (weight - values) @ gram[:, columns], torch.linalg.vecdot
-        curved = one @ gram[columns, columns]
-        crossed = other @ gram[columns, columns]
-        return cls(dot(curved, one), dot(curved, other), dot(crossed, other), dot(slope, one), dot(slope, other))
-
-    def lowest(self) -> Pair:
-        """The x and y of the least loss."""
-        return solve_pair(self.first, self.mixed, self.second, self.pull_first, self.pull_second)
-
-    def aside(self, along: Tensor) -> Tensor:
-        """The best y for this x."""
-        held = self.second > 0
-        return torch.where(held, (self.pull_second - self.mixed * along) / torch.where(held, self.second, 1.0), 0.0)
-
-    def along(self) -> Tensor:
-        """The best x for y = 0."""
-        held = self.first > 0
-        return torch.where(held, self.pull_first / torch.where(held, self.first, 1.0), 0.0)
-
-    def added(self, along: Tensor, aside: Tensor) -> Tensor:
-        """What the loss changes by."""
-        own = along * (along * self.first - 2 * self.pull_first + 2 * aside * self.mixed)
-        return own + aside * (aside * self.second - 2 * self.pull_second)
-
-    def best(self, now: Pair, tried: Iterable[Pair], units: Pair | None = None) -> Pair:
-        """Of several pairs the one that lowers the loss most, `now` where none does; units: what they are multiples of."""
-        one, other = units or (1.0, 1.0)
-        found, least = now, torch.zeros_like(self.first)
-        for pair in tried:
-            added = self.added((one * pair[0] - one * now[0]).to(least), (other * pair[1] - other * now[1]).to(least))
-            less = added < least
-            least = torch.where(less, added, least)
-            found = torch.where(less, pair[0], found[0]), torch.where(less, pair[1], found[1])
-        return found
-
-
-def _refit_group(plane: _Plane, steps: Steps, group: int, block: int, form: Form) -> None:
+def _refit_group(plane: Plane, steps: Steps, group: int, block: int, form: Form) -> None:
     now = steps.scale[:, group], steps.minimum[:, group]
     units = steps.block_scale[:, block], steps.block_minimum[:, block]
     step, offset = units[0] * now[0], units[1] * now[1]
@@ -125,7 +75,7 @@ def _refit_block(weight: Tensor, values: Tensor, gram: Tensor, codes: Tensor, st
     own = codes[:, groups]
     along = (own * steps.scale[:, groups, None]).flatten(1)
     aside = -steps.minimum[:, groups, None].expand_as(own).flatten(1).to(along)
-    plane = _Plane.of(weight, values, gram, columns, along, aside)
+    plane = Plane.of(weight, values, gram, columns, along, aside)
     now = steps.block_scale[:, block], steps.block_minimum[:, block]
     nothing = torch.zeros_like(plane.first)
     moves = (plane.lowest(), (plane.along(), nothing), (nothing, plane.aside(nothing))) if form.minimum else ((plane.along(), nothing),)

@@ -23,6 +23,7 @@ from torch import Tensor
 from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.affine_grids import Line, Splitting, fit_line
+from thrifty.core.affine_refit import refit_line
 from thrifty.core.grids import Range, code_limits, grouped
 from thrifty.weights.base import Points, Target, check_groups, outlined
 
@@ -97,6 +98,12 @@ class AffinePoints(Points):
         scale, offset = self._scales[index // self._size], self._offsets[index // self._size]
         torch.sub(column, offset, out=out)
         out.div_(scale).round_().clamp_(*self._limits).mul_(scale).add_(offset)
+
+    def refit(
+        self, values: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+    ) -> tuple[AffinePoints, Float[Tensor, "out in"]]:
+        line, values = refit_line(weight, values, gram, self.line)
+        return AffinePoints(self.target, line, values.shape[1]), values
 
     def encode(self, values: Float[Tensor, "out in"]) -> Encoded:
         return self.target.encode(self._codes(values).reshape(values.shape), self.line)
