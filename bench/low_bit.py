@@ -58,6 +58,8 @@ def _recipes() -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
         yield "affine (hqq)", f"hqq, {bits} bits", [{"hqq": {"bits": bits, "range": "mse"}}]
         yield "affine (hqq)", f"affine, {bits} bits", [into({"affine": {"bits": bits, "range": "mse"}})]
         yield "affine (hqq)", f"affine, {bits} bits, descent", [into({"affine": {"bits": bits, "range": "mse"}}, "descent")]
+        learned = into({"affine": {"bits": bits, "range": "mse"}}, "descent", heal="learned_rounding")
+        yield "affine (hqq)", f"affine, {bits} bits, learned rounding", [learned]
     yield "additive (aqlm)", "aqlm, 4 x 4 bits", [into({"additive": {"codebooks": 4, "bits": 4}}, "aqlm")]
     for bits in (3, 4):
         grid = {"bits": bits, "group_size": 0, "symmetric": False}

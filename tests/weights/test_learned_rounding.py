@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.weights.problems import correlated_gram, draw
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded, Problem
+from thrifty.core.affine_grids import snap_offset
 from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
 from thrifty.core.trainable import INSIDE
 from thrifty.weights.base import Treatment
@@ -23,10 +24,11 @@ from thrifty.weights.heal.learned_rounding import LearnedRounding
 from thrifty.weights.preset.auto_round import AutoRound
 from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.round import Round
+from thrifty.weights.target.affine import Affine
 from thrifty.weights.target.int import Int
 from thrifty.weights.target.top_k import TopK
 
-GRIDS = (Int(2, 8, False), Int(2, 8), Int(3, 0, False, "mse"), Int(4, 16))
+GRIDS = (Int(2, 8, False), Int(2, 8), Int(3, 0, False, "mse"), Int(4, 16), Affine(2, 8), Affine(3, 16, "mse"))
 
 
 def inputs(seed: int, width: int, rows: int = 24, length: int = 6) -> Tensor:
@@ -34,9 +36,16 @@ def inputs(seed: int, width: int, rows: int = 24, length: int = 6) -> Tensor:
     return (draw(seed + 9, rows, length, width) @ factor.T).float()
 
 
-def start(weight: Tensor, rows: Tensor, target: Int, solver: Descent | Round) -> Encoded:
+def start(weight: Tensor, rows: Tensor, target: Int | Affine, solver: Descent | Round) -> Encoded:
     flat = rows.reshape(-1, rows.shape[-1])
     return solver.solve(Problem(weight, flat.T @ flat / len(flat), len(flat)), target).encoded
+
+
+def shape_of(target: Int | Affine) -> tuple[int, int]:
+    """(levels, significant bits of a scale)"""
+    return (
+        (target.levels, 8) if isinstance(target, Affine) else (target.level_count, significant_bits(target.level_count, target.symmetric))
+    )
 
 
 def linear(matrices: Mapping[str, Tensor], rows: Tensor) -> Tensor:
@@ -50,40 +59,46 @@ def gated(matrices: Mapping[str, Tensor], rows: Tensor) -> Tensor:
 class Plain:
     """A grid of which every step is written down: what is rounded, what is stretched, and both gradients by hand (of a linear's output)."""
 
-    def __init__(self, weight: Tensor, encoded: Encoded, target: Int) -> None:
+    def __init__(self, weight: Tensor, encoded: Encoded, target: Int | Affine) -> None:
         self.target, self.first = target, encoded.tensors["scale"][..., None]
-        zero = torch.zeros_like(self.first) if target.symmetric else encoded.tensors["zero_point"].float()[..., None]
-        smallest, largest = code_limits(target.level_count)
+        self.begin = encoded.tensors.get("offset")
+        self.levels, self.bits = shape_of(target)
+        zero = encoded.tensors["zero_point"].float()[..., None] if "zero_point" in encoded.tensors else torch.zeros_like(self.first)
+        smallest, largest = code_limits(self.levels)
         self.zero, self.low, self.high = zero, smallest - zero, largest - zero
         self.weight = grouped(weight, target.group_size)
         multiple = grouped(encoded.tensors["codes"].float(), target.group_size) - zero
-        exact = self.weight / self.first
+        exact = (self.weight - self.place(self.first)) / self.first
         self.offset = exact.clamp(multiple - INSIDE, multiple + INSIDE) - exact
         self.stretch = torch.ones_like(self.first)
 
+    def place(self, scale: Tensor) -> Tensor | float:
+        """What code 0 stands for."""
+        return 0.0 if self.begin is None else snap_offset(self.begin[..., None], scale.float())
+
     def now(self) -> tuple[Tensor, Tensor, Tensor]:
         """(scale, what is rounded, the code without its zero point)."""
-        scale = snap_scale(self.first * self.stretch, significant_bits(self.target.level_count, self.target.symmetric))
-        place = self.weight / scale + self.offset
+        scale = snap_scale(self.first * self.stretch, self.bits)
+        place = (self.weight - self.place(scale)) / scale + self.offset
         return scale, place, place.round().clamp(self.low, self.high)
 
     def values(self) -> Tensor:
         scale, _, code = self.now()
-        return (scale * code).flatten(1)
+        return (scale * code + self.place(scale)).flatten(1)
 
     def step(self, slope: Tensor, rate: float) -> None:
         """slope: of the loss in the values."""
         scale, place, code = self.now()
         slope = slope.reshape(code.shape)
         inside = (place.round() >= self.low) & (place.round() <= self.high)
-        along = slope * (code - torch.where(inside, self.weight / scale, 0.0))
+        along = slope * (code - torch.where(inside, (self.weight - self.place(scale)) / scale, 0.0))
         self.offset -= rate * torch.where(inside, slope, 0.0).sign()
         self.stretch = (self.stretch - rate * along.sum(-1, keepdim=True).sign()).clamp(0.5, 1.5)
 
 
 @pytest.mark.parametrize("target", GRIDS, ids=str)
 @pytest.mark.parametrize("steps", [1, 4])
-def test_every_step_goes_against_the_sign_of_the_gradient(target: Int, steps: int):
+def test_every_step_goes_against_the_sign_of_the_gradient(target: Int | Affine, steps: int):
     """Of a linear, mean (x (V - W)^T)^2 has the gradient 2 (V - W) G / out in V."""
     weight, rows = draw(1, 12, 16).double(), inputs(2, 16).double()
     encoded = start(weight, rows, target, Round())
@@ -105,7 +120,7 @@ def test_every_step_goes_against_the_sign_of_the_gradient(target: Int, steps: in
 
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from(GRIDS), st.integers(1, 12))
-def test_it_is_never_worse_on_the_rows_that_judge_and_stays_in_the_target(seed: int, target: Int, iterations: int):
+def test_it_is_never_worse_on_the_rows_that_judge_and_stays_in_the_target(seed: int, target: Int | Affine, iterations: int):
     matrices = {"a": draw(seed, 32, 16).float(), "b": draw(seed + 1, 16, 32).float()}
     rows = inputs(seed + 2, 16, rows=12)
     starts = {"a": (matrices["a"], start(matrices["a"], rows, target, Round()))}
@@ -124,11 +139,12 @@ def test_it_is_never_worse_on_the_rows_that_judge_and_stays_in_the_target(seed: 
         outline, tensors = target.outline(*matrices[path].shape), encoded.tensors
         assert (encoded.layout, encoded.bits, encoded.group_size) == (outline.layout, outline.bits, outline.group_size)
         assert {name: tensor.shape for name, tensor in tensors.items()} == {name: tensor.shape for name, tensor in outline.tensors.items()}
-        smallest, largest = code_limits(target.level_count)
+        levels, bits = shape_of(target)
+        smallest, largest = code_limits(levels)
         assert tensors["codes"].dtype == torch.int8 and int(tensors["codes"].min()) >= smallest and int(tensors["codes"].max()) <= largest
-        bits = significant_bits(target.level_count, target.symmetric)
         assert torch.equal(snap_scale(tensors["scale"], bits), tensors["scale"])
-        assert target.symmetric or torch.equal(tensors["zero_point"], starts[path][1].tensors["zero_point"])
+        for name in tensors.keys() & {"zero_point", "offset"}:
+            torch.testing.assert_close(tensors[name], starts[path][1].tensors[name], rtol=0, atol=1 / 16 if name == "offset" else 0)
     again, _ = healer.heal(starts, gated, rows, expected, seed)
     assert all(torch.equal(again[path].tensors["codes"], encoded.tensors["codes"]) for path, encoded in found.items())
 
@@ -156,6 +172,6 @@ def test_matrices_that_no_row_reaches_stay_as_they_are():
 
 
 def test_it_tunes_integer_grids_only():
-    with pytest.raises(InputError, match="learned_rounding tunes integer grids"):
+    with pytest.raises(InputError, match="learned_rounding tunes evenly spaced grids"):
         Treatment(Descent(), TopK(), heal=LearnedRounding())
     assert AutoRound(2, 16, False, iterations=7).expand() == Treatment(Descent(), Int(2, 16, False, "mse"), heal=LearnedRounding(7, 8))

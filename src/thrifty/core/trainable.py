@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from thrifty.base.records import Encoded
+from thrifty.core.affine_grids import snap_offset
 from thrifty.core.codebooks.learning import straight_through
 from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
 
@@ -88,7 +89,8 @@ class Trained(ABC):
 class GridWeight(Trained):
     """The codes and scales of one matrix on their way. offset [out, groups, size] and stretch [out, groups, 1] are what is trained.
 
-    start: where it begins, codes included. Each weight begins in the place of its cell that is nearest to `weight`.
+    start: where it begins, codes included; of layout `affine` the offsets stay. Each weight begins in the place of its cell that is nearest
+    to `weight`.
     """
 
     def __init__(self, weight: Float[Tensor, "out in"], start: Encoded, codes: Codes) -> None:
@@ -97,8 +99,9 @@ class GridWeight(Trained):
         self.scale = start.tensors["scale"].to(weight)[..., None]
         zero_point = start.tensors.get("zero_point")
         self.zero_point = torch.zeros_like(self.scale) if zero_point is None else zero_point.to(weight)[..., None]
+        self.begin = start.tensors.get("offset")
         multiple = grouped(start.tensors["codes"].to(weight), start.group_size) - self.zero_point
-        exact, reach = self.weight / self.scale, INSIDE * codes.stride
+        exact, reach = self._from_zero(self.scale) / self.scale, INSIDE * codes.stride
         self.offset = (exact.clamp(multiple - reach, multiple + reach) - exact).requires_grad_()
         self.stretch = torch.ones_like(self.scale).requires_grad_()
 
@@ -113,7 +116,16 @@ class GridWeight(Trained):
 
     def values(self) -> Float[Tensor, "out in"]:
         scale, zero_point = self._grid()
-        return (self.codes.nearest(self._multiples(scale), zero_point) * scale).reshape(self.shape)
+        values = self.codes.nearest(self._multiples(scale), zero_point) * scale
+        return (values if self.begin is None else values + self._place(self.begin, scale)).reshape(self.shape)
+
+    def _place(self, begin: Float[Tensor, "out groups"], scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups one"]:
+        """What code 0 stands for beside this scale, as a container holds it."""
+        return snap_offset(begin.to(scale)[..., None], scale.detach())
+
+    def _from_zero(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:
+        """How far weights are from what code 0 stands for."""
+        return self.weight if self.begin is None else self.weight - self._place(self.begin, scale)
 
     def _grid(self) -> tuple[Float[Tensor, "out groups one"], Float[Tensor, "out groups one"]]:
         """(scale, zero point), such as a container holds them, differentiable in the parameters."""
@@ -122,13 +134,15 @@ class GridWeight(Trained):
 
     def _multiples(self, scale: Float[Tensor, "out groups one"]) -> Float[Tensor, "out groups size"]:
         """What is rounded: the latent weights in steps of the grid."""
-        return self.weight / scale + self.offset
+        return self._from_zero(scale) / scale + self.offset
 
     def encoded(self) -> Encoded:
         scale, zero_point = (tensor.detach() for tensor in self._grid())
         codes = torch.round(self.codes.nearest(self._multiples(scale).detach(), zero_point)) + zero_point
         tensors = {name: tensor.to(scale.device) for name, tensor in self.start.tensors.items()}
         tensors |= {"scale": scale[..., 0], "codes": codes.to(torch.int8).reshape(self.shape)}
+        if self.begin is not None:
+            tensors["offset"] = self._place(self.begin, scale)[..., 0]
         if "zero_point" in tensors:
             tensors["zero_point"] = zero_point[..., 0].to(tensors["zero_point"].dtype)
         return replace(self.start, tensors=tensors)

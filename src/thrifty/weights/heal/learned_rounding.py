@@ -25,6 +25,7 @@ from thrifty.base.method import Paper
 from thrifty.base.records import Encoded
 from thrifty.core.trainable import Codes, GridWeight
 from thrifty.weights.base import Healer, Output, Target
+from thrifty.weights.target.affine import Affine
 from thrifty.weights.target.int import Int
 
 CHECKS = 10
@@ -51,8 +52,10 @@ class LearnedRounding(Healer):
     rate: Annotated[float, Field(gt=0, le=1)] | None = None
 
     def accepts(self, target: Target) -> None:
-        if not isinstance(target, Int):
-            raise InputError(f"learned_rounding tunes integer grids, as in {{int: {{bits: 2}}}}; got {target.name}")
+        if not isinstance(target, Int | Affine):
+            raise InputError(
+                f"learned_rounding tunes evenly spaced grids, as in {{int: {{bits: 2}}}} or {{affine: {{bits: 2}}}}; got {target.name}"
+            )
 
     @property
     def row_passes(self) -> float:
