@@ -32,6 +32,7 @@ BAD = {
         "steps:\n  - gptq: {}\n  - kivi: {}",
         ["line 3", "step 2", "DIR --cache kivi", "kv_cache(model, 'kivi')"],
     ),
+    "a healer as a step": ("learned_rounding: {}", ["step 1", "solve: {by: descent, into: {int: {bits: 2}}, heal: learned_rounding}"]),
     "unknown setting": ("gptq: {bit: 4}", ["gptq", "'bit'", "'bits'"]),
     "bits 0": ("gptq: {bits: 0}", ["bits", "0"]),
     "bits 9": ("gptq: {bits: 9}", ["bits", "8", "9"]),

@@ -19,9 +19,11 @@ from thrifty.base.records import Encoded, Problem
 from thrifty.core.affine_grids import snap_offset
 from thrifty.core.grids import code_limits, grouped, significant_bits, snap_scale
 from thrifty.core.trainable import INSIDE
+from thrifty.weights.allocate.baq import BAQ
 from thrifty.weights.base import Treatment
 from thrifty.weights.heal.learned_rounding import LearnedRounding
 from thrifty.weights.preset.auto_round import AutoRound
+from thrifty.weights.preset.solve import Solve
 from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.round import Round
 from thrifty.weights.target.affine import Affine
@@ -172,6 +174,8 @@ def test_matrices_that_no_row_reaches_stay_as_they_are():
 
 
 def test_it_tunes_integer_grids_only():
+    with pytest.raises(InputError, match="learned_rounding tunes matrices that are on one grid, and baq gives"):
+        Solve(Descent(), Int(3, 0, False), BAQ(), heal=LearnedRounding())
     with pytest.raises(InputError, match="learned_rounding tunes evenly spaced grids"):
         Treatment(Descent(), TopK(), heal=LearnedRounding())
     assert AutoRound(2, 16, False, iterations=7).expand() == Treatment(Descent(), Int(2, 16, False, "mse"), heal=LearnedRounding(7, 8))

@@ -18,6 +18,7 @@ from thrifty.weights.allocate.farms import Farms
 from thrifty.weights.allocate.owl import OWL
 from thrifty.weights.allocate.uniform import Uniform
 from thrifty.weights.base import Treatment, hold, solve
+from thrifty.weights.heal.learned_rounding import LearnedRounding
 from thrifty.weights.preset.gptq import GPTQ
 from thrifty.weights.preset.hqq import HQQ
 from thrifty.weights.preset.magnitude import Magnitude
@@ -28,6 +29,7 @@ from thrifty.weights.preset.sparsegpt import SparseGPT
 from thrifty.weights.preset.wanda import Wanda
 from thrifty.weights.solve.awp import AWP
 from thrifty.weights.solve.back_solve import BackSolve
+from thrifty.weights.solve.descent import Descent
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.solve.relative_importance import RelativeImportance
 from thrifty.weights.solve.round import Round
@@ -62,6 +64,10 @@ PRESETS = (RTN(), HQQ(), GPTQ(), Wanda(), SparseGPT(), Magnitude(), RIA(), Wanda
         (Solve(), Treatment(OBS(), Int(), Uniform())),
         (Solve(AWP(7), Both(NM(), Int())), Treatment(AWP(7), Both(NM(), Int()), Uniform())),
         (Solve(OBS(), Int(3, 0, False), BAQ()), Treatment(OBS(), Int(3, 0, False), BAQ())),
+        (
+            Solve(Descent(), Affine(2, 64), heal=LearnedRounding(5)),
+            Treatment(Descent(), Affine(2, 64), Uniform(), LearnedRounding(5)),
+        ),
     ],
     ids=lambda part: str(part) if not isinstance(part, Treatment) else "",
 )

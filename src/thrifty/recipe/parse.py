@@ -229,6 +229,8 @@ class _Parser:
                 example = f"solve: {{by: obs, into: {{int: {{group_size: 0, symmetric: false}}}}, share: {name}}}"
             elif known[name].family == "weights.activation":
                 example = f"gptq: {{bits: 8, group_size: 0, activation: {name}}}"
+            elif known[name].family == "weights.heal":
+                example = f"solve: {{by: descent, into: {{int: {{bits: 2}}}}, heal: {name}}}"
             elif known[name].family == "tune.rates":
                 example = f"distill: {{rates: {name}}}"
             message = f"{at}: {name} is a part of a step ({known[name].family}), not a step; write {example}"

@@ -313,6 +313,11 @@ class Treatment:
             self.allocator.accepts(self.target)
         if self.heal is not None:
             self.heal.accepts(self.target)
+            if self.allocator is not None and self.allocator.within_matrix:
+                raise InputError(
+                    f"{self.heal.name} tunes matrices that are on one grid, and {self.allocator.name} gives the inputs of a matrix grids "
+                    "of their own; leave one of them out"
+                )
 
     @property
     def calibrated(self) -> bool:
