@@ -120,7 +120,7 @@ def test_a_number_of_heads_that_the_config_refuses_becomes_the_nearest(tmp_path)
     assert "not a multiple" in resizer.result().warnings[0]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "qwen3_moe", "vit", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "qwen3_moe", "vit", "mamba", "mamba2"])
 def test_removing_a_block_equals_skipping_it(name, source_of):
     source = source_of(name)
     found = {path: item.units for path, item in found_in(source).items()}
@@ -132,6 +132,39 @@ def test_removing_a_block_equals_skipping_it(name, source_of):
         after = run_cut(source, resizer.result(), cuts, rows)
         before = run_zeroed(source, cuts, rows, skipped=[source.anatomy.blocks[gone].path])
         assert torch.allclose(before, after, atol=1e-5 * max(1.0, float(before.abs().max())), rtol=0)
+
+
+def test_lists_of_as_many_values_as_there_are_blocks_may_be_of_something_else(tmp_path):
+    from tests.tiny import build
+    from thrifty.models import open_model
+
+    for name, lists in (("gemma3", {"eos_token_id": [2, 3]}), ("mamba2", {"time_step_limit": [0.0, 8.0]})):
+        model = build(name)
+        for key, value in lists.items():
+            setattr(model.config, key, value)
+        model.generation_config.eos_token_id = 2
+        model.save_pretrained(tmp_path / name)
+        source = open_model(tmp_path / name)
+        resizer = Resizer(source, {block.path: () for block in source.anatomy.blocks})
+        resizer.keep_blocks("text", [1])
+        assert {key: resizer.raw[key] for key in lists} == lists
+        assert resizer.raw.get("layer_types", ["full_attention"]) == ["full_attention"]
+
+
+def test_heads_that_cannot_go_leave_the_config_to_neurons(tmp_path):
+    """Norms of queries are as wide as the hidden size over the number of heads there."""
+    from tests.tiny import _TEXT, hub, randomise
+    from thrifty.models import open_model
+
+    model = hub.PhiForCausalLM(hub.PhiConfig(**{**_TEXT, "num_key_value_heads": 4, "qk_layernorm": True}))
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    source = open_model(tmp_path)
+    resizer = Resizer(source, {block.path: units_of(source, block).units for block in source.anatomy.blocks})
+    with pytest.raises(InputError, match="has fewer heads"):
+        resizer.keep("text:attention.output", 2)
+    assert resizer.keep("text:mlp.hidden", 48) == 48
+    assert resizer.result().source.config.num_attention_heads == 4
 
 
 def test_biases_are_added_where_the_config_has_a_switch(source_of):

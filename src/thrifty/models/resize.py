@@ -147,17 +147,13 @@ class Resizer:
         return config
 
     def _holds(self, model: Any, block: Block, units: Units, count: int) -> bool:
-        """Whether the tensors of these units have the right shapes in one block of the model, and those outside the blocks still theirs."""
+        """Whether all tensors have the right shapes in one block of the model, and those outside the blocks still theirs."""
         kept = {**self.kept, units.alike: count}
         cuts = [Cut(item, torch.arange(kept[item.alike])) for item in self.units[block.path] if item.alike in kept]
-        mine = [item for item in self.units[block.path] if item.alike == units.alike]
-        keys = {member.source for item in mine for member in item.members}
-        keys |= {key for item in mine for owned in item.owned for key in owned}
         before = {key: torch.empty(self.shapes[key], device="meta") for key in self.source.block_keys(block)}
-        after = cut(before, cuts)
-        outside = {key: self.shapes[key] for key in self.source.shell_keys()}
-        shapes = {**outside, **{key: tuple(tensor.shape) for key, tensor in after.items()}}
-        return self._mismatch(model, shapes, {*outside, *(keys & after.keys())}) is None
+        shapes = {key: self.shapes[key] for key in self.source.shell_keys()}
+        shapes |= {key: tuple(tensor.shape) for key, tensor in cut(before, cuts).items()}
+        return self._mismatch(model, shapes, shapes.keys()) is None
 
     def _mismatch(self, model: Any, shapes: Mapping[str, tuple[int, ...]], only: Collection[str]) -> str | None:
         """The first parameter, of those made of the keys `only`, whose shape is not that of what lies on disk."""
@@ -185,8 +181,9 @@ class Resizer:
             if getattr(config, "num_hidden_layers", None) != len(mine):
                 continue
             change = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(keep)}
+            others = _lists_of_any_model(config, len(mine))
             for key, value in values.items():
-                if isinstance(value, list) and len(value) == len(mine):
+                if isinstance(value, list) and len(value) == len(mine) and key not in others:
                     change[key] = [value[block.index] for block in keep]
                 elif isinstance(value, list) and value and "layers" in key and all(isinstance(item, int) for item in value):
                     change[key] = [place for place, block in enumerate(keep) if block.index in value]
@@ -330,6 +327,16 @@ def _parts(config: Any) -> dict[str, Any]:
     """The config itself and those inside it, by the name of their attribute."""
     inner = {name: value for name, value in vars(config).items() if hasattr(value, "to_dict") and hasattr(value, "model_type")}
     return {"": config, **inner}
+
+
+def _lists_of_any_model(config: Any, count: int) -> set[str]:
+    """Attributes that hold as many values in a model with more blocks than `count`: they have none for each block, or are of tokens."""
+    try:
+        other = type(config)(num_hidden_layers=count + 1).to_dict()
+    except Exception:  # config classes check their fields with errors of their own
+        other = {}
+    fixed = {key for key, value in other.items() if isinstance(value, list | tuple) and len(value) == count}
+    return fixed | {key for key in config.to_dict() if "token" in key}
 
 
 def _changed(raw: Mapping[str, Any], change: Mapping[tuple[str, str], Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from thrifty.base.anatomy import Block, Units
 from thrifty.base.errors import InputError
 from thrifty.export.uneven import modeling_uneven
 from thrifty.export.uneven.known import ARCHITECTURES
-from thrifty.export.uneven.outline import uneven_config
+from thrifty.export.uneven.outline import floats, uneven_config
 from thrifty.models import Source
 from thrifty.models.disk import TensorInfo
 from thrifty.models.names import map_names
@@ -43,7 +43,7 @@ def resize_unevenly(source: Source, units: Mapping[str, Sequence[Units]], counts
 
 def opened(source: Source, raw: dict[str, Any], infos: dict[str, TensorInfo]) -> tuple[Source, dict[str, Block]]:
     """(the model that such a config.json describes, before its blocks exist; the original's block of each of its blocks, by path)."""
-    config = getattr(modeling_uneven, raw["architectures"][0]).config_class.from_dict(dict(raw))
+    config = getattr(modeling_uneven, raw["architectures"][0]).config_class.from_dict(floats(raw))
     config._name_or_path = str(source.folder)
     made = Source(source.folder, config, infos, source._pickled, None)
     made.raw = raw

@@ -46,7 +46,7 @@ def uneven_config(config: Mapping[str, Any], sizes: Mapping[str, Sequence[int]],
     base = getattr(transformers, name, None)
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise InputError(f"config.json names no model class of transformers ({name or 'none'}), whose layers could differ in width")
-    dense = _built(base, base.config_class.from_dict(_floats(config)))
+    dense = _built(base, base.config_class.from_dict(floats(config)))
     core = getattr(dense, dense.base_model_prefix, dense)
     blocks, block = _blocks(core, dense.config.num_hidden_layers)
     outline: dict[str, Any] = {"version": modeling_uneven.VERSION, "model_type": kind, "blocks": blocks, "block": block}
@@ -86,11 +86,11 @@ def _names(base: type[PreTrainedModel], core: type[PreTrainedModel], kind: str) 
     }
 
 
-def _floats(value: Any) -> Any:
+def floats(value: Any) -> Any:
     """What config.json says, its infinities as numbers: there they are mappings with the one key `__float__`."""
     if isinstance(value, Mapping):
-        return float(value["__float__"]) if value.keys() == {"__float__"} else {name: _floats(item) for name, item in value.items()}
-    return [_floats(item) for item in value] if isinstance(value, list | tuple) else value
+        return float(value["__float__"]) if value.keys() == {"__float__"} else {name: floats(item) for name, item in value.items()}
+    return [floats(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _built(model_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
@@ -102,7 +102,7 @@ def _skeleton(made: Mapping[str, Any]) -> PreTrainedModel:
     name = made["architectures"][0]
     model_class = getattr(modeling_uneven, name)
     try:
-        return _built(model_class, model_class.config_class.from_dict(_floats(made)))
+        return _built(model_class, model_class.config_class.from_dict(floats(made)))
     except Exception as error:  # the classes check little, so whatever they stumble over is a size
         said = " ".join(str(error).split())
         raise InputError(f"no {name} has these sizes ({type(error).__name__}: {said}); check them against the architecture") from error
