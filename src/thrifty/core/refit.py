@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.core.grids import Step, code_limits
+from thrifty.core.plane import Plane
 
 SnapScale = Callable[[Tensor], Tensor]
 """The nearest scale that a container holds, for each of some positive numbers."""
@@ -42,9 +43,8 @@ def refit_step(
     size = values.shape[1] // scale.shape[1]
     for group in range(scale.shape[1]):
         columns = slice(group * size, (group + 1) * size)
-        now = scale[:, group]
-        part = _Group.of((weight - values) @ gram[:, columns], values[:, columns], now, gram[columns, columns])
-        found = part.kept(now)
+        part = _Group.of(weight, values, gram, columns, scale[:, group])
+        found = part.kept()
         if zero_point is None:
             found = part.better(found, 0, snap_scale(part.least(0)))
         else:
@@ -70,48 +70,33 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Group:
-    """One group of inputs: multiples q of the scale, which entries are other than zero (e), and the products that the loss is made of."""
+    """One group of inputs: multiples q of the scale, which entries are other than zero (e), and the loss over these two directions."""
 
     scale: Float[Tensor, "out"]
     multiple: Float[Tensor, "out n"]
     other: Float[Tensor, "out n"]
-    slope_multiple: Float[Tensor, "out"]
-    slope_other: Float[Tensor, "out"]
-    multiple_multiple: Float[Tensor, "out"]
-    multiple_other: Float[Tensor, "out"]
-    other_other: Float[Tensor, "out"]
+    plane: Plane
 
     @classmethod
-    def of(cls, slope: Tensor, values: Tensor, scale: Tensor, gram: Tensor) -> _Group:
-        multiple = values / scale[:, None]
+    def of(cls, weight: Tensor, values: Tensor, gram: Tensor, columns: slice, scale: Float[Tensor, "out"]) -> _Group:
+        multiple = values[:, columns] / scale[:, None]
         other = (multiple != 0).to(values.dtype)
-        curved, dot = multiple @ gram, torch.linalg.vecdot
-        return cls(
-            scale,
-            multiple,
-            other,
-            dot(slope, multiple),
-            dot(slope, other),
-            dot(curved, multiple),
-            dot(curved, other),
-            dot(other @ gram, other),
-        )
+        return cls(scale, multiple, other, Plane.of(weight, values, gram, columns, multiple, other))
 
-    def kept(self, scale: Tensor) -> _Choice:
-        nothing = torch.zeros_like(scale)
-        return _Choice(scale.clone(), nothing, nothing)
+    def kept(self) -> _Choice:
+        nothing = torch.zeros_like(self.scale)
+        return _Choice(self.scale.clone(), nothing, nothing)
 
     def least(self, shift: int) -> Float[Tensor, "out"]:
         """The scale with the least loss for the multiples q - shift e; 0 where there is none above 0."""
-        curvature = self.multiple_multiple - 2 * shift * self.multiple_other + shift**2 * self.other_other
-        pull = self.scale * (self.multiple_multiple - shift * self.multiple_other) + self.slope_multiple - shift * self.slope_other
+        at = self.plane
+        curvature = at.first - 2 * shift * at.mixed + shift**2 * at.second
+        pull = self.scale * (at.first - shift * at.mixed) + at.pull_first - shift * at.pull_second
         return torch.where((curvature > 0) & (pull > 0), pull / curvature, 0.0)
 
     def better(self, found: _Choice, shift: int, scale: Tensor, allowed: Tensor | None = None) -> _Choice:
         """The better of what was found and another choice; what changes the values is (scale - self.scale) q - scale shift e."""
-        along, aside = scale - self.scale, -shift * scale
-        added = along * (along * self.multiple_multiple - 2 * self.slope_multiple + 2 * aside * self.multiple_other)
-        added += aside * (aside * self.other_other - 2 * self.slope_other)
+        added = self.plane.added(scale - self.scale, -shift * scale)
         less = added < found.added
         if allowed is not None:
             less &= allowed
