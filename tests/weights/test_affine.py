@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.test_affine_grids import heavy
 from tests.weights.problems import draw, problem
 from tests.weights.test_real_model import each, layers, losses
 from tests.weights.test_targets import WIDTH, check_fixed_point
@@ -116,6 +117,13 @@ def test_it_cannot_keep_zeros_and_says_so():
     ):
         with pytest.raises(InputError, match=f"hqq: {name} is wrong"):
             HQQ(**wrong)
+
+
+@pytest.mark.parametrize(("bits", "nearer"), [(4, True), (3, True), (2, False)])
+def test_heavy_tails_are_nearer_than_with_integer_zero_points_but_for_two_bits(bits, nearer):
+    """Most of these weights are near zero and a few are far: of four values, one that is zero is worth more than where they lie."""
+    weight = heavy(1, 200, 4, 64).reshape(200, 256)
+    assert (distance(Affine(bits, 64), weight) < distance(Int(bits, 64, False), weight)) == nearer
 
 
 # -- on the model inside the package -------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     min over the offsets o of  sum |w - v|^norm,   v = q s + o the nearest number,   solved by `round` into `affine`
 
 Source: Badri and Shaji (2023), Half-Quadratic Quantization of Large Machine Learning Models. Weights are divided by the root mean square of
-their group while the offset is sought, so that `beta` means the same for large and small weights.
+their group while the offset is sought, so that `beta` means the same for large and small weights. Two bits of weights most of which are
+near zero, with a few far off, may be nearer with `rtn` and `symmetric: false`, where zero is one of the four values.
 """
 
 from __future__ import annotations
