@@ -30,6 +30,15 @@ def unit_values(tensor: Float[Tensor, "..."], member: Member, count: int) -> Flo
     return whole.movedim(member.dim, 0)[indices(member, count) + member.offset].flatten(1)
 
 
+def unit_energies(tensor: Float[Tensor, "..."], member: Member, count: int) -> Float[Tensor, "count"]:
+    """The sum of the squares of what each unit owns in a tensor in disk layout."""
+    whole = tensor if member.expert is None else tensor[member.expert]
+    others = [dim for dim in range(whole.ndim) if dim != member.dim]
+    squares = whole.square()
+    lines = squares.sum(others) if others else squares
+    return lines[indices(member, count) + member.offset].sum(1)
+
+
 def staying(units: Units, keep: Int[Tensor, "kept"]) -> Bool[Tensor, "count"]:
     """Which units stay, as a mask."""
     mask = torch.zeros(units.count, dtype=torch.bool)

@@ -16,4 +16,5 @@ def all_finite(values: Tensor) -> bool:
         return True
     if values.dtype.itemsize == 1:  # has no order of its own
         values = values.to(torch.float32)
-    return bool(values.amin().isfinite() & values.amax().isfinite())
+    least, largest = values.aminmax()
+    return bool(least.isfinite() & largest.isfinite())

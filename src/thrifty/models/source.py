@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from thrifty.models.folder import find_folder, read_config, scan_folder
 from thrifty.models.names import NameMap, map_names
 from thrifty.models.shell import Shell
 from thrifty.models.skeleton import build_skeleton, fills_linears
+
+HASHERS = 4
+"""Tensors that are read and hashed at a time, at most: each is in memory whole."""
 
 _CHUNK = 1 << 24
 _SIDE_FOLDERS = ("additional_chat_templates",)
@@ -187,19 +191,22 @@ class Source:
 
         Raises InputError for a tensor that holds NaN or Inf, and for a file that ends early.
         """
-        digests = {}
-        with events.task("hashing", sum(info.bytes for info in self.tensors.values()), "bytes") as advance:
+        digests: dict[str, str] = {}
+        total = sum(info.bytes for info in self.tensors.values())
+        with events.task("hashing", total, "bytes") as advance, ThreadPoolExecutor(min(HASHERS, torch.get_num_threads())) as pool:
             done = 0
-            for key, info in self.tensors.items():
-                tensor = self.read(key)
-                _check_finite(key, info, tensor)
-                header = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-                hasher = hashlib.sha256(header)
-                hasher.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
-                digests[key] = hasher.hexdigest()
-                done += info.bytes
+            for key, found in zip(self.tensors, pool.map(self._digest_of, self.tensors), strict=True):
+                digests[key] = found
+                done += self.tensors[key].bytes
                 advance(done, key)
         return digests
+
+    def _digest_of(self, key: str) -> str:
+        tensor = self.read(key)
+        _check_finite(key, self.tensors[key], tensor)
+        hasher = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hasher.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        return hasher.hexdigest()
 
     def side_files(self) -> list[Path]:
         """Everything in the folder that is neither weights nor config.json: tokenizer, templates, processors, license, model card.

@@ -48,7 +48,7 @@ class CutView(View):
         self.setting, self.call = walk.setting, call
         self.module = self.source.block(block, self.setting.dtype, self.setting.device)
         self._biased = set(walk.shaping.resized.biases)
-        self._tensors: dict[str, Tensor] = {}
+        self._stored: dict[str, Tensor] = {}
 
     def read(self, path: str) -> Tensor:
         return read_matrix(self.source, self.linear(path)).to(torch.float32)
@@ -59,10 +59,14 @@ class CutView(View):
             raise InputError(f"{name} does not lie on disk as one tensor, so this step cannot change it")
         return found
 
+    def stored(self, source: str) -> Tensor:
+        """A tensor of the block as it lies on disk, read once."""
+        if source not in self._stored:
+            self._stored[source] = self.source.read(source)
+        return self._stored[source]
+
     def tensor(self, source: str) -> Tensor:
-        if source not in self._tensors:
-            self._tensors[source] = self.source.read(source).to(torch.float32)
-        return self._tensors[source]
+        return self.stored(source).to(torch.float32)
 
     def values(self, units: Units, member: Member) -> Tensor:
         return unit_values(self.tensor(member.source), member, units.count)
@@ -208,7 +212,7 @@ class ReshapeWalk(Walk):
                 else:
                     added[resized.biases[path]] = bias
         types = {name: self.source.tensors[name].dtype for name in changed}
-        tensors = {name: self.source.read(name) for name in self.source.block_keys(view.block)}
+        tensors = {name: view.stored(name) for name in self.source.block_keys(view.block)}
         tensors |= {name: tensor.to(types[name]) for name, tensor in changed.items()}
         small = {resized.key(self.source, new, name): tensor.contiguous() for name, tensor in cut(tensors, cuts).items()}
         return {**small, **self._added(new, small, added)}, cuts, warnings
@@ -296,8 +300,9 @@ class ReshapeWalk(Walk):
     ) -> LayerReport:
         rows = kept.get("rows", torch.ones(linear.out_features))
         columns = kept.get("columns", torch.ones(linear.in_features))
-        energy = view.read(linear.path).square() * seen.size(stage.reads).square()
-        whole, left = float(energy.sum()), float(rows @ energy @ columns)
+        size = seen.size(stage.reads).square()
+        energy = view.read(linear.path).square() @ torch.stack([size, size * columns], 1)  # of each output: all of it, and what stays
+        whole, left = float(energy[:, 0].sum()), float(rows @ energy[:, 1])
         return LayerReport(
             name=linear.path,
             method=self.shaping.step.name,
