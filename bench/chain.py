@@ -1,4 +1,4 @@
-"""One chain (cut, train, quantize, train) beside quantizing alone and pruning alone, on the model inside the package.
+"""Chains (cut, quantize, train) beside quantizing alone and pruning alone, on the model inside the package.
 
 Usage: python bench/chain.py [--steps 256]                 (writes bench/results/chain.json)
        python bench/chain.py --library [--steps 2048]      (writes bench/results/chain_library.json)
@@ -26,6 +26,8 @@ HOME = BUILD / "chain"
 EVALUATION = {"samples": 8, "tokens": 256}
 CHAIN = "a quarter of the neurons, 4 bits"
 HEALED = f"{CHAIN}, trained twice"
+RANKS = "a quarter of the weights by rank, 4 bits"
+TRAINED = f"{RANKS}, trained"
 
 
 def recipes(steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -33,21 +35,34 @@ def recipes(steps: int) -> dict[str, list[dict[str, Any]]]:
     cut = {"flap": {"ratio": 0.25, "cut": ["neurons"]}}
     heal = {"distill": {"steps": steps}}
     grid = {"group_size": 32, "symmetric": False}
+    ranks = {"fisher_svd": {"ratio": 0.25, "multiple_of": 32}}
+    gently = {"distill": {"steps": steps, "rate": 0.0005}}
     return {
         "4 bits": [{"gptq": {"bits": 4, **grid}}],
         "3 bits": [{"gptq": {"bits": 3, **grid}}],
         "3 bits, trained": [{"gptq": {"bits": 3, **grid}}, {"distill": {"steps": 2 * steps}}],
+        "3 bits, auto_round": [{"auto_round": {"bits": 3, **grid}}],
+        "3 bits, auto_round, trained": [{"auto_round": {"bits": 3, **grid}}, gently],
         "half of the neurons": [{"flap": {"ratio": 0.5, "cut": ["neurons"]}}],
         "half of the weights": [{"sparsegpt": {"sparsity": 0.5}}],
         "weights in as many bytes as the chain": [{"sparsegpt": {"sparsity": 0.81}}],
         CHAIN: [cut, {"gptq": {"bits": 4, **grid}}],
         f"{CHAIN}, trained between": [cut, heal, {"gptq": {"bits": 4, **grid}}],
         HEALED: [cut, heal, {"gptq": {"bits": 4, **grid}}, heal],
+        RANKS: [ranks, {"auto_round": {"bits": 4, **grid}}],
+        TRAINED: [ranks, {"auto_round": {"bits": 4, **grid}}, gently],
     }
 
 
 EACH = ("3 bits", "3 bits, trained", "half of the neurons", "half of the weights", "weights in as many bytes as the chain")
-PAIRS = [(HEALED, other) for other in EACH] + [(CHAIN, "3 bits")]
+MORE = ("3 bits", "3 bits, auto_round", "3 bits, auto_round, trained", *EACH[1:])
+PAIRS = [
+    *((TRAINED, other) for other in MORE),
+    (RANKS, "3 bits"),
+    (RANKS, "3 bits, auto_round"),
+    *((HEALED, other) for other in EACH),
+    (CHAIN, "3 bits"),
+]
 
 
 def main() -> None:

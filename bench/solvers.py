@@ -31,18 +31,18 @@ from thrifty.pipeline.run import run
 
 HOME = BUILD / "solvers"
 PEER = "auto-round"
-TRAINED = "descent, distilled"
+TRAINED = "auto_round, distilled"
 METHODS: dict[str, tuple[str, Any]] = {
     "round, whole range": ("minmax", {"by": "round"}),
     "obs, whole range": ("minmax", {"by": {"obs": {"act_order": True}}}),
     "obs, best range": ("mse", {"by": {"obs": {"act_order": True}}}),
     "descent": ("mse", {"by": "descent"}),
     "auto_round": ("mse", None),
-    TRAINED: ("mse", {"by": "descent"}),
+    TRAINED: ("mse", None),
 }
 """How a range is chosen, and the solver. `obs, best range` is what `gptq` means, `auto_round` is `descent` and then `learned_rounding`."""
 TRAINING = {"distill": {"steps": 256}}
-"""What comes after the solver of `descent, distilled`: on the same windows, each of which is seen eight times."""
+"""What comes after it in `auto_round, distilled`: on the same windows, each of which is seen eight times."""
 BASELINE = "obs, best range"
 OURS = ("descent", "auto_round", TRAINED)
 

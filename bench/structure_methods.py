@@ -1,4 +1,5 @@
-"""Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica, SVD-LLM and SliceGPT.
+"""Methods that choose what goes, each beside the baselines of its paper: DGMR, SparseSSM, Olica, SVD-LLM, Fisher-weighted
+SVD and SliceGPT.
 
 Usage: python bench/structure_methods.py [digits] [distilled] [states] [mixers] [language] [second]     (all, if none is named)
 Writes bench/results/structure_methods.json.
@@ -7,7 +8,7 @@ Writes bench/results/structure_methods.json.
     distilled  the same after the distillation of DGMR's paper, each choice with and without the refit before it, from one seed
     states     the Mamba of training/mamba: half of the decays switched off, half of the places of the state removed, projections pruned
     mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
-    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVD-LLM
+    language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVDs
     second     the same on shakespeare-1m, which nothing was tuned on (bench/second_model.py)
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
@@ -348,6 +349,7 @@ def _language(judged: Language) -> Iterator[dict]:
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
         sliced = tuple(name for name in runs if name.startswith("slice_gpt,"))
         pairs |= {"slice_gpt": (*others, "olica", "olica as published", *sliced), "slice_gpt, published choice": (*others, *sliced[-2:])}
+        pairs |= {"fisher_svd": ("svd_llm", "olica")}
         key = f"{ratio:.0%} of the parameters"
         found[key] = {**compared(scores, pairs, figures, beside), "parameters left": {name: pair[1] for name, pair in both.items()}}
         found[key] |= {"too large to compare": left_out} if left_out else {}
@@ -368,6 +370,7 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         "olica without patch": ({"olica": {"ratio": ratio, **best, "patch": "none"}},),
         "olica as published": ({"olica": {"ratio": ratio}},),
         "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
+        "fisher_svd": ({"fisher_svd": {"ratio": wanted / (attention + neurons)}},),
     }
     # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
     whole = anatomy.parameters + anatomy.tied * judged.judge.source.shell_parameters()
@@ -406,7 +409,7 @@ def channels() -> Iterator[dict]:
     for ratio in (0.2, 0.33):
         gone = 1 - (1 - ratio) * source.anatomy.parameters / whole
         runs = {name: ({"slice_gpt": {"ratio": gone, **settings}},) for name, settings in ways.items()}
-        others = ("svd_llm", "olica as published", "flap, neurons")
+        others = ("svd_llm", "fisher_svd", "olica as published", "flap, neurons")
         runs |= {name: steps for name, steps in _language_steps(judged, ratio).items() if name in others}
         both = {name: judged.scored(*steps) for name, steps in runs.items()}
         scores = {name: pair[0] for name, pair in both.items()}

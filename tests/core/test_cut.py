@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from thrifty.base.anatomy import Member, Space, Units
 from thrifty.base.records import Cut
-from thrifty.core.cut import cut, indices, unit_values, zeroed
+from thrifty.core.cut import cut, indices, unit_energies, unit_values, zeroed
 from thrifty.core.moments import Moments
 
 
@@ -32,6 +32,7 @@ def test_what_stays_is_what_no_removed_unit_owns(count, size, before, twice, dat
     for unit in range(count):
         mine = [entry for entry, owner in owners.items() if owner == unit]
         assert torch.equal(unit_values(tensor, member, count)[unit].sort().values, tensor[:, mine].flatten().sort().values)
+        assert float(unit_energies(tensor, member, count)[unit]) == float(tensor[:, mine].square().sum())
 
 
 @given(st.data())
@@ -55,6 +56,10 @@ def test_experts_in_one_tensor_keep_their_own_neurons():
         for offset in (0, 2)
     ]
     assert torch.equal(cut({"w": tensor}, cuts)["w"], torch.stack([tensor[0][[1, 3]], tensor[1][[0, 2]]]))
+    for item in cuts:
+        (member,) = item.units.members
+        assert torch.equal(unit_energies(tensor, member, 2), unit_values(tensor, member, 2).square().sum(1))
+    assert torch.equal(unit_energies(tensor[0, 0], Member("b", 0, ((0, 1),), offset=1), 2), tensor[0, 0, 1:].square())
     with pytest.raises(ValueError, match="equally many"):
         cut({"w": tensor}, cuts[:1])
 

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.weights.problems import correlated_gram, draw, loss
-from thrifty.core.low_rank import fast_basis, rank_for, reduced_rank, refit, ridge, shared_basis, square_root, truncate, weighted_patch
+from thrifty.core.low_rank import (
+    fast_basis,
+    rank_for,
+    reduced_rank,
+    refit,
+    ridge,
+    shared_basis,
+    square_root,
+    truncate,
+    truncation_losses,
+    weighted_patch,
+)
 
 
 def alternating(weight: torch.Tensor, gram: torch.Tensor, rank: int, rounds: int = 300) -> float:
@@ -184,3 +195,46 @@ def test_at_full_rank_both_patches_are_the_ridge_fit():
     weights = torch.sigmoid(draw(71, 9))
     for factors in (reduced_rank(gram, cross, 9, 0.1), weighted_patch(gram, cross, weights, 9, 0.1)):
         torch.testing.assert_close(product(factors), ridge(gram, cross, 0.1))
+
+
+def weighed(weight: torch.Tensor, other: torch.Tensor, gram: torch.Tensor, fisher: torch.Tensor) -> float:
+    """tr(F (W - W') G (W - W')^T)."""
+    gone = weight - other
+    return float((fisher @ gone @ gram * gone).sum())
+
+
+@given(st.integers(0, 10_000), st.integers(1, 7))
+def test_truncation_by_both_sides_is_least_in_their_measure_and_loses_what_is_foretold(seed, rank):
+    weight, gram, fisher = draw(seed, 8, 10), correlated_gram(seed + 1, 10), correlated_gram(seed + 2, 8)
+    weigher = torch.linalg.cholesky(fisher).T
+    factors, foretold = truncate(weight, rank, gram, weigher), truncation_losses(weight, gram, weigher)
+    lost = weighed(weight, product(factors), gram, fisher)
+    assert lost == pytest.approx(float(foretold[rank]), rel=1e-7, abs=1e-12)
+    assert lost <= weighed(weight, product(truncate(weight, rank, gram)), gram, fisher) * (1 + 1e-9)
+    one = truncate(weight, rank, gram, torch.eye(8, dtype=torch.float64))
+    torch.testing.assert_close(product(one), product(truncate(weight, rank, gram)), rtol=1e-8, atol=1e-8)
+    assert foretold[0] == pytest.approx(weighed(weight, 0 * weight, gram, fisher), rel=1e-9)
+    assert float(foretold[-1]) == 0 and bool((foretold.diff() <= 0).all())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_truncation_by_both_sides_is_what_gradient_descent_converges_to(rank):
+    weight, gram, fisher = draw(11, 6, 7), correlated_gram(12, 7), correlated_gram(13, 6)
+    best = float("inf")
+    for start in range(3):
+        up, down = (draw(50 * start + side, *shape).requires_grad_() for side, shape in ((1, (6, rank)), (2, (rank, 7))))
+        optimizer = torch.optim.LBFGS(
+            [up, down], max_iter=2000, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14
+        )
+
+        def closure(optimizer=optimizer, up=up, down=down) -> torch.Tensor:
+            optimizer.zero_grad()
+            gone = weight - up @ down
+            value = (fisher @ gone @ gram * gone).sum()
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        best = min(best, float(closure().detach()))
+    found = product(truncate(weight, rank, gram, torch.linalg.cholesky(fisher).T))
+    assert weighed(weight, found, gram, fisher) == pytest.approx(best, rel=1e-6)

@@ -1,6 +1,6 @@
 """Matrices of low rank that change an output least, in closed form.
 
-    truncate       min ||(W - B A) X||_F over B [out, rank], A [rank, in]          (SVD-LLM)
+    truncate       min ||R (W - B A) X||_F over B [out, rank], A [rank, in]        (SVD-LLM, R = I; GFWSVD, R^T R Fisher's of the outputs)
     shared_basis   min ||L (I - M) Z^1/2||_F over M of rank k                      (products of two matrices: V and O, Q and K of a head)
     reduced_rank   min ||R - B A X||_F^2 + ridge ||B A||_F^2                       (a patch for what a cut left over)
     weighted_patch the truncated SVD of the ridge fit, its rows weighed            (the patch as Olica publishes it)
@@ -8,7 +8,8 @@
 All of them need inputs only through Gram matrices. The best B A of rank k is a projection of the full-rank answer onto k directions of the
 output, so no Gram matrix is inverted to truncate, and one that is singular, since few inputs were seen, does no harm. Everything is
 computed in float64 and returned in the type of the first argument.
-Sources: Wang, Zheng, Wan and Zhang (2024), arXiv 2403.07378; He and Lin (2025), arXiv 2506.08436; Izenman (1975), reduced-rank regression.
+Sources: Wang, Zheng, Wan and Zhang (2024), arXiv 2403.07378; Chekalina and others (2025), arXiv 2505.17974; He and Lin (2025), arXiv
+2506.08436; Izenman (1975), reduced-rank regression.
 """
 
 from __future__ import annotations
@@ -27,22 +28,45 @@ def rank_for(out_features: int, in_features: int, share: float) -> int:
     return min(max(1, rank), out_features, in_features)
 
 
-def truncate(weight: Float[Tensor, "out in"], rank: int, gram: Float[Tensor, "in in"] | None = None) -> Factors:
-    """The factors of rank `rank` that change outputs least: tr((W - B A) gram (W - B A)^T). gram: None where all inputs count the same.
+def truncate(
+    weight: Float[Tensor, "out in"],
+    rank: int,
+    gram: Float[Tensor, "in in"] | None = None,
+    weigher: Float[Tensor, "out out"] | None = None,
+) -> Factors:
+    """The factors of rank `rank` that change outputs least: tr(R (W - B A) gram (W - B A)^T R^T).
 
-    With S S^T = gram and the SVD  W S = U s Q^T,  SVD-LLM's (U_k s_k)(Q_k^T S^-1) is U_k U_k^T W. The columns of B are orthonormal, those
-    that matter most first; the loss is the sum of the s^2 that were dropped.
+    gram: None where all inputs count the same. weigher: an invertible R; None where all outputs count the same. With S S^T = gram and the
+    SVD  R W S = U s Q^T,  SVD-LLM's (U_k s_k)(Q_k^T S^-1) is U_k U_k^T R W, and B A is R^-1 times that; the loss is the sum of the s^2 that
+    were dropped. The columns of B are orthonormal, those that put out most first, whatever R is: with R^-1 U_k for B, what rounding adds to
+    large entries, which count little together, would count by itself.
     """
     wide = weight.to(torch.float64)
-    basis = _directions(wide, gram, rank)
+    if weigher is not None:
+        root = weigher.to(torch.float64)
+        basis = _basis(root @ wide, rank, gram)
+        wide = torch.linalg.solve(root, basis) @ (basis.T @ root @ wide)
+    basis = _basis(wide, rank, gram)
     return basis.to(weight.dtype), (basis.T @ wide).to(weight.dtype)
 
 
-def _directions(weight: Tensor, gram: Tensor | None, rank: int) -> Float[Tensor, "out rank"]:
+def _basis(wide: Float[Tensor, "out in"], rank: int, gram: Float[Tensor, "in in"] | None) -> Float[Tensor, "out rank"]:
     """The left singular vectors of W gram^1/2, the largest singular values first."""
-    root = None if gram is None else square_root(gram)
-    seen = weight if root is None else weight @ root
-    return torch.linalg.svd(seen, full_matrices=False).U[:, :rank]
+    return torch.linalg.svd(_seen(wide, gram), full_matrices=False).U[:, :rank]
+
+
+def truncation_losses(
+    weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"] | None = None, weigher: Float[Tensor, "out out"] | None = None
+) -> Float[Tensor, "ranks"]:
+    """What `truncate` loses at each rank, from 0 to the full one, float64."""
+    wide = weight.to(torch.float64)
+    sizes = torch.linalg.svdvals(_seen(wide if weigher is None else weigher.to(torch.float64) @ wide, gram)).square()
+    return torch.cat([sizes.flip(0).cumsum(0).flip(0), sizes.new_zeros(1)])
+
+
+def _seen(wide: Float[Tensor, "out in"], gram: Tensor | None) -> Float[Tensor, "out in"]:
+    """W gram^1/2."""
+    return wide if gram is None else wide @ square_root(gram)
 
 
 def square_root(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

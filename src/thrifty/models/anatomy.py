@@ -310,7 +310,9 @@ class _BlockReader:
         form = self.form.state_space
         if form is None or _module(self.model, self._full(form.path)) is None:
             return None
-        inner = next(linear.in_features for linear in self.known.values() if linear.path == self._full(form.inner))
+        reader = self._full(form.inner)
+        places = (reader, f"{reader}.down")  # the second where two matrices stand in its place
+        inner = next(linear.in_features for linear in self.known.values() if linear.path in places)
         heads = getattr(self.config, form.num_heads) if form.num_heads else 0
         return StateSpace(self._full(form.path), self.config.state_size, inner, heads)
 

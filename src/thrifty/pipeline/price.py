@@ -128,7 +128,7 @@ def _following(source: Source, shaping: Shaping, setting: Setting, load: Load) -
     if not rows:
         return 0
     between = between_blocks(source, rows, setting, load) * 4 // setting.dtype.itemsize
-    matrices = max(source.block_parameters(block) for block in source.anatomy.blocks) * FOLLOWING
+    matrices = max(source.block_parameters(block) * FOLLOWING + shaping.product_bytes(block) for block in source.anatomy.blocks)
     inside = KEPT * max(inside_block(source, block, load, 1, torch.float32) for block in source.anatomy.blocks)
     return between + max(matrices + inside, source.shell_parameters() * 4 + LOGITS_HELD * load.tokens * load.vocabulary * 4)
 

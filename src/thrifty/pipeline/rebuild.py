@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from thrifty.base.anatomy import Linear
+from thrifty.base import events
+from thrifty.base.anatomy import Block, Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
+from thrifty.base.store import write_json
 from thrifty.core.finite import all_finite
 from thrifty.core.linalg import row_forms
 from thrifty.export.uneven.outline import uneven_config
@@ -23,21 +30,49 @@ from thrifty.pipeline.reshape import CutView, ReshapeWalk
 from thrifty.pipeline.shaping import Shaping, Step
 from thrifty.pipeline.shaping import shape as shape_plainly
 from thrifty.pipeline.slicing import slicing
+from thrifty.pipeline.slopes import check_loss, products
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.uneven import opened
 from thrifty.structure.base import Seen
 from thrifty.structure.narrow import Narrower
-from thrifty.structure.rebuild import Form, Plan, Rebuilder, Rebuilt, gram_of
+from thrifty.structure.rebuild import Form, LossRebuilder, Plan, Rebuilder, Rebuilt, gram_of
 
 BRANCH = ".branch"
 
 
 @dataclass(frozen=True)
 class Rebuilding(Shaping):
-    """A shaping of this kind, with what its step has planned."""
+    """A shaping of this kind, with what its step has planned. seen: the file of each block's products of slopes, by its path, where the
+    step plans by them and has."""
 
     plan: Plan = field(default_factory=Plan)
+    seen: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def follows(self) -> int:
+        return self.step.rows if isinstance(self.step, LossRebuilder) else 0
+
+    @property
+    def undecided(self) -> bool:
+        return isinstance(self.step, LossRebuilder) and not self.seen
+
+    @property
+    def aside_bytes(self) -> int:
+        return sum(4 * form.out_features**2 for form in self.plan.forms.values()) if isinstance(self.step, LossRebuilder) else 0
+
+    def product_bytes(self, block: Block) -> int:
+        if not isinstance(self.step, LossRebuilder):
+            return 0
+        outputs = [linear.out_features**2 for linear in block.linears if linear.path in self.plan.forms]
+        # all are summed in float32; one is factored in float64
+        return sum(4 * size for size in outputs) + 24 * max(outputs, default=0) + sum(8 * stage.reads.width**2 for stage in block.stages)
+
+    @property
+    def operations(self) -> float:
+        step = self.step
+        forms = self.plan.forms.values() if isinstance(step, LossRebuilder) else ()
+        return sum(step.operations(form.out_features, form.in_features) for form in forms)
 
 
 def shaped(source: Source, step: Step) -> Shaping:
@@ -53,7 +88,13 @@ def shaped(source: Source, step: Step) -> Shaping:
 
 def rebuilding(source: Source, step: Rebuilder) -> Rebuilding:
     """What the step will make of this model. Raises InputError where the architecture cannot have it."""
-    plan = step.plan(source.anatomy)
+    if isinstance(step, LossRebuilder):
+        check_loss(source, step.name)
+    return planned(source, step, step.plan(source.anatomy))
+
+
+def planned(source: Source, step: Rebuilder, plan: Plan) -> Rebuilding:
+    """What comes out where a step does what it has planned."""
     changes: dict[str, tuple[int, int]] = {}
     if not (plan.forms or plan.branches):
         resized = Resizer(source, {block.path: () for block in source.anatomy.blocks}).result()
@@ -108,11 +149,17 @@ class RebuildWalk(ReshapeWalk):
         assert isinstance(self.shaping, Rebuilding)
         return self.shaping.plan
 
+    def _decided(self) -> object:
+        return [super()._decided(), {path: [form.rank, form.parameters] for path, form in self.plan.forms.items()}]
+
     def _look(self, view: CutView, streams: Streams, watch: Stopwatch) -> Seen:
         rows = streams.now.get("calibration")
         if rows is None or not self.shaping.calibrated:
             return Seen(torch.empty(0) if rows is None else rows, seed=self.setting.seed)
-        return self.observed(view, rows, watch)
+        seen = self.observed(view, rows, watch)
+        assert isinstance(self.shaping, Rebuilding)
+        file = self.shaping.seen.get(view.block.path)
+        return seen if file is None else replace(seen, slope_products=load_file(file))
 
     def _cut(self, view: CutView, seen: Seen) -> tuple[dict[str, Tensor], list[Cut], list[str]]:
         step = self.shaping.step
@@ -187,3 +234,30 @@ def _named(view: CutView, linear: Linear, form: Form, made: Rebuilt) -> Iterator
         yield name, values.T if linear.storage == "conv1d" and name == ".weight" else values
     if linear.bias_source is not None:
         yield form.bias_name, made.biases[linear.path] if linear.path in made.biases else view.bias(linear.path)
+
+
+def surveyed(walk: RebuildWalk) -> tuple[RebuildWalk, float]:
+    """(the walk with what the step plans when it has seen what the loss of the whole model changes with; the seconds it took)."""
+    step, place, rows = walk.shaping.step, walk.folder.path / "slopes", walk.calibration
+    assert isinstance(step, LossRebuilder) and rows is not None
+    kept = place / "survey.json"
+    if not kept.exists():
+        began, found, unreached = time.perf_counter(), {}, []
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        rows = rows.select(0, min(step.rows, rows.rows))
+        with events.task("blocks surveyed", len(walk.source.anatomy.blocks)) as advance:
+            for count, (block, seen) in enumerate(products(walk.source, rows, walk.setting, walk.plan.forms)):
+                advance(count, block.path)
+                found |= {path: values.tolist() for path, values in step.survey(CutView(walk, block, None), seen).items()}
+                unreached += [path for path, product in seen.slope_products.items() if not bool(product.any())]
+                save_file(dict(seen.slope_products), place / f"{block.path}.safetensors")
+                advance(count + 1, block.path)
+        walk.source.check_unchanged()
+        write_json(kept, {"seconds": time.perf_counter() - began, "found": found, "unreached": unreached})
+    told = json.loads(kept.read_text())
+    for path in told["unreached"]:
+        events.warn(f"{path}: the loss of no row changes with what it puts out, so it is given the least; raise rows")
+    plan = step.settle(walk.source.anatomy, {path: torch.tensor(values, dtype=torch.float64) for path, values in told["found"].items()})
+    seen = {block.path: place / f"{block.path}.safetensors" for block in walk.source.anatomy.blocks}
+    return replace(walk, shaping=replace(planned(walk.source, step, plan), seen=seen)), told["seconds"]

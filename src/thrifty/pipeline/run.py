@@ -28,7 +28,7 @@ from thrifty.pipeline.choosing import chosen
 from thrifty.pipeline.folder import CERTIFICATE, BlockRecord, RunFolder, move_folder, seconds_of
 from thrifty.pipeline.job import Job
 from thrifty.pipeline.mixing import decided, losses_of
-from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk
+from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk, surveyed
 from thrifty.pipeline.refusals import digest_of, refusals
 from thrifty.pipeline.reshape import ReshapeWalk
 from thrifty.pipeline.score import score
@@ -171,6 +171,8 @@ def _chosen(walk: Walk, job: Job, key: str) -> tuple[Walk, float, float]:
     began, choosing = time.perf_counter(), 0.0
     if isinstance(walk, SliceWalk):
         walk, choosing = settled(walk, key)
+    elif isinstance(walk, RebuildWalk):
+        walk, choosing = surveyed(walk) if walk.shaping.undecided else (walk, 0.0)
     elif isinstance(walk, ReshapeWalk) and walk.shaping.undecided:
         shaping, choosing = chosen(walk, key)
         walk = replace(walk, shaping=shaping)

@@ -70,6 +70,10 @@ class Shaping:
         """Bytes on disk, while it runs, of what that pass finds, rows apart."""
         return 0
 
+    def product_bytes(self, block: Block) -> int:
+        """Bytes of the products that are held while a loss is followed back through a block, beside its matrices."""
+        return 0
+
     @property
     def operations(self) -> float:
         """About how many operations in double precision it takes to decide on what that pass finds."""

@@ -40,7 +40,7 @@ from thrifty.base.anatomy import Block, Linear, Member, Space, UnitKind, Units
 from thrifty.base.errors import InputError
 from thrifty.base.method import Method
 from thrifty.base.records import Cut
-from thrifty.core.cut import indices
+from thrifty.core.cut import indices, unit_energies
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 
@@ -107,7 +107,7 @@ class View(ABC):
         """The Euclidean norm of everything that each unit owns in these members; in all of its tensors where it owns whole ones."""
         total = torch.zeros(units.count)
         for member in members:
-            total += self.values(units, member).square().sum(1)
+            total += unit_energies(self.tensor(member.source), member, units.count)
         for unit, keys in enumerate(units.owned):
             total[unit] += sum(float(self.tensor(key).square().sum()) for key in keys)
         return total.sqrt()
@@ -127,7 +127,8 @@ class Seen:
     """What calibration saw at one block, all blocks before it already cut; slopes, by path of the matrix, before any was.
 
     rows: hidden states that enter it. inputs: moments of what each stage reads, by the name of the space; grams: products, where asked for.
-    seed: of whatever a method draws.
+    seed: of whatever a method draws. slope_products: the mean over tokens of g g^T, g what the loss of the whole model changes with where a
+    linear puts out, by its path.
     """
 
     rows: Float[Tensor, "rows *length width"]
@@ -135,6 +136,7 @@ class Seen:
     grams: Mapping[str, Statistics] = field(default_factory=dict)
     seed: int = 0
     slopes: Mapping[str, Slopes] = field(default_factory=dict)
+    slope_products: Mapping[str, Float[Tensor, "out out"]] = field(default_factory=dict)
 
     def size(self, space: Space) -> Float[Tensor, "width"]:
         """The root mean square of each input of a space; of a token where it was not seen, 1."""

@@ -7,6 +7,9 @@ A method is a frozen dataclass below `Rebuilder` with a `name` and two verbs:
 
 Where the shapes stay as they are, the result keeps its config and loads in plain transformers; else its layers are described by the
 modeling file that lies beside the weights (`export.uneven`).
+
+A method below `LossRebuilder` plans by values: before any block is rebuilt it is shown each one, and what the loss of the whole model
+changes with there (`survey`), and plans when it has seen all of them (`settle`); its `plan` is a stand-in of the same size until then.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from thrifty.base.anatomy import Anatomy, Block, Linear
+from thrifty.base.errors import InputError
 from thrifty.base.method import Method, Need
 from thrifty.structure.base import Seen, View
 
@@ -103,6 +108,41 @@ class Rebuilder(Method, ABC):
     @abstractmethod
     def rebuild(self, view: View, seen: Seen, plan: Plan) -> Rebuilt:
         """The tensors of one block."""
+
+
+@dataclass(frozen=True)
+class LossRebuilder(Rebuilder, ABC):
+    """A step that puts other tensors in place of a block's, and plans by what the loss of the whole model changes with.
+
+    `Seen.slope_products` is there in `survey` and in `rebuild`.
+
+    rows: calibration rows, the first ones, whose loss is followed back; what enters each block of them is kept in memory.
+    """
+
+    rows: Annotated[int, Field(ge=1)] = 32
+
+    @abstractmethod
+    def survey(self, view: View, seen: Seen) -> Mapping[str, Float[Tensor, "options"]]:
+        """What it has to know of each matrix of a block that it may change, by path."""
+
+    @abstractmethod
+    def settle(self, anatomy: Anatomy, found: Mapping[str, Float[Tensor, "options"]]) -> Plan:
+        """The plan, from the surveys of all blocks; no larger than the stand-in."""
+
+    def operations(self, out_features: int, in_features: int) -> float:
+        """About how many operations in double precision one matrix takes, surveyed and rebuilt."""
+        return 0.0
+
+
+def separable(anatomy: Anatomy, name: str) -> tuple[list[Linear], tuple[str, ...]]:
+    """(the matrices that two matrices may stand in place of, what is said of the others). Raises InputError where there are none.
+
+    name: of the step."""
+    found = [linear for linear in anatomy.linears if linear.part is None and linear.expert is None]
+    if not found:
+        raise InputError(f"{anatomy.architecture} has no matrices outside of its experts that {name} could put in two pieces")
+    left = len(anatomy.linears) - len(found)
+    return found, (f"{left} matrices of experts are left as they are: only single matrices are put in two pieces",) if left else ()
 
 
 def gram_of(block: Block, path: str, seen: Seen) -> Float[Tensor, "in in"] | None:

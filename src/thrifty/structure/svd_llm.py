@@ -15,11 +15,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from thrifty.base.anatomy import Anatomy
-from thrifty.base.errors import InputError
 from thrifty.base.method import Paper
 from thrifty.core.low_rank import rank_for, truncate
 from thrifty.structure.base import Seen, View
-from thrifty.structure.rebuild import Form, Plan, Rebuilder, Rebuilt, gram_of
+from thrifty.structure.rebuild import Form, Plan, Rebuilder, Rebuilt, gram_of, separable
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,11 @@ class SVDLLM(Rebuilder):
         return self.whiten
 
     def plan(self, anatomy: Anatomy) -> Plan:
+        found, said = separable(anatomy, self.name)
         forms = {}
-        for linear in anatomy.linears:
+        for linear in found:
             out, into = linear.out_features, linear.in_features
-            if linear.part is None and linear.expert is None:
-                forms[linear.path] = Form(out, into, rank_for(out, into, 1 - self.ratio))
-        if not forms:
-            raise InputError(f"{anatomy.architecture} has no matrices outside of its experts that svd_llm could put in two pieces")
-        left = len(anatomy.linears) - len(forms)
-        said = (f"{left} matrices of experts are left as they are: only single matrices are put in two pieces",) if left else ()
+            forms[linear.path] = Form(out, into, rank_for(out, into, 1 - self.ratio))
         return Plan(forms, warnings=said)
 
     def rebuild(self, view: View, seen: Seen, plan: Plan) -> Rebuilt:
