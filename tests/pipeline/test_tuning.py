@@ -129,6 +129,18 @@ def test_a_run_that_stops_anywhere_ends_with_the_same_bytes(
     assert not (tmp_path / "out" / ".run").exists()
 
 
+@pytest.mark.parametrize(("rate", "harmful"), [(1.0, True), (1e-6, False)])
+def test_training_that_does_harm_is_said_and_still_known_after_a_stop(
+    rate: float, harmful: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("llama", tmp_path / "model")
+    steps = [{"rtn": {"bits": 8, "group_size": 32}}, {"distill": {"steps": 20, "batch": 6, "rate": rate, "warm_up": 1.0}}]
+    with stopping(monkeypatch, *STOPS["second walk"]):
+        run("llama", folder, tmp_path / "out", steps)
+    warnings = run("llama", folder, tmp_path / "out", steps)["warnings"]
+    assert any("the loss rose from" in warning and f"a rate below {rate:g} may help" in warning for warning in warnings) == harmful
+
+
 RATES = {"farms_rates": {"every": 2, "side": 16, "positions": 3}}
 
 

@@ -52,6 +52,9 @@ from thrifty.weights.base import Activation
 VECTOR = "vector"
 """What the names of trained biases and norms begin with, in the file of what was trained."""
 
+TELLING = 20
+"""Steps from which on the loss at both ends is worth comparing; each step sees other rows."""
+
 
 def check_tuning(source: Source, work: Work, rows: Rows | None) -> None:
     """Raise InputError where a model or its rows are not such that they can be trained on."""
@@ -80,6 +83,8 @@ def tuned(walk: Walk, key: str, watch: Stopwatch) -> tuple[Walk, str]:
     with watch.during("tune"):
         if not place.exists():
             _train(walk, records, place)
+    assert walk.work.tuner is not None
+    _tell(walk.work.tuner, place)
     work = replace(walk.work, transforms=(), treatments=_unhealed(walk.work), mixes={})
     starts = {block.path: record.tensors for block, record in zip(_blocks(walk.source), records, strict=True)}
     second = replace(walk, work=work, visit=partial(BlockPlaced, starts=starts, trained=place))
@@ -195,8 +200,6 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
     network = Network.of(walk, [Start.read(record.tensors) for record in records], tuner)
     state = walk.folder.path / "training.safetensors"
     losses = train(network, walk.calibration.rows, tuner.schedule, state, setting.seed, title=tuner.name)
-    count = max(1, len(losses) // 10)
-    events.note(f"{tuner.name}: the loss went from {sum(losses[:count]) / count:.4g} to {sum(losses[-count:]) / count:.4g}")
     tensors = {}
     with torch.no_grad():
         for path, matrix in network.matrices.items():
@@ -208,9 +211,21 @@ def _train(walk: Walk, records: Sequence[BlockRecord], place: Path) -> None:
         for path, grid in network.inputs.items():
             rounding = grid.settled()
             tensors[f"inputs|{path}"] = torch.cat([rounding.scale, rounding.zero_point])
-    write_atomic(place, lambda temporary: save_file(tensors, temporary))
+    told = {"losses": json.dumps(losses)}
+    write_atomic(place, lambda temporary: save_file(tensors, temporary, metadata=told))
     state.unlink(missing_ok=True)
     return_free_memory()
+
+
+def _tell(tuner: Tuner, place: Path) -> None:
+    """Say how the loss went; a warning where training did harm."""
+    with safe_open(place, "pt") as file:
+        losses = json.loads(file.metadata()["losses"])
+    count = max(1, len(losses) // 10)
+    first, last = fmean(losses[:count]), fmean(losses[-count:])
+    events.note(f"{tuner.name}: the loss went from {first:.4g} to {last:.4g}")
+    if len(losses) >= TELLING and last > first:
+        events.warn(f"{tuner.name}: the loss rose from {first:.4g} to {last:.4g}; a rate below {tuner.rate:g} may help, or more steps")
 
 
 def _found_anew(walk: Walk, path: str) -> Reading:
