@@ -49,8 +49,10 @@ def estimate_shaping(source: Source, shaping: Shaping, setting: Setting, load: L
         total += _evaluating(block, load, rates)
         if "gram" in shaping.step.needs:
             total += sum(_gram(block, stage, load, rates) for stage in block.stages)
+    followed = min(shaping.follows, load.rows) * load.tokens * shaping.operations_of_token
     # what decides for the whole model is computed in double precision
-    return total + 2 * shaping.operations / rates.multiply[torch.float32] + _around(source, load, rates)
+    deciding = (followed + 2 * shaping.operations) / rates.multiply[torch.float32]
+    return total + deciding + _around(source, load, rates)
 
 
 def _around(source: Source, load: Load, rates: Rates) -> float:

@@ -58,21 +58,32 @@ class Rebuilding(Shaping):
         return isinstance(self.step, LossRebuilder) and not self.seen
 
     @property
+    def _weighed(self) -> Mapping[str, Form]:
+        """The forms that what the loss changes with decides on."""
+        return self.plan.forms if isinstance(self.step, LossRebuilder) else {}
+
+    @property
     def aside_bytes(self) -> int:
-        return sum(4 * form.out_features**2 for form in self.plan.forms.values()) if isinstance(self.step, LossRebuilder) else 0
+        return sum(4 * form.out_features**2 for form in self._weighed.values())
 
     def product_bytes(self, block: Block) -> int:
-        if not isinstance(self.step, LossRebuilder):
+        outputs = [linear.out_features**2 for linear in block.linears if linear.path in self._weighed]
+        if not outputs:
             return 0
-        outputs = [linear.out_features**2 for linear in block.linears if linear.path in self.plan.forms]
         # all are summed in float32; one is factored in float64
-        return sum(4 * size for size in outputs) + 24 * max(outputs, default=0) + sum(8 * stage.reads.width**2 for stage in block.stages)
+        return sum(4 * size for size in outputs) + 24 * max(outputs) + sum(8 * stage.reads.width**2 for stage in block.stages)
+
+    @property
+    def operations_of_token(self) -> float:
+        return sum(2.0 * form.out_features**2 for form in self._weighed.values())
 
     @property
     def operations(self) -> float:
-        step = self.step
-        forms = self.plan.forms.values() if isinstance(step, LossRebuilder) else ()
-        return sum(step.operations(form.out_features, form.in_features) for form in forms)
+        return sum(self._operations(form) for form in self._weighed.values())
+
+    def _operations(self, form: Form) -> float:
+        assert isinstance(self.step, LossRebuilder)
+        return self.step.operations(form.out_features, form.in_features)
 
 
 def shaped(source: Source, step: Step) -> Shaping:

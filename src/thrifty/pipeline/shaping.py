@@ -75,6 +75,11 @@ class Shaping:
         return 0
 
     @property
+    def operations_of_token(self) -> float:
+        """Operations in single precision that these products take, beside the passes, for each token that is followed back."""
+        return 0.0
+
+    @property
     def operations(self) -> float:
         """About how many operations in double precision it takes to decide on what that pass finds."""
         return 0.0

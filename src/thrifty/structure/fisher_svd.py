@@ -106,4 +106,4 @@ class FisherSVD(LossRebuilder):
 
     def operations(self, out_features: int, in_features: int) -> float:
         least, most = sorted((out_features, in_features))
-        return 30.0 * least**3 + 8.0 * most * least**2 + 4.0 * out_features**2 * in_features + 40.0 * in_features**3
+        return 4.0 * out_features**2 * in_features + 4.0 * in_features**2 * out_features + 60.0 * most * least**2
