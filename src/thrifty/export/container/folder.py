@@ -20,6 +20,7 @@ from torch import Tensor
 from thrifty.base.errors import InputError
 from thrifty.base.records import Encoded
 from thrifty.core.finite import all_finite
+from thrifty.core.reading import AS_THEY_ARE
 from thrifty.export.container.inputs import Inputs, inputs_from_json, inputs_to_json
 from thrifty.export.container.layout import WEIGHTS_PER_BYTE, Layout, Parts, Stored, layout_from_json, names_of
 
@@ -175,7 +176,7 @@ class Container:
         return made
 
     def _values(self, key: str) -> Tensor:
-        values = self.encoded(key).decode()
+        values = self.readings.get(key, AS_THEY_ARE).folded(self.encoded(key).decode())
         if not all_finite(values):
             raise Parts(key, self._stored).fail("", "stands for numbers that are not finite")
-        return self.readings[key].folded(values) if key in self.readings else values
+        return values
