@@ -345,7 +345,7 @@ def _language(judged: Language) -> Iterator[dict]:
         left_out = {name: pair[1] for name, pair in both.items() if pair[1] > most}  # larger than what they would be held beside
         runs, both = ({name: item for name, item in kept.items() if name not in left_out} for kept in (runs, both))
         scores = {name: pair[0] for name, pair in both.items()}
-        others = tuple(name for name in runs if not name.startswith(("olica", "slice_gpt")))
+        others = tuple(name for name in runs if not name.startswith(("olica", "slice_gpt", "fisher_svd")))
         pairs = {"olica": (*others, "olica without patch", "olica as published"), "olica as published": others}
         sliced = tuple(name for name in runs if name.startswith("slice_gpt,"))
         pairs |= {"slice_gpt": (*others, "olica", "olica as published", *sliced), "slice_gpt, published choice": (*others, *sliced[-2:])}
@@ -390,33 +390,6 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         of_neurons = {name: {"cut": ["neurons"], "ratio": (wanted - heads * attention) / neurons}}
         runs[f"{name}, heads and neurons"] = ({name: {"cut": ["heads"], "ratio": heads}}, of_neurons)
     return runs
-
-
-def channels() -> Iterator[dict]:
-    """What was found so far, after every ratio."""
-    judged = Language(None)
-    source = judged.judge.source
-    found: dict[str, Any] = judged.judge.describe()
-    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
-    whole = source.anatomy.parameters + source.anatomy.tied * source.shell_parameters()
-    plain = {"normalised": False, "refit": False}
-    ways = {
-        "slice_gpt": {},
-        "slice_gpt, published choice": {"by": "energy", **plain},
-        "slice_gpt, channels of most energy": {"by": "channels", **plain},
-        "slice_gpt, drawn": {"by": "random", **plain},
-    }
-    for ratio in (0.2, 0.33):
-        gone = 1 - (1 - ratio) * source.anatomy.parameters / whole
-        runs = {name: ({"slice_gpt": {"ratio": gone, **settings}},) for name, settings in ways.items()}
-        others = ("svd_llm", "fisher_svd", "olica as published", "flap, neurons")
-        runs |= {name: steps for name, steps in _language_steps(judged, ratio).items() if name in others}
-        both = {name: judged.scored(*steps) for name, steps in runs.items()}
-        scores = {name: pair[0] for name, pair in both.items()}
-        pairs = {"slice_gpt": (*list(ways)[1:], *others), "slice_gpt, published choice": list(ways)[2:]}
-        parameters = {name: pair[1] for name, pair in both.items()}
-        found[f"{ratio:.0%} of the parameters"] = {**compared(scores, pairs, figures, beside), "parameters left": parameters}
-        yield found
 
 
 if __name__ == "__main__":

@@ -130,11 +130,6 @@ def chosen_second() -> str:
     return _compared(read("structure_methods.json")["second"], "kl", "perplexity")
 
 
-def chosen_channels() -> str:
-    """Ways to the same number of parameters of the same model: fewer channels of its hidden states, and others."""
-    return _compared(read("structure_methods.json")["channels"], "kl", "perplexity")
-
-
 def _compared(part: dict[str, Any], error: str, quality: str) -> str:
     """What each case loses, and what it loses more or less than another."""
     words = {"kl": "KL divergence", "relative_error": "relative error of the logits"}[error]
@@ -164,5 +159,4 @@ TABLES = {
     "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
     "chosen second": chosen_second,
-    "chosen channels": chosen_channels,
 }
