@@ -32,6 +32,7 @@ from thrifty.pipeline.rebuild import Rebuilding, RebuildWalk, surveyed
 from thrifty.pipeline.refusals import digest_of, refusals
 from thrifty.pipeline.reshape import ReshapeWalk
 from thrifty.pipeline.score import score
+from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.sharing import scores_of, shared
 from thrifty.pipeline.slicing import SliceWalk, Slicing, settled
 from thrifty.pipeline.speed import side_by_side
@@ -127,7 +128,8 @@ def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], fi
     with watch.during("score"):
         if job.evaluation is not None:
             measured = score(job.source, job.evaluation, streams, job.setting.batch, job.setting.seed, job.original)
-    resized = walk.shaping.resized if isinstance(walk, ReshapeWalk) else None
+    shaping = walk.shaping if isinstance(walk, ReshapeWalk) else None
+    resized = None if shaping is None else shaping.resized
     with watch.during("assemble"):
         staging = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
     if full and job.evaluation is not None:
@@ -144,7 +146,7 @@ def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], fi
         "verified": "full" if full else "exact",
         **beside,
     }
-    certificate = _certificate(job, key, digest, records, staging, measured, account.said, **costs)
+    certificate = _certificate(job, key, digest, records, staging, measured, account.said, shaping, **costs)
     if job.ending is not None and job.evaluation is not None:
         streams.only("before").save(job.ending)
     job.source.check_unchanged()
@@ -279,6 +281,7 @@ def _certificate(
     staging: Path,
     measured: dict[str, Any],
     said: list[str],
+    shaping: Shaping | None,
     **costs: Any,
 ) -> Certificate:
     anatomy = job.source.original.anatomy
@@ -303,7 +306,7 @@ def _certificate(
     ]
     bytes_, bits = sizes(job.source, records if job.shaping is None else [], staging, job.original)
     links = () if job.against is None else job.against.links
-    structure = {} if job.shaping is None else {name: Count(before=pair[0], after=pair[1]) for name, pair in job.shaping.changes.items()}
+    structure = {} if shaping is None else {name: Count(before=before, after=after) for name, (before, after) in shaping.outcome().items()}
     warnings = [*(warning for record in records for warning in record.warnings), *said]
     certificate = Certificate.build(
         measured=measured,

@@ -88,6 +88,13 @@ class Shaping:
         """How many of these units stay in a block."""
         return self.by_block.get(block.path, self.kept)[units.alike]
 
+    def outcome(self) -> dict[str, tuple[int, int]]:
+        """`changes` with the parameters of what came out, which may have been foreseen a little off."""
+        found = dict(self.changes)
+        if "parameters" in found:
+            found["parameters"] = (found["parameters"][0], self.resized.source.anatomy.parameters)
+        return found
+
     def settings(self) -> dict[str, Any]:
         """The step as plain JSON values: part of the content keys."""
         return {self.step.name: self.step.settings()}
