@@ -111,24 +111,32 @@ def low_bit() -> str:
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity_before']['value']:.3f}."
 
 
+SOLVED = {"embedded": "The model inside the package", "shakespeare": "`shakespeare-1m`, which nothing was tuned on"}
+"""The models whose grids are solved, by their part of the name of the results."""
+
+
 def solvers() -> str:
-    """Solvers of the same grids on `shakespeare-1m`, each divergence with its interval, and auto-round where it was run."""
-    found = read("solvers_shakespeare.json")["rows"]
-    names = list(dict.fromkeys(name for row in found for name in row["results"]))
-    rows = []
-    for row in found:
-        words = [f"{row['bits']} bit, {'symmetric' if row['symmetric'] else 'zero points'}"]
-        for name in names:
-            scores = row["results"].get(name)
-            words.append("" if scores is None else f"{scores['perplexity']['value']:.2f} / {scores['kl']['value']:.4f}")
-        rows.append(words)
-    before = found[0]["results"][names[0]]["perplexity_before"]["value"]
-    last = found[0]["differences"]["auto_round minus auto-round"]
-    paired = f"perplexity {interval(last['perplexity_difference'], 2)}, divergence {interval(last['kl_difference'], 3)}"
-    return (
-        f"{table(['perplexity / KL divergence', *(f'`{name}`' for name in names)], rows)}\n\nThe original has perplexity {before:.2f}. "
-        f"At 2 bits with zero points `auto_round` minus auto-round, window by window: {paired}."
-    )
+    """Solvers of the same grids on two models, each divergence, and ours beside auto-round where it was run."""
+    parts = []
+    for model, words in SOLVED.items():
+        found = read(f"solvers_{model}.json")["rows"]
+        names = list(dict.fromkeys(name for row in found for name in row["results"]))
+        rows, pairs = [], []
+        for row in found:
+            grid = f"{row['bits']} bit, {'symmetric' if row['symmetric'] else 'zero points'}"
+            scores = [row["results"].get(name) for name in names]
+            cells = ["" if one is None else f"{one['perplexity']['value']:.2f} / {one['kl']['value']:.4f}" for one in scores]
+            rows.append([grid, *cells])
+            for pair, beside in row["differences"].items():
+                if pair.endswith("minus auto-round"):
+                    pairs.append([grid, pair, interval(beside["perplexity_difference"], 3), interval(beside["kl_difference"], 4)])
+        before = found[0]["results"][names[0]]["perplexity_before"]["value"]
+        parts += [
+            f"{words}, whose perplexity is {before:.2f}:",
+            table(["perplexity / KL divergence", *(f"`{name}`" for name in names)], rows),
+        ]
+        parts.append(table(["grid", "paired", "perplexity", "KL divergence"], pairs))
+    return "\n\n".join(parts)
 
 
 def allocation() -> str:
