@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
-from thrifty.base.store import write_json
+from thrifty.base.store import write_atomic, write_json
 from thrifty.core.finite import all_finite
 from thrifty.core.linalg import row_forms
 from thrifty.export.uneven.outline import uneven_config
@@ -255,14 +256,14 @@ def surveyed(walk: RebuildWalk) -> tuple[RebuildWalk, float]:
     if not kept.exists():
         began, found, unreached = time.perf_counter(), {}, []
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
         rows = rows.select(0, min(step.rows, rows.rows))
         with events.task("blocks surveyed", len(walk.source.anatomy.blocks)) as advance:
             for count, (block, seen) in enumerate(products(walk.source, rows, walk.setting, walk.plan.forms)):
                 advance(count, block.path)
                 found |= {path: values.tolist() for path, values in step.survey(CutView(walk, block, None), seen).items()}
                 unreached += [path for path, product in seen.slope_products.items() if not bool(product.any())]
-                save_file(dict(seen.slope_products), place / f"{block.path}.safetensors")
+                tensors = dict(seen.slope_products)
+                write_atomic(place / f"{block.path}.safetensors", partial(save_file, tensors))
                 advance(count + 1, block.path)
         walk.source.check_unchanged()
         write_json(kept, {"seconds": time.perf_counter() - began, "found": found, "unreached": unreached})

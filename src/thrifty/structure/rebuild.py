@@ -127,7 +127,7 @@ class LossRebuilder(Rebuilder, ABC):
 
     @abstractmethod
     def settle(self, anatomy: Anatomy, found: Mapping[str, Float[Tensor, "options"]]) -> Plan:
-        """The plan, from the surveys of all blocks; no larger than the stand-in."""
+        """The plan, from the surveys of all blocks; about as large as the stand-in."""
 
     def operations(self, out_features: int, in_features: int) -> float:
         """About how many operations in double precision one matrix takes, surveyed and rebuilt."""
