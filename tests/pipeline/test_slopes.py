@@ -132,7 +132,7 @@ def test_a_stopped_run_does_not_follow_the_loss_again(folder_of, tmp_path, monke
     with monkeypatch.context() as patched, pytest.raises(RunError, match="stopped"):
         patched.setattr(ReshapeWalk, "run", stop)
         cut(folder_of, "llama", tmp_path / "out")
-    assert json.loads((tmp_path / "out/.run/slopes.json").read_text())["scores"]
+    assert json.loads((tmp_path / "out/.run/slopes.json").read_text())["found"]
     monkeypatch.setattr(choosing, "descent", lambda *_: pytest.fail("followed again"))
     cut(folder_of, "llama", tmp_path / "out")
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("undisturbed", "out"))

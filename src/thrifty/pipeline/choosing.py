@@ -6,8 +6,6 @@ A pass over the original finds it, in a place of its own inside the run's folder
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,16 +13,17 @@ from safetensors.torch import save_file
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
-from thrifty.base.store import write_atomic, write_json
+from thrifty.base.store import write_atomic
 from thrifty.models import Call, run_block
 from thrifty.pipeline.folder import BlockRecord, seconds_of
+from thrifty.pipeline.following import followed
 from thrifty.pipeline.reshape import CutView, ReshapeWalk
 from thrifty.pipeline.shaping import Shaping, shared_out, without_blocks
 from thrifty.pipeline.slopes import descent
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.walk import check_finite
-from thrifty.structure.base import BlockPruner, GradientPruner, Pruner, Seen
+from thrifty.structure.base import BlockPruner, GradientPruner, Pruner, Seen, Slopes
 
 Scores = dict[str, dict[str, list[float]]]
 """Of each unit, by path of the block and name of the space."""
@@ -115,25 +114,19 @@ def _counted(walk: ReshapeWalk, shaping: Shaping, scores: Scores) -> Shaping:
 
 def _by_gradients(walk: ReshapeWalk) -> tuple[Scores, float]:
     """(what the units of all blocks are worth by the loss of the whole model; the seconds that it took to find out)."""
-    step, kept = walk.shaping.step, walk.folder.path / "slopes.json"
-    assert isinstance(step, GradientPruner) and walk.calibration is not None
-    if not kept.exists():
-        began, scores, unreached = time.perf_counter(), {}, []
-        rows = walk.calibration.select(0, min(step.rows, walk.calibration.rows))
-        with events.task("blocks judged", len(walk.source.anatomy.blocks)) as advance:
-            for count, (block, slopes) in enumerate(descent(walk.source, rows, walk.setting)):
-                advance(count, block.path)
-                view = CutView(walk, block, None)
-                seen = Seen(torch.empty(0), seed=walk.setting.seed, slopes=slopes)
-                scores[block.path] = {space.name: values.tolist() for space, values in step.score(view, seen).items()}
-                unreached += [f"{block.path}.{name}" for name, values in scores[block.path].items() if not any(values)]
-                advance(count + 1, block.path)
-        walk.source.check_unchanged()
-        write_json(kept, {"seconds": time.perf_counter() - began, "scores": scores, "unreached": unreached})
-    found = json.loads(kept.read_text())
-    for name in found["unreached"]:
+    step = walk.shaping.step
+    assert isinstance(step, GradientPruner)
+
+    def judge(view: CutView, slopes: dict[str, Slopes]) -> tuple[Scores, list[str]]:
+        seen = Seen(torch.empty(0), seed=walk.setting.seed, slopes=slopes)
+        scores = {space.name: values.tolist() for space, values in step.score(view, seen).items()}
+        return {view.block.path: scores}, [f"{view.block.path}.{name}" for name, values in scores.items() if not any(values)]
+
+    kept = walk.folder.path / "slopes.json"
+    told = followed(walk, kept, "blocks judged", lambda rows: descent(walk.source, rows, walk.setting), judge)
+    for name in told["unreached"]:
         events.warn(f"{name}: the loss of no row changes with it, so the first of its units stay; raise rows")
-    return found["scores"], found["seconds"]
+    return told["found"], told["seconds"]
 
 
 def _least(influence: dict[str, float], stay: set[str]) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,14 +16,16 @@ from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear
 from thrifty.base.errors import InputError, RunError
 from thrifty.base.records import Cut
-from thrifty.base.store import write_atomic, write_json
+from thrifty.base.store import write_atomic
 from thrifty.core.finite import all_finite
 from thrifty.core.linalg import row_forms
+from thrifty.data import Rows
 from thrifty.export.uneven.outline import uneven_config
 from thrifty.models import Call, Source
 from thrifty.models.resize import Resized, Resizer
 from thrifty.models.skeleton import build_skeleton
 from thrifty.pipeline.block import LayerReport
+from thrifty.pipeline.following import followed
 from thrifty.pipeline.reshape import CutView, ReshapeWalk
 from thrifty.pipeline.shaping import Shaping, Step
 from thrifty.pipeline.shaping import shape as shape_plainly
@@ -250,24 +249,19 @@ def _named(view: CutView, linear: Linear, form: Form, made: Rebuilt) -> Iterator
 
 def surveyed(walk: RebuildWalk) -> tuple[RebuildWalk, float]:
     """(the walk with what the step plans when it has seen what the loss of the whole model changes with; the seconds it took)."""
-    step, place, rows = walk.shaping.step, walk.folder.path / "slopes", walk.calibration
-    assert isinstance(step, LossRebuilder) and rows is not None
-    kept = place / "survey.json"
-    if not kept.exists():
-        began, found, unreached = time.perf_counter(), {}, []
-        shutil.rmtree(place, ignore_errors=True)
-        rows = rows.select(0, min(step.rows, rows.rows))
-        with events.task("blocks surveyed", len(walk.source.anatomy.blocks)) as advance:
-            for count, (block, seen) in enumerate(products(walk.source, rows, walk.setting, walk.plan.forms)):
-                advance(count, block.path)
-                found |= {path: values.tolist() for path, values in step.survey(CutView(walk, block, None), seen).items()}
-                unreached += [path for path, product in seen.slope_products.items() if not bool(product.any())]
-                tensors = dict(seen.slope_products)
-                write_atomic(place / f"{block.path}.safetensors", partial(save_file, tensors))
-                advance(count + 1, block.path)
-        walk.source.check_unchanged()
-        write_json(kept, {"seconds": time.perf_counter() - began, "found": found, "unreached": unreached})
-    told = json.loads(kept.read_text())
+    step, place = walk.shaping.step, walk.folder.path / "slopes"
+    assert isinstance(step, LossRebuilder)
+
+    def judge(view: CutView, seen: Seen) -> tuple[dict[str, Any], list[str]]:
+        tensors = dict(seen.slope_products)
+        write_atomic(place / f"{view.block.path}.safetensors", partial(save_file, tensors))
+        unreached = [path for path, product in tensors.items() if not bool(product.any())]
+        return {path: values.tolist() for path, values in step.survey(view, seen).items()}, unreached
+
+    def follow(rows: Rows) -> Iterator[tuple[Block, Seen]]:
+        return products(walk.source, rows, walk.setting, walk.plan.forms)
+
+    told = followed(walk, place / "survey.json", "blocks surveyed", follow, judge)
     for path in told["unreached"]:
         events.warn(f"{path}: the loss of no row changes with what it puts out, so it is given the least; raise rows")
     plan = step.settle(walk.source.anatomy, {path: torch.tensor(values, dtype=torch.float64) for path, values in told["found"].items()})

@@ -49,6 +49,7 @@ class CutView(View):
         self.module = self.source.block(block, self.setting.dtype, self.setting.device)
         self._biased = set(walk.shaping.resized.biases)
         self._stored: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     def read(self, path: str) -> Tensor:
         return read_matrix(self.source, self.linear(path)).to(torch.float32)
@@ -66,7 +67,9 @@ class CutView(View):
         return self._stored[source]
 
     def tensor(self, source: str) -> Tensor:
-        return self.stored(source).to(torch.float32)
+        if source not in self._tensors:  # experts in one tensor ask for it one by one
+            self._tensors[source] = self.stored(source).to(torch.float32)
+        return self._tensors[source]
 
     def values(self, units: Units, member: Member) -> Tensor:
         return unit_values(self.tensor(member.source), member, units.count)
