@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,6 +41,7 @@ from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import BlockRecord, seconds_of
 from thrifty.pipeline.readings import change_readings
 from thrifty.pipeline.sharing import pieces
+from thrifty.pipeline.start import Start
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams, enter
@@ -101,49 +102,6 @@ def _unhealed(work: Work) -> dict[str, tuple[Any, ...]]:
 
 
 # -- where training starts ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    """A block as the steps left it. found: the weight and the point that was found for it, by path. changed: all else that differs from the
-    original, by disk key, in disk layout. inputs: [4] of matrices whose inputs are on a fixed grid, by path: its scale and zero point, and
-    the mean and deviation of the inputs. latent: what was rounded in place of a weight, by path."""
-
-    found: Mapping[str, tuple[Tensor, Encoded]]
-    changed: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    latent: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        # what was pruned is its own encoding, and a file holds no tensor twice
-        tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
-        tensors |= {f"inputs|{path}": tensor for path, tensor in self.inputs.items()}
-        tensors |= {f"latent|{path}": tensor for path, tensor in self.latent.items()}
-        for name, (weight, encoded) in self.found.items():
-            tensors[f"weight|{name}"] = weight
-            tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
-            forms[name] = json.dumps({form: getattr(encoded, form) for form in _FORMS})
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=forms))
-
-    @classmethod
-    def read(cls, path: Path) -> Start:
-        """What `save` wrote."""
-        tensors, found = load_file(path), {}
-        inputs, latent = (
-            {key.partition("|")[2]: tensors.pop(key) for key in [*tensors] if key.startswith(f"{kind}|")} for kind in ("inputs", "latent")
-        )
-        with safe_open(path, "pt") as file:
-            forms = file.metadata() or {}
-        for name, form in forms.items():
-            weight = tensors.pop(f"weight|{name}")
-            parts = {key.partition("|")[0]: tensors.pop(key) for key in [*tensors] if key.partition("|")[2] == name}
-            found[name] = (weight, Encoded(tensors=parts, shape=(weight.shape[0], weight.shape[1]), **json.loads(form)))
-        return cls(found, {key.partition("|")[2]: tensor for key, tensor in tensors.items()}, inputs, latent)
-
-
-_FORMS = ("layout", "bits", "group_size", "standard", "simulated")
 
 
 @dataclass
