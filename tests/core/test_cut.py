@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from thrifty.base.anatomy import Member, Space, Units
 from thrifty.base.records import Cut
-from thrifty.core.cut import cut, indices, unit_energies, unit_values, zeroed
+from thrifty.core import cut as module
+from thrifty.core.cut import cut, energies, indices, unit_energies, unit_values, zeroed
 from thrifty.core.moments import Moments
 
 
@@ -62,6 +63,20 @@ def test_experts_in_one_tensor_keep_their_own_neurons():
     assert torch.equal(unit_energies(tensor[0, 0], Member("b", 0, ((0, 1),), offset=1), 2), tensor[0, 0, 1:].square())
     with pytest.raises(ValueError, match="equally many"):
         cut({"w": tensor}, cuts[:1])
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 1 << 17])
+def test_energies_are_the_same_in_whatever_pieces_they_are_summed(monkeypatch, piece):
+    monkeypatch.setattr(module, "PIECE", piece)
+    tensor = torch.randint(-9, 9, (6, 4, 3)).to(torch.float32)  # whole numbers, so that no order of sums rounds
+    for dim in range(3):
+        member = Member("w", dim, ((0, 1),))
+        count = tensor.shape[dim]
+        assert torch.equal(unit_energies(tensor, member, count), unit_values(tensor, member, count).square().sum(1))
+    matrix, rows = tensor.flatten(1), torch.tensor([1.0, 0, 0, 1, 1, 0])
+    whole, weighed = energies(matrix, rows)
+    assert torch.equal(whole, matrix.square().sum(0))
+    assert torch.equal(weighed, matrix[rows.bool()].square().sum(0))
 
 
 def test_what_a_unit_owns_alone_moves_up():

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,34 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises RunError with one sentence when the disk is full or the folder cannot be written.
     """
+
+    def flushed(temporary: Path) -> None:
+        write(temporary)
+        _flush(temporary)
+
+    write_unsettled(path, flushed)
+    with writing(path):
+        _flush(path.parent)
+
+
+def settled(*paths: Path) -> list[str]:
+    """Flush files that `write_unsettled` wrote to the disk, and return the SHA-256 of each, which is computed meanwhile."""
+    with ThreadPoolExecutor(1) as aside:
+        digests = [aside.submit(file_digest, path) for path in paths]
+        for path in (*paths, *dict.fromkeys(path.parent for path in paths)):
+            with writing(path):
+                _flush(path)
+        return [digest.result() for digest in digests]
+
+
+def write_unsettled(path: Path, write: Callable[[Path], None]) -> None:
+    """`write_atomic` for a file that must not count before it is `settled`: a reader sees it whole, a power cut may not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
-            _flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
     finally:
         with suppress(OSError):  # what went wrong above is what has to be told
             temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ Both take tensors by disk key, in disk layout, and leave those that hold no unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from thrifty.base.anatomy import Member, Units
 from thrifty.base.records import Cut
+
+PIECE = 1 << 17
+"""Values that are squared at once."""
 
 
 def indices(member: Member, count: int) -> Int[Tensor, "count size"]:
@@ -34,9 +37,30 @@ def unit_energies(tensor: Float[Tensor, "..."], member: Member, count: int) -> F
     """The sum of the squares of what each unit owns in a tensor in disk layout."""
     whole = tensor if member.expert is None else tensor[member.expert]
     others = [dim for dim in range(whole.ndim) if dim != member.dim]
-    squares = whole.square()
-    lines = squares.sum(others) if others else squares
+    lines = torch.zeros(whole.shape[member.dim], dtype=whole.dtype)
+    for start, squares in _squares(whole):
+        found = squares.sum(others) if others else squares
+        if member.dim == 0:
+            lines[start : start + len(found)] = found
+        else:
+            lines += found
     return lines[indices(member, count) + member.offset].sum(1)
+
+
+def energies(matrix: Float[Tensor, "out in"], rows: Float[Tensor, "out"]) -> tuple[Float[Tensor, "in"], Float[Tensor, "in"]]:
+    """The sums of squares of each column: of all rows, and of rows that count as `rows` says."""
+    whole, weighed = torch.zeros(2, matrix.shape[1]).unbind()
+    for start, squares in _squares(matrix):
+        whole += squares.sum(0)
+        weighed += rows[start : start + len(squares)] @ squares
+    return whole, weighed
+
+
+def _squares(tensor: Float[Tensor, "lines ..."]) -> Iterator[tuple[int, Float[Tensor, "part ..."]]]:
+    """The squares of some lines after the other, with the first one's number: as many as stay in a near cache."""
+    step = max(1, PIECE * len(tensor) // max(1, tensor.numel()))
+    for start in range(0, len(tensor), step):
+        yield start, tensor[start : start + step].square()
 
 
 def staying(units: Units, keep: Int[Tensor, "kept"]) -> Bool[Tensor, "count"]:

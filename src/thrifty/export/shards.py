@@ -7,6 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from thrifty.base import events
 from thrifty.base.errors import InputError, RunError
-from thrifty.base.store import write_atomic, write_json
+from thrifty.base.store import file_digest, write_atomic, write_json
 from thrifty.core.stored_types import STORED_TYPES
 
 BUFFER = 1 << 24
+HASHERS = 2
+"""Tensors that are read back at once, each through a buffer of its own."""
 INDEX = "model.safetensors.index.json"
 LARGEST = 5_000_000_000
 
@@ -139,22 +142,30 @@ def write_shards(folder: Path, pieces: Sequence[Piece | Made], max_bytes: int = 
     return digests
 
 
-def check_shards(folder: Path, digests: dict[str, str]) -> None:
-    """Read every tensor back and compare; raises RunError naming one that is missing or differs."""
+def check_shards(folder: Path, digests: dict[str, str]) -> dict[str, str]:
+    """Read every tensor back and compare; returns the sha256 of each file by name. Raises RunError naming a tensor that differs."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            pieces = pieces_of(path)
-        except ValueError:
-            raise RunError(f"{path} reads back without the header that was written to it; is the disk sound?") from None
-        for piece in pieces:
-            hasher = _hasher(piece)
-            for chunk in piece.chunks():
-                hasher.update(chunk)
-            found[piece.key] = hasher.hexdigest()
+    files: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(HASHERS) as pool:
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                pieces = pieces_of(path)
+            except ValueError:
+                raise RunError(f"{path} reads back without the header that was written to it; is the disk sound?") from None
+            files[path.name] = pool.submit(file_digest, path)
+            found |= zip((piece.key for piece in pieces), pool.map(_digest, pieces), strict=True)
     for key, digest in digests.items():
         if found.get(key) != digest:
             raise RunError(f"{key} reads back otherwise than it was written to {folder}; is the disk sound?")
+    return {name: digest.result() for name, digest in files.items()}
+
+
+def _digest(piece: Piece) -> str:
+    """The sha256 of a tensor as it lies there, as `write_shards` returns it."""
+    hasher = _hasher(piece)
+    for chunk in piece.chunks():
+        hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def _split(pieces: Sequence[Piece | Made], max_bytes: int) -> list[list[Piece | Made]]:
@@ -185,13 +196,14 @@ def _write(path: Path, pieces: Sequence[Piece | Made]) -> dict[str, str]:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digests = {}
-    with path.open("wb") as out:
+    with path.open("wb") as out, ThreadPoolExecutor(1) as aside:
         out.write(struct.pack("<Q", len(text)) + text)
         for piece in pieces:
             hasher = _hasher(piece)
             for chunk in piece.chunks():
-                hasher.update(chunk)
+                hashed = aside.submit(hasher.update, chunk)  # while it is written
                 out.write(chunk)
+                hashed.result()
             digests[piece.key] = hasher.hexdigest()
     return digests
 

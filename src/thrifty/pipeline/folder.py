@@ -18,7 +18,7 @@ from typing import Any
 
 from thrifty.base.errors import InputError
 from thrifty.base.events import note
-from thrifty.base.store import content_key, file_digest, write_json, writing
+from thrifty.base.store import content_key, file_digest, settled, write_json, write_unsettled, writing
 from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.streams import Streams
 
@@ -197,11 +197,12 @@ class RunFolder:
     def finish(self, record: BlockRecord) -> None:
         """Mark a block finished: its tensors and the rows that leave it must be in place. Rows of earlier blocks are removed."""
         rows = self._streams_path(record.key)
+        written, left = settled(record.tensors, rows)
         write_json(
             record.tensors.with_suffix(".json"),
             {
-                "tensors": file_digest(record.tensors),
-                "rows": file_digest(rows),
+                "tensors": written,
+                "rows": left,
                 "layers": [asdict(layer) for layer in record.layers],
                 "warnings": list(record.warnings),
                 "seconds": record.seconds,
@@ -217,7 +218,7 @@ class RunFolder:
 
     def save_streams(self, key: str, streams: Streams) -> None:
         """Keep the rows that leave the block with this key, beside those of the block before it until it is finished."""
-        streams.save(self._streams_path(key))
+        streams.save(self._streams_path(key), write_unsettled)
 
     def load_streams(self, key: str) -> Streams | None:
         """The rows that left the finished block with this key, if they are still there and as they were written."""

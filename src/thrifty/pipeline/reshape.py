@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,10 +19,9 @@ from torch import Tensor, nn
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear, Member, Space, Stage, Units
 from thrifty.base.errors import InputError, RunError
-from thrifty.base.memory import return_free_memory
 from thrifty.base.records import Cut
-from thrifty.base.store import write_atomic
-from thrifty.core.cut import cut, indices, staying, unit_values, zeroed
+from thrifty.base.store import write_unsettled
+from thrifty.core.cut import cut, energies, indices, staying, unit_values, zeroed
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
 from thrifty.models import Call, Shell, linear_modules, run_block
@@ -32,7 +32,7 @@ from thrifty.pipeline.shaping import Shaping, originals
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.stored import check_written
 from thrifty.pipeline.streams import Streams
-from thrifty.pipeline.view import place, read_matrix
+from thrifty.pipeline.view import place, taken
 from thrifty.pipeline.walk import Walk, check_finite
 from thrifty.structure.base import BlockPruner, Pruner, Seen, View, choose
 
@@ -46,19 +46,27 @@ class CutView(View):
     def __init__(self, walk: ReshapeWalk, block: Block, call: Call | None) -> None:
         self.source, self.block, self.units = walk.source, block, walk.shaping.units.get(block.path, ())
         self.setting, self.call = walk.setting, call
-        self.module = self.source.block(block, self.setting.dtype, self.setting.device)
         self._biased = set(walk.shaping.resized.biases)
         self._stored: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
 
+    @cached_property
+    def module(self) -> nn.Module:
+        """The block itself, made when it is first wanted: most scores look at tensors alone."""
+        return self.source.block(self.block, self.setting.dtype, self.setting.device)
+
     def read(self, path: str) -> Tensor:
-        return read_matrix(self.source, self.linear(path)).to(torch.float32)
+        return self.matrix(self.linear(path)).clone()
 
     def key(self, name: str) -> str:
         found = self.source.disk_name(name)
         if found is None:
             raise InputError(f"{name} does not lie on disk as one tensor, so this step cannot change it")
         return found
+
+    def matrix(self, linear: Linear) -> Tensor:
+        """What `read` gives, not to be changed: it may be what is stored."""
+        return taken(self.stored(linear.source), linear).to(torch.float32)
 
     def stored(self, source: str) -> Tensor:
         """A tensor of the block as it lies on disk, read once."""
@@ -131,7 +139,7 @@ class ReshapeWalk(Walk):
             with local.during("evaluate"):
                 self._pass_original(block, calls, streams)
             with local.during("write"):
-                write_atomic(path, lambda temporary: save_file({}, temporary))
+                write_unsettled(path, lambda temporary: save_file({}, temporary))
             return BlockRecord(key, path, (), (), local.seconds, {})
         with local.during("forward"):
             view = CutView(self, block, calls.get("calibration"))
@@ -145,7 +153,7 @@ class ReshapeWalk(Walk):
             self.source.check_unchanged()
             write_result(path, tensors)
         del view, seen
-        return_free_memory()
+        self._tidy(block)
         small = {name: tensor.to(torch.float32) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         with local.during("forward"):
             self._pass_calibration(block, small, calls, streams)
@@ -237,9 +245,11 @@ class ReshapeWalk(Walk):
         name, stream = ("evaluation", "after") if "evaluation" in calls else ("calibration", "calibration")
         rows = streams.now.get(stream)
         moved = self.new[view.block.path].index != view.block.index  # some blocks are what they are by their place
+        if rows is None or not (cuts or moved) or any(item.units.kind == "experts" for item in cuts):
+            return
         where = view.block.path if moved else f"{type(view.module).__name__} of {view.block.chain}"
         kind = f"{where} {[item.units.alike for item in cuts]}"
-        if rows is None or not (cuts or moved) or kind in self.checked or any(item.units.kind == "experts" for item in cuts):
+        if kind in self.checked:
             return
         self.checked.add(kind)
         device, resized = self.setting.device, self.shaping.resized
@@ -304,8 +314,8 @@ class ReshapeWalk(Walk):
         rows = kept.get("rows", torch.ones(linear.out_features))
         columns = kept.get("columns", torch.ones(linear.in_features))
         size = seen.size(stage.reads).square()
-        energy = view.read(linear.path).square() @ torch.stack([size, size * columns], 1)  # of each output: all of it, and what stays
-        whole, left = float(energy[:, 0].sum()), float(rows @ energy[:, 1])
+        every, staying_rows = energies(view.matrix(linear), rows)
+        whole, left = float(every @ size), float(staying_rows @ (size * columns))
         return LayerReport(
             name=linear.path,
             method=self.shaping.step.name,
@@ -332,5 +342,5 @@ def _unseen(view: CutView, seen: Seen) -> list[str]:
 
 def write_result(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a block of the result, and read it back."""
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    write_unsettled(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     check_written(path, tensors)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from thrifty.base.errors import RunError
-from thrifty.base.store import write_atomic
+from thrifty.base.store import write_unsettled
 from thrifty.models import Source
 from thrifty.pipeline.view import BlockView
 
@@ -25,7 +25,7 @@ def write_block(path: Path, source: Source, view: BlockView) -> dict[str, dict[s
     tensors, packed = _packed(view)
     dense = _dense(source, view)
     tensors |= {key: values.contiguous() for key, values in dense.items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    write_unsettled(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     _read_back(path, view, packed)
     check_written(path, dense)
     return packed

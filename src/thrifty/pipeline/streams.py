@@ -44,12 +44,12 @@ class Streams:
         """The finished chains' states of one stream."""
         return Streams(done={chain: {stream: states[stream]} for chain, states in self.done.items()})
 
-    def save(self, path: Path) -> None:
-        """Write all states atomically."""
+    def save(self, path: Path, write: Callable[[Path, Callable[[Path], None]], None] = write_atomic) -> None:
+        """Write all states, by a function of `base.store`."""
         tensors = {f"now.{name}": tensor.contiguous() for name, tensor in self.now.items()}
         for chain, states in self.done.items():
             tensors |= {f"done.{chain}.{name}": tensor.contiguous() for name, tensor in states.items()}
-        write_atomic(path, lambda temporary: save_file(tensors, temporary))
+        write(path, lambda temporary: save_file(tensors, temporary))
 
     @classmethod
     def load(cls, path: Path) -> Streams:

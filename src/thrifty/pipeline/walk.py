@@ -108,9 +108,13 @@ class Walk:
                 self.folder.save_streams(keys[position], streams)
                 self.folder.finish(record)
                 records.append(record)
-                return_free_memory()
+                self._tidy(block)
                 advance(position + 1, block.path)
         return records, streams, watch
+
+    def _tidy(self, block: Block) -> None:
+        """Give back what such a block has left in the heap, where that is much."""
+        return_free_memory(sum(4 * self.source.tensors[key].numel for key in self.source.block_keys(block)))
 
     def _blocks(self, chain: str) -> list[Block]:
         return [block for block in self.source.anatomy.blocks if block.chain == chain]
@@ -190,11 +194,11 @@ class Walk:
             run = self._compress(block, calls.get("calibration"), streams, local)
         view, reports, warnings = run.view, run.reports, tuple(run.warnings)
         del run  # and with it the module of the calibration pass
-        return_free_memory()
+        self._tidy(block)
         with local.during("evaluate"):
             if self.evaluation is not None:
                 self._evaluate(view, calls["evaluation"], streams)
-                return_free_memory()
+                self._tidy(block)
             check_finite(block, streams)
         with local.during("write"):
             self.source.check_unchanged()  # before the block counts as finished under the digest of what was opened
