@@ -10,6 +10,7 @@ Writes bench/results/structure_methods.json.
     mixers     the same model, everything in its mixers pruned to 50 % and 70 %: SparseSSM whole and in its parts
     language   the model inside the package at 20 % and 33 % fewer parameters, embeddings counted: Olica, SliceGPT, FLAP, SVDs
     second     the same on shakespeare-1m, which nothing was tuned on (bench/second_model.py)
+    slices     on both, SliceGPT's one rotation for the whole model beside one for each norm, whose matrices on skip connections count
 
 Results are judged on held-out windows or images; differences are paired, one by one, and negative where the first is better: an interval
 that holds 0 means that neither is. Nothing is trained after cutting but for `distilled`.
@@ -20,17 +21,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from judge import BUILD, HERE, RESULTS, Judge, beside, figures, logits_of
+from published_slices import Sliced, width
 from safetensors.torch import load_file
 from second_model import shakespeare
 
 import thrifty
+from thrifty.base.anatomy import Anatomy
 from thrifty.measure.hidden import RowScores, score_classes
 from thrifty.measure.intervals import mean_interval, ratio_interval
 from thrifty.measure.language import WindowScores, causal_targets, score_windows
@@ -104,9 +107,8 @@ class OtherWayRound(SparseSSMShare):
 
 
 def main() -> None:
-    parts = {"digits": digits, "distilled": distilled, "states": states, "mixers": mixers, "language": language, "second": second}
-    for name in sys.argv[1:] or parts:
-        for part in parts[name]():
+    for name in sys.argv[1:] or PARTS:
+        for part in PARTS[name]():
             found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
             found[name] = part
             RESULTS.mkdir(exist_ok=True)
@@ -243,9 +245,12 @@ class Language:
                 self.made[so_far] = made(model, step, self.rows, f"{Path(self.judge.model).name}-{len(self.made)}")
             model, result = self.made[so_far]
             parameters = result.get("structure", {}).get("parameters", {}).get("after", parameters)
-        after = logits_of(load(model, dtype=torch.float32), self.judge.held_out)
+        return self.windows(logits_of(load(model, dtype=torch.float32), self.judge.held_out)), parameters
+
+    def windows(self, after: Iterable[torch.Tensor]) -> WindowScores:
+        """Scores of the held-out windows by their logits, eight at a time."""
         parts = zip(self.judge.expected, after, self.judge.held_out.split(8), strict=True)
-        return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts]), parameters
+        return WindowScores.joined([score_windows(left, right, causal_targets(part)) for left, right, part in parts])
 
     def zeros(self, *steps: Mapping[str, Any]) -> float:
         """The share of zeros in all linears of a result that `scored` made: a share may ask for no whole number of them."""
@@ -372,9 +377,7 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         "svd_llm": ({"svd_llm": {"ratio": wanted / (attention + neurons)}},),
         "fisher_svd": ({"fisher_svd": {"ratio": wanted / (attention + neurons)}},),
     }
-    # A head that shares its matrix with the embeddings gets one of its own, so that more of the channels must go.
-    whole = anatomy.parameters + anatomy.tied * judged.judge.source.shell_parameters()
-    channels = {"ratio": 1 - (1 - ratio) * anatomy.parameters / whole}
+    channels = _channels(anatomy, judged.judge.source.shell_parameters(), ratio)
     plain = {"normalised": False, "refit": False}
     for name, settings in {
         "slice_gpt": {},
@@ -390,6 +393,40 @@ def _language_steps(judged: Language, ratio: float) -> dict[str, tuple[Mapping[s
         of_neurons = {name: {"cut": ["neurons"], "ratio": (wanted - heads * attention) / neurons}}
         runs[f"{name}, heads and neurons"] = ({name: {"cut": ["heads"], "ratio": heads}}, of_neurons)
     return runs
+
+
+def _channels(anatomy: Anatomy, shell: int, ratio: float) -> dict[str, float]:
+    """Settings of `slice_gpt` that leave so many parameters: a head that shares its matrix with the embeddings gets one of its own, so that
+    more of the channels must go."""
+    return {"ratio": 1 - (1 - ratio) * anatomy.parameters / (anatomy.parameters + anatomy.tied * shell)}
+
+
+def slices() -> Iterator[dict]:
+    """What was found so far, after every ratio and model."""
+    found: dict[str, Any] = {}
+    for name, judged in (("package", Language(None)), ("shakespeare-1m", Language(*shakespeare()))):
+        judge, anatomy = judged.judge, judged.judge.source.anatomy
+        shell = judge.source.shell_parameters()
+        for ratio in (0.2, 0.33):
+            ours, left = judged.scored({"slice_gpt": _channels(anatomy, shell, ratio)})
+            kept = width(anatomy.hidden_size, anatomy.parameters, shell, bool(anatomy.tied), len(anatomy.blocks), left)
+            sliced = Sliced(load(judge.model, dtype=torch.float32), kept)
+            sliced.logits(judged.rows["input_ids"])
+            scores = {"one rotation": ours, "a rotation for each norm": judged.windows(map(sliced.logits, judge.held_out.split(8)))}
+            case = compared(scores, {"one rotation": ("a rotation for each norm",)}, figures, beside)
+            found[f"{ratio:.0%} of the parameters, {name}"] = {**case, "channels": kept, "parameters left": left}
+            yield found
+
+
+PARTS = {
+    "digits": digits,
+    "distilled": distilled,
+    "states": states,
+    "mixers": mixers,
+    "language": language,
+    "second": second,
+    "slices": slices,
+}
 
 
 if __name__ == "__main__":

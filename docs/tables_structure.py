@@ -130,6 +130,11 @@ def chosen_second() -> str:
     return _compared(read("structure_methods.json")["second"], "kl", "perplexity")
 
 
+def slices() -> str:
+    """One rotation for a whole model beside one for each norm."""
+    return _compared(read("structure_methods.json")["slices"], "kl", "perplexity")
+
+
 def _compared(part: dict[str, Any], error: str, quality: str) -> str:
     """What each case loses, and what it loses more or less than another."""
     words = {"kl": "KL divergence", "relative_error": "relative error of the logits"}[error]
@@ -158,5 +163,6 @@ TABLES = {
     "chosen states": chosen_states,
     "chosen mixers": chosen_mixers,
     "chosen language": chosen_language,
+    "slices": slices,
     "chosen second": chosen_second,
 }

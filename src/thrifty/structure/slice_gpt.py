@@ -5,9 +5,9 @@
 
 A norm divides by the length of h, which no rotation changes; so hidden states can be turned until the channels that go hold least, and then
 be cut. Where a LayerNorm takes the mean off, one of the channels that stay is for the mean. Every matrix of a block gets smaller by the
-ratio, and so do embeddings and head, which can share no matrix then. The published method turns each block its own way, which needs a
-matrix on every skip connection; here one Q does for all, so that nothing is added and the result is of the same architecture, with a
-smaller hidden size.
+ratio, and so do embeddings and head, which can share no matrix then. The published method turns each norm's inputs their own way, which
+needs a matrix on every skip connection; here one Q does for all, so that nothing is added and the result is of the same architecture, with
+a smaller hidden size. At the same number of parameters that loses less (`bench/structure_methods.py slices`).
 
 Ours, and each can be switched off. `normalised`: h as the norms see it, so that late blocks, whose hidden states are long, do not outweigh
 the early ones. `by: outputs`: from there, Q goes on to where all that reads the norms loses least of what it puts out, each norm counting
