@@ -41,8 +41,9 @@ METHODS: dict[str, tuple[str, Any]] = {
     TRAINED: ("mse", None),
 }
 """How a range is chosen, and the solver. `obs, best range` is what `gptq` means, `auto_round` is `descent` and then `learned_rounding`."""
-TRAINING = {"distill": {"steps": 256}}
-"""What comes after it in `auto_round, distilled`: on the same windows, each of which is seen eight times."""
+RATES = {2: 3e-3, 3: 5e-4, 4: 5e-4}
+"""By bits, the learning rate of `distill`, which comes after it in `auto_round, distilled`: 256 steps on the same windows, each of which is
+seen eight times. The less is wrong, the smaller the steps that mend it; at 2 bits it is the step's own default."""
 BASELINE = "obs, best range"
 OURS = ("descent", "auto_round", TRAINED)
 
@@ -55,7 +56,7 @@ def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, d
     if not (out / "seconds.json").exists():
         rows = {"input_ids": judge.rows["calibration"].inputs["input_ids"]}
         step = {"auto_round": grid} if solver is None else {"solve": {**solver, "into": {"int": grid}}}
-        steps = [step, TRAINING] if name == TRAINED else [step]
+        steps = [step, {"distill": {"steps": 256, "rate": RATES[bits]}}] if name == TRAINED else [step]
         job = prepare(Request(judge.model, {"steps": steps}, calibration=rows))
         start = time.perf_counter()
         certificate = run(job, out, force=True, finish=lambda folder, certificate: None)
@@ -100,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shakespeare", type=Path, metavar="SHARED", help="folder with models/shakespeare-1m and data/tiny-shakespeare")
     parser.add_argument("--windows", type=int, default=128, help="windows to calibrate on, and to judge on")
-    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], choices=RATES)
     parser.add_argument(
         "--healed", type=int, nargs="*", default=[2, 3, 4], metavar="BITS", help="widths to run `auto_round` and training at"
     )

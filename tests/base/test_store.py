@@ -52,6 +52,12 @@ def test_what_fails_leaves_the_earlier_file_and_nothing_else(tmp_path, write):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "earlier")]
 
 
-def test_what_cannot_be_settled_is_told(tmp_path):
-    with pytest.raises(RunError, match="could not be written"):
-        settled(tmp_path / "nowhere")
+def test_what_cannot_be_settled_is_told_and_what_is_not_there_has_no_digest(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    assert settled(tmp_path / "nowhere") == [""]
+    (tmp_path / "a").write_text("whole")
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(RunError, match="disk is full"):
+        settled(tmp_path / "a")

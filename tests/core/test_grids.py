@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -13,6 +15,7 @@ from thrifty.core.grids import (
     SHRINKS,
     SMALLEST_SCALE,
     Cells,
+    Step,
     code_limits,
     column_snap,
     fit_step,
@@ -139,8 +142,9 @@ def test_inside_the_range_no_error_is_above_half_a_step(seed, levels, symmetric,
     step = fit_step(groups, levels, symmetric, rule)
     low, high = (end if isinstance(end, float) else end[..., None] for end in limits(step, levels))
     scale = step.scale[..., None]
-    inside = (groups >= low * scale) & (groups <= high * scale)
-    error = (groups - round_to(groups, step, levels)).abs() / scale
+    one, other = low * scale, high * scale
+    inside = (groups >= torch.minimum(one, other)) & (groups <= torch.maximum(one, other))
+    error = (groups - round_to(groups, step, levels)).abs() / scale.abs()
     # Two symmetric levels are one below zero and zero itself: values that all lie above it are all outside.
     assert bool(inside.any()) or (symmetric and levels == 2 and bool((groups > 0).all()))
     assert bool((error[inside] <= 0.5 * (1 + 1e-4)).all())
@@ -218,14 +222,35 @@ def test_the_searched_range_is_the_best_of_all_tried(levels, symmetric, weighted
     low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
     weights = torch.ones(3, 32) if importance is None else importance
     errors = []
-    for shrink in SHRINKS:
+    signs = (1, -1) if symmetric else (1,)
+    for shrink, sign in itertools.product(SHRINKS, signs):
         step = step_between(low * shrink, high * shrink, levels, symmetric)
+        step = Step(sign * step.scale, step.zero_point)
         errors.append(((groups - round_to(groups, step, levels)).square() * weights).sum(-1))
     found = fit_step(groups, levels, symmetric, "mse", importance)
     error = ((groups - round_to(groups, found, levels)).square() * weights).sum(-1)
     torch.testing.assert_close(error, torch.stack(errors).amin(0), rtol=1e-5, atol=1e-7)
     assert bool((error <= errors[0]).all())
     assert float(error.sum()) < float(errors[0].sum())
+
+
+@pytest.mark.parametrize("levels", [4, 8, 16])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_code_that_a_symmetric_grid_has_more_on_one_side_is_where_the_far_weights_are(levels, side):
+    groups = side * torch.linspace(-(levels // 2 - 1), levels // 2, levels)[None, None]
+    step = fit_step(groups, levels, True, "mse")
+    assert float(step.scale.sign()) == -side
+    turned = Step(-step.scale, None)
+    error, other = ((round_to(groups, grid, levels) - groups).square().sum() for grid in (step, turned))
+    assert float(error) < 0.5 * float(other)
+    whole = Step(torch.full((1, 1), -side), None)
+    assert torch.equal(round_to(groups, whole, levels), groups)
+
+
+def test_a_scale_keeps_its_sign_when_it_is_snapped():
+    scale = torch.tensor([0.3, 1.0, 2.0**-20, 2.0**13])
+    for bits in (7, 8):
+        assert torch.equal(snap_scale(-scale, bits), -snap_scale(scale, bits))
 
 
 def test_importance_moves_the_searched_range_towards_the_inputs_that_count():
@@ -247,7 +272,7 @@ def test_groups_of_zeros_and_of_one_constant(symmetric, rule):
     assert float(step.scale[0]) == 1.0
     assert torch.equal(values[0], torch.zeros(1, 8))
     # A constant lies at an end of the span: at most half a step (symmetric: +max lies half a step outside) or the scale's rounding away.
-    assert bool(((values - groups).abs() <= 0.6 * step.scale[..., None]).all())
+    assert bool(((values - groups).abs() <= 0.6 * step.scale.abs()[..., None]).all())
     if not symmetric:
         torch.testing.assert_close(values, groups, rtol=2.0**-7, atol=0)
 

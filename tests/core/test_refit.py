@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tests.weights.problems import draw, loss, problem
 from thrifty.base.records import Problem
 from thrifty.core.formats import FLOATS
-from thrifty.core.grids import code_limits, grouped, snap_scale
+from thrifty.core.grids import Range, code_limits, grouped, snap_scale
 from thrifty.core.scaled import ScaleRule, nearest_scale
 from thrifty.weights.base import hold
 from thrifty.weights.target.both import Both
@@ -36,12 +38,13 @@ def every_scale(near: float, bits: int) -> torch.Tensor:
     return torch.cat([torch.ldexp(whole, exponent - bits + power) for power in range(-4, 3)])
 
 
+@pytest.mark.parametrize("rule", ["minmax", "mse"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4])
-def test_one_group_gets_the_best_of_all_scales_and_zero_points_in_reach(bits: int, symmetric: bool):
-    moved = 0
+def test_one_group_gets_the_best_of_all_scales_and_zero_points_in_reach(bits: int, symmetric: bool, rule: Range):
+    moved, below = 0, 0
     for seed in range(12):
-        task, target = problem(seed, out=1, width=8), Int(bits, 0, symmetric)
+        task, target = problem(seed, out=1, width=8), Int(bits, 0, symmetric, rule)
         points, values = start(task, target)
         _, found = points.refit(values, task.weight, task.gram)
         scale, multiple = float(points.step.scale), values / points.step.scale
@@ -51,11 +54,13 @@ def test_one_group_gets_the_best_of_all_scales_and_zero_points_in_reach(bits: in
             if not symmetric and not smallest <= float(points.step.zero_point) + shift <= largest:
                 continue
             codes = torch.where(multiple != 0, multiple - shift, 0.0)
-            for tried in every_scale(scale, 7 if bits == 4 and not symmetric else 8).tolist():
-                least = min(least, loss(task.weight, codes * tried, task.gram))
+            for tried in every_scale(abs(scale), 7 if bits == 4 and not symmetric else 8).tolist():
+                least = min(least, loss(task.weight, codes * math.copysign(tried, scale), task.gram))
         assert loss(task.weight, found, task.gram) == pytest.approx(least, rel=1e-9)
         moved += not torch.equal(values, found)
+        below += scale < 0
     assert moved > 8
+    assert (below > 0) == (symmetric and rule == "mse")
 
 
 def test_without_correlation_the_scale_is_the_weighted_mean_of_the_quotients():

@@ -228,7 +228,7 @@ def losses(source: Source, work: Work, certificate: Certificate) -> Lost:
             plain = dropped(weight, run, round(layer.sparsity * run))
         else:
             plain = rounded(weight, outline.bits, outline.group_size)
-        assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.4) * plain, (layer, plain)
+        assert 0 < layer.relative_error < (2 if linear.role == "o" else 1.45) * plain, (layer, plain)
         (lost.calibrated if treatment.calibrated else lost.plain).append(layer.relative_error / plain)
     return lost
 

@@ -84,7 +84,8 @@ class Encoded:
         zero_point = self.tensors.get("zero_point")
         if zero_point is not None:
             codes = codes - _spread(zero_point.to(torch.float32), self.shape[1])
-        return codes * scale
+        values = codes * scale
+        return values.add_(0.0) if bool((self.tensors["scale"] < 0).any()) else values  # zeros are positive
 
     def rows(self, start: int, stop: int) -> Encoded:
         """The part of the encoding that holds rows start..stop of the matrix."""

@@ -91,7 +91,7 @@ class ClippedWeight(GridWeight):
             centre = torch.zeros_like(spread)
         else:
             spread, centre = torch.std_mean(latent, -1, correction=0, keepdim=True)
-        return centre, torch.maximum(spread, FLAT * self.scale)
+        return centre, torch.maximum(spread, FLAT * self.scale.abs())
 
     def _grid(self) -> tuple[Float[Tensor, "out groups one"], Float[Tensor, "out groups one"]]:
         codes = self.codes

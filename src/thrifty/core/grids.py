@@ -1,6 +1,7 @@
 """Integer grids: where their points lie, how a range is chosen, and how a scale is made exact for every container.
 
-A grid of L levels has the signed codes -(L // 2) .. (L - 1) // 2, and value = (code - zero_point) * scale.
+A grid of L levels has the signed codes -(L // 2) .. (L - 1) // 2, and value = (code - zero_point) * scale. Without a zero point an even
+count reaches one code further below than above; a scale below zero turns that round, so that the far end is where the weights need it.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def significant_bits(levels: int, symmetric: bool) -> int:
 def snap_scale(
     scale: Float[Tensor, "*shape"], bits: int, smallest: float = SMALLEST_SCALE, largest: float = LARGEST_SCALE
 ) -> Float[Tensor, "*shape"]:
-    """`scale` rounded to `bits` significant bits, from `smallest` to `largest`; 1 where it is 0 (a group of zeros)."""
-    inside = scale.clamp(smallest, largest)
+    """`scale` rounded to `bits` significant bits, from `smallest` to `largest`, its sign kept; 1 where it is 0 (a group of zeros)."""
+    inside = scale.abs().clamp(smallest, largest)
     if bits == 8 and scale.dtype == torch.float32:  # as many as bfloat16 has, which takes a tenth of the time
         snapped = inside.to(torch.bfloat16).to(torch.float32)
     else:
         mantissa, exponent = torch.frexp(inside)
         snapped = torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
-    return torch.where(scale > 0, snapped, torch.ones_like(snapped))
+    return torch.where(scale.abs() > 0, snapped.copysign(scale), torch.ones_like(snapped))
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def fit_step(
     range_rule: Range = "minmax",
     importance: Float[Tensor, "groups size"] | None = None,
 ) -> Step:
-    """The grid of each group. `minmax` spans its values; `mse` takes the part of that span with the least (weighted) squared error."""
+    """The grid of each group. `minmax` spans its values; `mse` takes the part of that span with the least (weighted) squared error, and
+    where it is symmetric the sign of the scale."""
     if range_rule == "minmax":
         return step_between(*_span(groups), levels, symmetric)
     rows = max(1, CHUNK // groups[0].numel())
@@ -102,6 +104,8 @@ def _least_error(groups: Tensor, levels: int, symmetric: bool, importance: Tenso
     low, high = _span(groups)
     shrinks = torch.tensor(SHRINKS, dtype=groups.dtype, device=groups.device)[:, None, None]
     tried = step_between(low * shrinks, high * shrinks, levels, symmetric)
+    if symmetric and levels % 2 == 0:
+        tried = Step(torch.cat([tried.scale, -tried.scale]), None)
     smallest, largest = limits(tried, levels)
     best = best_scale(groups, tried.scale, (smallest, largest), importance)
     if best is None:

@@ -23,7 +23,7 @@ from thrifty.core.grids import Step, code_limits
 from thrifty.core.plane import Plane
 
 SnapScale = Callable[[Tensor], Tensor]
-"""The nearest scale that a container holds, for each of some positive numbers."""
+"""The nearest scale of the same sign that a container holds, for each of some numbers."""
 
 
 def refit_step(
@@ -88,11 +88,11 @@ class _Group:
         return _Choice(self.scale.clone(), nothing, nothing)
 
     def least(self, shift: int) -> Float[Tensor, "out"]:
-        """The scale with the least loss for the multiples q - shift e; 0 where there is none above 0."""
+        """The scale with the least loss for the multiples q - shift e; 0 where there is none of the sign that it has."""
         at = self.plane
         curvature = at.first - 2 * shift * at.mixed + shift**2 * at.second
         pull = self.scale * (at.first - shift * at.mixed) + at.pull_first - shift * at.pull_second
-        return torch.where((curvature > 0) & (pull > 0), pull / curvature, 0.0)
+        return torch.where((curvature > 0) & (pull * self.scale > 0), pull / curvature, 0.0)
 
     def better(self, found: _Choice, shift: int, scale: Tensor, allowed: Tensor | None = None) -> _Choice:
         """The better of what was found and another choice; what changes the values is (scale - self.scale) q - scale shift e."""

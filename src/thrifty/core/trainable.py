@@ -110,7 +110,7 @@ class GridWeight(Trained):
         return {"offset": self.offset, "stretch": self.stretch}
 
     def settle(self) -> dict[str, Bool[Tensor, "*shape"]]:
-        """Scales stay positive."""
+        """Scales keep their signs."""
         self.stretch.clamp_(NARROWEST, WIDEST)
         return {}
 
