@@ -90,6 +90,27 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def test_stopped_while_the_working_files_go_the_result_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[str]) -> None:
+    model, out = tiny("llama", tmp_path / "model"), tmp_path / "out"
+    real = folders.shutil.rmtree
+
+    def stopping(path: Path, *arguments: object, **named: object) -> None:
+        if path == out / ".run":
+            real(path / "blocks")
+            raise Stopped
+        real(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "rmtree", stopping)
+        with pytest.raises(Stopped):
+            run(model, out)
+    assert (out / ".run").exists()
+    written = weights(out)
+    del solved[:]
+    assert any("already holds this result" in note for note in run(model, out))
+    assert not solved and weights(out) == written and not (out / ".run").exists()
+
+
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("which", ["blocks/*.safetensors", "blocks/*.json", "streams/*.safetensors"])
 def test_damaged_working_files_are_made_again(

@@ -78,8 +78,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def settled(*paths: Path) -> list[str]:
-    """Flush files that `write_unsettled` wrote to the disk, and return the SHA-256 of each, which is computed meanwhile; empty where there is
-    none."""
+    """Flush files that `write_unsettled` wrote to the disk; returns the SHA-256 of each, computed meanwhile, empty where there is none."""
     there = [path for path in paths if path.exists()]
     with ThreadPoolExecutor(1) as aside:
         digests = [aside.submit(file_digest, path) for path in paths]

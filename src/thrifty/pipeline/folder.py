@@ -23,6 +23,8 @@ from thrifty.pipeline.block import LayerReport
 from thrifty.pipeline.streams import Streams
 
 CERTIFICATE = "certificate.json"
+REQUEST = "request.json"
+"""What a run that is not done has among its working files."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class RunFolder:
             with writing(self.path):
                 shutil.rmtree(self.path)
         recorded = None if force else self._own_key(key)
-        if recorded is None or not (self.path / "request.json").exists():
-            write_json(self.path / "request.json", {"key": key, **request})
+        if recorded is None or not (self.path / REQUEST).exists():
+            write_json(self.path / REQUEST, {"key": key, **request})
         return recorded is not None
 
     def _own_key(self, key: str) -> str | None:
@@ -153,10 +155,14 @@ class RunFolder:
     def finished(self) -> dict[str, Any] | None:
         """The certificate of a complete result, or None."""
         path = self.out / CERTIFICATE
-        return None if self.path.exists() or not path.exists() else json.loads(path.read_text())
+        return None if (self.path / REQUEST).exists() or not path.exists() else json.loads(path.read_text())
+
+    def sweep(self) -> None:
+        """Remove what a run left that was stopped while it removed its working files."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _recorded_key(self) -> str | None:
-        for path, read in ((self.path / "request.json", lambda d: d["key"]), (self.out / CERTIFICATE, lambda d: d["run_key"])):
+        for path, read in ((self.path / REQUEST, lambda d: d["key"]), (self.out / CERTIFICATE, lambda d: d["run_key"])):
             try:
                 return str(read(json.loads(path.read_text())))
             except (OSError, ValueError, KeyError, TypeError):
@@ -239,6 +245,7 @@ class RunFolder:
 
     def close(self) -> None:
         """The result is complete, here or beside: remove the working files, and the folder where nothing else is in it."""
+        (self.path / REQUEST).unlink(missing_ok=True)  # what is left without it is waste
         shutil.rmtree(self.path)
         if not any(self.out.iterdir()):
             with suppress(OSError):  # a link, or where something is mounted, stays

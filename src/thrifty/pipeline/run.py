@@ -227,6 +227,7 @@ def _already(job: Job, folder: RunFolder, key: str, full: bool) -> tuple[Path, C
             events.note(f"{place} holds this result, but it was not asked these requests; it is made again")
         else:
             events.note(f"{place} already holds this result")
+            RunFolder(place).sweep()
             return place, certificate
     return None
 
