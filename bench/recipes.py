@@ -1,10 +1,13 @@
 """Every recipe that comes along, on the model inside the package: size, quality, speed.
 
-Usage: python bench/recipes.py            (writes bench/results/recipes.json and docs/images/recipes.svg)
+Usage: python bench/recipes.py [--only NAME ...]         (writes bench/results/recipes.json and docs/images/recipes.svg)
+
+With --only, what the file holds of the other recipes stays.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -22,10 +25,14 @@ PICTURE = HERE.parent / "docs" / "images" / "recipes.svg"
 
 
 def main() -> None:
-    results = {name: run(name) for name in shipped()}
-    summary = {"hardware": hardware(), "versions": versions(), "results": results}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=shipped())
+    only = parser.parse_args().only
     path = HERE / "results" / "recipes.json"
     path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text())["results"] if only else {}
+    results = {name: run(name) if name in (only or shipped()) else before[name] for name in shipped()}
+    summary = {"hardware": hardware(), "versions": versions(), "results": results}
     path.write_text(json.dumps(summary, indent=2) + "\n")
     draw(results)
 

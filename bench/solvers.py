@@ -2,8 +2,8 @@
 
 Usage: python bench/solvers.py                          the model inside the package
        python bench/solvers.py --shakespeare ../shared   the model shakespeare-1m on its own text, both from that folder
-       add --peer 2 4 for auto-round at these widths (bench/environments.sh auto-round first), --bits 2 for some widths only: the file keeps
-       what it holds of others
+       add --peer 2 4 for auto-round at these widths (bench/environments.sh auto-round first), --bits 2 and --grids symmetric for some rows
+       only: the file keeps what it holds of others
 
 Writes bench/results/solvers_<model>.json; results that are in bench/build/solvers are scored again, not made again. Every solver gets the
 same calibration windows, and its result the same held-out ones; differences are taken window by window, so that an interval of one that
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument(
         "--healed", type=int, nargs="*", default=[2, 3, 4], metavar="BITS", help="widths to run `auto_round` and training at"
     )
+    parser.add_argument("--grids", nargs="+", default=["asymmetric", "symmetric"], choices=["asymmetric", "symmetric"])
     parser.add_argument("--peer", type=int, nargs="*", default=[], metavar="BITS", help="widths to run auto-round at")
     arguments = parser.parse_args()
     HOME.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def main() -> None:
     path = RESULTS / f"solvers_{name}.json"
     rows = {(made["bits"], made["symmetric"]): made for made in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for bits in arguments.bits:
-        for symmetric in (False, True):
+        for symmetric in (kind == "symmetric" for kind in arguments.grids):
             rows[bits, symmetric] = row(judge, bits, symmetric, bits in arguments.healed, bits in arguments.peer)
             head = {**judge.describe(), "hardware": hardware(), "load": os.getloadavg(), "threads": torch.get_num_threads()}
             write(path.name, {**head, "rows": [rows[key] for key in sorted(rows)]})

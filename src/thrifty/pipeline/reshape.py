@@ -56,7 +56,8 @@ class CutView(View):
         return self.source.block(self.block, self.setting.dtype, self.setting.device)
 
     def read(self, path: str) -> Tensor:
-        return self.matrix(self.linear(path)).clone()
+        linear = self.linear(path)
+        return taken(self.stored(linear.source), linear).to(torch.float32, copy=True)
 
     def key(self, name: str) -> str:
         found = self.source.disk_name(name)

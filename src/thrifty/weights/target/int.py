@@ -7,7 +7,7 @@ Scales are rounded to 8 significant bits (7 for asymmetric grids of up to 16 lev
 and float16 the values of up to 16 levels, exactly; they lie between 2^-16 and 2^12, so weights far below or above are lost. `range: mse`
 takes the part of the range with the least squared error (weighed by the inputs where calibration data says how) instead of all of it:
 1, 0.95 .. 0.5 of it are tried. A symmetric grid of an even count has one code more below zero than above, so `mse` tries every scale with
-both signs: below zero, the far code is on the other side. At 2 bits that is worth a quarter of what the model loses.
+both signs: below zero, the far code is on the other side. At 2 bits that spares the model inside the package a quarter of its divergence.
 """
 
 from __future__ import annotations
