@@ -5,7 +5,7 @@ Only hidden states at one block boundary exist at a time; they are saved beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
