@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -84,12 +85,12 @@ DEEPEST = 100
 """So many parentheses and NOTs may lie inside one another."""
 
 
-class Expression:
+class Expression(ABC):
     """What a query asks for. Called with a text made by `searchable`: whether the text holds it."""
 
+    @abstractmethod
     def among(self, texts: Sequence[str], within: Sequence[int]) -> Sequence[int]:
         """Which of the texts with these numbers hold it, in their order."""
-        raise NotImplementedError
 
     def __call__(self, text: str) -> bool:
         return bool(self.among([text], [0]))

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from thrifty.base.anatomy import Linear
-from thrifty.base.store import file_digest, write_atomic, writing
+from thrifty.base.store import write_atomic, writing
 from thrifty.export.shards import Piece, check_shards, pieces_of, write_shards
 from thrifty.export.side import copy_side_files, write_config
 from thrifty.export.uneven.folder import write_beside
@@ -26,8 +26,8 @@ from thrifty.pipeline.packing import Packing
 def assemble(
     source: Source, records: list[BlockRecord], packing: Packing, folder: RunFolder, values: Mapping[str, Any] | None = None
 ) -> tuple[Path, dict[str, str]]:
-    """Write the result into the run folder; returns where, and the sha256 of its files of weights and config by name. Every tensor is read
-    back and compared before this returns.
+    """Write the result into the run folder; returns where, and the sha256 of its files of weights by name. Every tensor is read back and
+    compared before this returns.
 
     values: what its config.json says, where that is not what the original's does. Shards hold the tensors outside the blocks first, then
     the blocks in order.
@@ -46,7 +46,7 @@ def assemble(
     copy_side_files(source.side_files(), source.folder, staging)
     if values is not None and KEY in values:
         write_beside(staging, values)
-    return staging, dict(sorted({**digests, "config.json": file_digest(staging / "config.json")}.items()))
+    return staging, digests
 
 
 def _shell_pieces(source: Source, folder: RunFolder) -> list[Piece]:

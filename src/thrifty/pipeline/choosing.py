@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block
-from thrifty.base.store import write_atomic
+from thrifty.base.store import write_unsettled
 from thrifty.models import Call, run_block
 from thrifty.pipeline.folder import BlockRecord, seconds_of
 from thrifty.pipeline.following import followed
@@ -52,7 +52,7 @@ class InfluenceWalk(ReshapeWalk):
                 out.append(leaving.cpu())
             streams.now["calibration"] = torch.cat(out)
             check_finite(block, streams)
-        write_atomic(path, lambda temporary: save_file({}, temporary))
+        write_unsettled(path, lambda temporary: save_file({}, temporary))
         return BlockRecord(key, path, (), (), local.seconds, {}, {"influence": [total / max(count, 1)]})
 
 
@@ -76,7 +76,7 @@ class ScoreWalk(ReshapeWalk):
             with local.during("forward"):
                 streams.now["calibration"] = view.forward(streams.now["calibration"])
                 check_finite(block, streams)
-        write_atomic(path, lambda temporary: save_file({}, temporary))
+        write_unsettled(path, lambda temporary: save_file({}, temporary))
         return BlockRecord(key, path, (), (), local.seconds, {}, scores)
 
 

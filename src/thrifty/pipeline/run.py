@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from thrifty.base.errors import GateError, InputError, RunError
 from thrifty.base.events import Event
 from thrifty.base.store import file_digest, writing
 from thrifty.data import Rows
-from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, weights_digest
+from thrifty.measure.certificate import Certificate, Count, Data, Layer, Model, Sources, made_of_bytes, weights_digest
 from thrifty.measure.hardware import PeakMemory, hardware, rss_bytes, versions
 from thrifty.pipeline.assemble import assemble, sizes
 from thrifty.pipeline.chain import through
@@ -131,7 +131,7 @@ def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], fi
     shaping = walk.shaping if isinstance(walk, ReshapeWalk) else None
     resized = None if shaping is None else shaping.resized
     with watch.during("assemble"):
-        staging, files = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
+        staging, digests = assemble(job.source, records, job.packing, folder, None if resized is None else resized.raw)
     if full and job.evaluation is not None:
         with watch.during("verify"):
             verify_runtime(staging, job.source if resized is None else resized.source, job.evaluation, streams)
@@ -146,7 +146,7 @@ def _carry_out(job: Job, folder: RunFolder, key: str, digest: dict[str, str], fi
         "verified": "full" if full else "exact",
         **beside,
     }
-    certificate = _certificate(job, key, digest, records, staging, measured, account.said, shaping, files=files, **costs)
+    certificate = _certificate(job, key, digest, records, staging, measured, account.said, shaping, digests, **costs)
     if job.ending is not None and job.evaluation is not None:
         streams.only("before").save(job.ending)
     job.source.check_unchanged()
@@ -283,6 +283,7 @@ def _certificate(
     measured: dict[str, Any],
     said: list[str],
     shaping: Shaping | None,
+    digests: Mapping[str, str],
     **costs: Any,
 ) -> Certificate:
     anatomy = job.source.original.anatomy
@@ -330,6 +331,7 @@ def _certificate(
         hardware=hardware(),
         layers=layers,
         bytes=bytes_,
+        files={path.name: digests.get(path.name) or file_digest(path) for path in sorted(staging.iterdir()) if made_of_bytes(path)},
         bits_per_weight=bits,
         gate=None if job.gate is None else job.gate.verdict(measured.get("quality", ())),
         structure=structure,

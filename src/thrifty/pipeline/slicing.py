@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from thrifty.base import events
 from thrifty.base.anatomy import Block, Linear, Norm
-from thrifty.base.store import write_atomic
+from thrifty.base.store import write_unsettled
 from thrifty.core.linalg import row_forms
 from thrifty.core.slicing import Slice, drawn, normalised
 from thrifty.models import Call, Rotated, Source, norm_modules
@@ -112,7 +112,7 @@ class LookWalk(ReshapeWalk):
             with local.during("gram"):
                 for linear, norm in read.items():
                     found.read(norm, self._reader(block, linear) * self._sliced.gain(norm))
-        write_atomic(path, lambda temporary: save_file(found.tensors(), temporary))
+        write_unsettled(path, lambda temporary: save_file(found.tensors(), temporary))
         return BlockRecord(key, path, (), (), local.seconds, {})
 
     @property

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from thrifty.base.records import Encoded
-from thrifty.base.store import write_atomic
+from thrifty.base.store import write_unsettled
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Start:
     latent: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole but unsettled: the block is not finished yet."""
         # what was pruned is its own encoding, and a file holds no tensor twice
         tensors, forms = {f"changed|{key}": tensor.clone() for key, tensor in self.changed.items()}, {}
         tensors |= {f"inputs|{path}": tensor for path, tensor in self.inputs.items()}
@@ -37,7 +37,7 @@ class Start:
             tensors |= {f"{part}|{name}": tensor for part, tensor in encoded.tensors.items()}
             forms[name] = json.dumps({form: getattr(encoded, form) for form in _FORMS})
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=forms))
+        write_unsettled(path, lambda temporary: save_file(tensors, temporary, metadata=forms))
 
     @classmethod
     def read(cls, path: Path) -> Start:
