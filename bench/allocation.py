@@ -1,7 +1,8 @@
 """What the model inside the package loses when its matrices get different bits at the same mean: every way to share beside equal bits.
 
-Means are of codes of 2, 3, 4 or 8 bits; the scale of each group of 32 adds half a bit. The curves are measured once, as `mix` measures
-them, and all ways to share choose from them. All results are judged on the same held-out windows.
+Means are of codes of 2, 3, 4, 5, 6 or 8 bits; the scale of each group of 32 adds half a bit. The curves are measured once in each of two
+ways, as `mix` measures them: by what the model predicts, and by the outputs of blocks. All ways to share choose from the first, `optimal`
+from the second, too. All results are judged on the same held-out windows.
 
 Usage: python bench/allocation.py            (writes bench/results/allocation.json)
 """
@@ -30,32 +31,29 @@ RESULT = Path(__file__).parent / "results" / "allocation.json"
 DATA = {"calibration": {"samples": 32, "tokens": 512}, "evaluation": {"samples": 32, "tokens": 512}}
 SCALES = 16 / 32
 JOBS = [
-    (3.0, "optimal"),
-    (3.0, "uniform"),
-    (3.0, "baq_layers"),
-    (3.5, "optimal"),
-    (3.5, "baq_layers"),
-    (3.0, "polaron"),
-    (3.5, "polaron"),
+    *((mean, share, "loss") for mean in (3.0, 3.5, 4.0) for share in ("optimal", "polaron", "baq_layers")),
+    *((mean, "optimal", "block") for mean in (3.0, 3.5, 4.0)),
+    *((mean, "uniform", "loss") for mean in (3.0, 4.0)),
 ]
 
 
 def main() -> None:
-    losses, seconds = curves()
-    found = {"hardware": hardware(), "threads": torch.get_num_threads(), "data": DATA, "seconds of the curves": seconds, "rows": []}
-    for mean, share in JOBS:
-        found["rows"].append(measure(mean, share, losses))
-        RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    found = {weigh: curves(weigh) for weigh in ("loss", "block")}
+    seconds = {weigh: spent for weigh, (_, spent) in found.items()}
+    told = {"hardware": hardware(), "threads": torch.get_num_threads(), "data": DATA, "seconds of the curves": seconds, "rows": []}
+    for mean, share, weigh in JOBS:
+        told["rows"].append(measure(mean, share, weigh, found[weigh][0]))
+        RESULT.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def job_of(mean: float, share: str) -> Any:
+def job_of(mean: float, share: str, weigh: str) -> Any:
     """The job of one mix."""
-    return prepare(Request(recipe={**DATA, "steps": [{"mix": {"budget": mean + SCALES, "share": share}}]}))
+    return prepare(Request(recipe={**DATA, "steps": [{"mix": {"budget": mean + SCALES, "share": share, "weigh": weigh}}]}))
 
 
-def curves() -> tuple[dict[str, list[float]], float]:
+def curves(weigh: str) -> tuple[dict[str, list[float]], float]:
     """What each number of bits loses, by linear, and the seconds that measuring it took."""
-    job, folder = job_of(3.0, "optimal"), RunFolder(BUILD / "curves")
+    job, folder = job_of(3.0, "optimal", weigh), RunFolder(BUILD / f"curves by {weigh}")
     digest = job.source.digest()
     walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
     began = time.perf_counter()
@@ -63,10 +61,10 @@ def curves() -> tuple[dict[str, list[float]], float]:
     return losses, time.perf_counter() - began
 
 
-def measure(mean: float, share: str, losses: dict[str, list[float]]) -> dict[str, Any]:
+def measure(mean: float, share: str, weigh: str, losses: dict[str, list[float]]) -> dict[str, Any]:
     """One way to share; a result that is there is not made again."""
-    out = BUILD / f"{mean} {share}"
-    job = job_of(mean, share)
+    out = BUILD / f"{mean} {share} {weigh}"
+    job = job_of(mean, share, weigh)
     bits = {path: chosen[-1].target.bits for path, chosen in decided(job.source, job.work, losses).treatments.items()}
     if not (out / "certificate.json").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -80,6 +78,7 @@ def measure(mean: float, share: str, losses: dict[str, list[float]]) -> dict[str
     row = {
         "mean": mean,
         "share": share,
+        "weigh": weigh,
         "bits": sum(layer["bits"] * layer["weights"] for layer in layers) / sum(layer["weights"] for layer in layers),
         "linears": {f"{count:g}": number for count, number in sorted(Counter(layer["bits"] for layer in layers).items())},
         "perplexity": certificate["perplexity"],

@@ -148,8 +148,9 @@ def allocation() -> str:
         kl = row["kl"]
         after = row["perplexity"]["after"]["value"]
         interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
-        rows.append([f"{row['mean']:g}", f"`{row['share']}`", f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
-    head = ["budget", "chosen by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
+        judged = "" if row["share"] == "uniform" else row["weigh"]
+        rows.append([f"{row['mean']:g}", f"`{row['share']}`", judged, f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
+    head = ["budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
 
 

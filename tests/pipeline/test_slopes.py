@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from thrifty.models.shell import main_output
 from thrifty.pipeline import choosing
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.reshape import ReshapeWalk
-from thrifty.pipeline.slopes import descent
+from thrifty.pipeline.slopes import descent, directions
 
 MODELS = {
     "vit": transformers.AutoModelForImageClassification,
@@ -71,6 +72,66 @@ def test_they_are_those_of_the_whole_model(name, folder_of):
             assert float((slopes[linear.path].mean - mean).abs().max()) <= 1e-4 * float(mean.abs().max()), linear.path
             assert float((slopes[linear.path].square - square).abs().max()) <= 1e-4 * float(square.abs().max()), linear.path
     assert order == [block.path for block in reversed(source.anatomy.blocks)]
+
+
+def logits_of(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
+    """[rows, predictions, classes]"""
+    return main_output(model(**rows)).unflatten(0, (len(next(iter(rows.values()))), -1)).flatten(1, -2)
+
+
+def counted(name: str, predictions: int) -> int:
+    """How many of them count: the last of a text has nothing that follows."""
+    return predictions if name in MODELS else predictions - 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "mamba", "bert", "vit"])
+def test_directions_are_those_of_the_whole_model(name, folder_of):
+    source, rows = open_model(folder_of(name)), inputs(name, rows=3, length=12, seed=4)
+    model = MODELS.get(name, transformers.AutoModelForCausalLM).from_pretrained(source.folder, dtype=torch.float32).eval()
+    leaving: dict[str, Tensor] = {}
+    for block in source.anatomy.blocks:
+        keep = partial(lambda path, _, arguments, out: leaving.update({path: out[0] if isinstance(out, tuple) else out}), block.path)
+        model.get_submodule(block.path).register_forward_hook(keep)
+    drawn, expected = torch.Generator().manual_seed(7), {block.path: [] for block in source.anatomy.blocks}
+    for row in range(3):
+        logits = logits_of(model, {key: tensor[row : row + 1] for key, tensor in rows.items()})[0]
+        p = logits.detach().softmax(-1)
+        e = torch.randn(p.shape, generator=drawn)
+        v = torch.stack([(one.diag().sqrt() - torch.outer(one, one.sqrt())) @ noise for one, noise in zip(p, e, strict=True)])
+        number = counted(name, len(v))
+        (logits * v)[:number].sum().backward(inputs=list(leaving.values()), retain_graph=True)
+        for path, hidden in leaving.items():
+            expected[path].append(hidden.grad / (2 * number) ** 0.5)
+    found = dict((block.path, slopes) for block, slopes in directions(source, Rows.of(rows), Setting(seed=7, batch=2)))
+    for path, slopes in found.items():
+        right = torch.cat(expected[path]).reshape(slopes.shape)
+        assert float((slopes - right).abs().max()) <= 1e-4 * float(right.abs().max()), path
+    assert list(found) == [block.path for block in reversed(source.anatomy.blocks)]
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "vit"])
+def test_their_products_are_the_divergence_of_predictions_in_the_mean(name, folder_of):
+    """One row many times over, so that only the directions differ, and one token of it changed where it leaves the first block."""
+    source = open_model(folder_of(name))
+    one = inputs(name, rows=1, length=12, seed=4)
+    model = MODELS.get(name, transformers.AutoModelForCausalLM).from_pretrained(source.folder, dtype=torch.float64).eval()
+    many = {key: tensor.expand(1500, *tensor.shape[1:]).contiguous() for key, tensor in one.items()}
+    *_, (block, slopes) = directions(source, Rows.of(many), Setting(seed=3, batch=500))
+    change = torch.zeros(slopes.shape[1:], dtype=torch.float64)
+    change[0 if name == "vit" else 5] = 1e-3 * torch.randn(slopes.shape[-1], generator=torch.Generator().manual_seed(1))
+
+    def changing(_, arguments, out):
+        return (out[0] + change, *out[1:]) if isinstance(out, tuple) else out + change
+
+    exact = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in one.items()}
+    with torch.no_grad():
+        before = logits_of(model, exact)[0].log_softmax(-1)
+        model.get_submodule(block.path).register_forward_hook(changing)
+        after = logits_of(model, exact)[0].log_softmax(-1)
+    number = counted(name, len(before))
+    divergence = float((before.exp() * (before - after)).sum(-1)[:number].mean())
+    found = float((slopes.double() * change).sum(-1).square().sum(-1).mean())
+    assert found == pytest.approx(divergence, rel=0.12)
 
 
 def test_a_neuron_is_scaled_alike_where_it_is_written_and_where_it_is_read(folder_of):

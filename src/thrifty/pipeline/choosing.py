@@ -117,13 +117,14 @@ def _by_gradients(walk: ReshapeWalk) -> tuple[Scores, float]:
     step = walk.shaping.step
     assert isinstance(step, GradientPruner)
 
-    def judge(view: CutView, slopes: dict[str, Slopes]) -> tuple[Scores, list[str]]:
+    def judge(block: Block, slopes: dict[str, Slopes]) -> tuple[Scores, list[str]]:
+        view = CutView(walk, block, None)
         seen = Seen(torch.empty(0), seed=walk.setting.seed, slopes=slopes)
         scores = {space.name: values.tolist() for space, values in step.score(view, seen).items()}
-        return {view.block.path: scores}, [f"{view.block.path}.{name}" for name, values in scores.items() if not any(values)]
+        return {block.path: scores}, [f"{block.path}.{name}" for name, values in scores.items() if not any(values)]
 
     kept = walk.folder.path / "slopes.json"
-    told = followed(walk, kept, "blocks judged", lambda rows: descent(walk.source, rows, walk.setting), judge)
+    told = followed(walk, walk.shaping.follows, kept, "blocks judged", lambda rows: descent(walk.source, rows, walk.setting), judge)
     for name in told["unreached"]:
         events.warn(f"{name}: the loss of no row changes with it, so the first of its units stay; raise rows")
     return told["found"], told["seconds"]

@@ -13,12 +13,16 @@ from thrifty.pipeline.probe import GRAM_TOKENS, GRAM_WIDTH, Rates
 from thrifty.pipeline.sample import SIZES
 from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.weighing import rows_followed
 
 FIXED = 4.0
 """Seconds that any run takes, about: reading the data, opening files, reading the result back, its pages and plots."""
 
 FOLLOWED = 4
 """Passes through a block that a row takes whose loss is followed back: one before, one again, and twice as long for the gradients."""
+
+DIRECTED = 3
+"""The same where no gradients of matrices are taken."""
 
 MOVED = 200
 """Bytes that a step of training moves for each entry of a matrix, about: value, gradient and moments, in float32 and in parts."""
@@ -29,7 +33,8 @@ def estimate_seconds(source: Source, work: Work, setting: Setting, load: Load, r
     blocks = source.anatomy.blocks
     total = sum(_compressing(block, work, setting, load, rates) + _evaluating(block, load, rates) for block in blocks)
     if work.mixes:
-        total += sum(_choosing(block, work, setting, load, rates) for block in blocks)
+        followed = min(rows_followed(source, work), load.rows)
+        total += sum(_choosing(block, work, setting, load, rates, followed) for block in blocks)
     if work.shares:
         total += sum(_sharing(block, work, setting, load, rates) for block in blocks)
     if work.tuner is not None:
@@ -99,10 +104,10 @@ def _tuning(source: Source, work: Work, setting: Setting, load: Load, rates: Rat
     return taking + rating + work.tuner.steps * (work.tuner.batch * passes + moving)
 
 
-def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
-    """Seconds in which every target of a `mix` is solved for and tried on some rows."""
+def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates, followed: int) -> float:
+    """Seconds in which every target of a `mix` is solved for and tried on some rows. followed: rows whose predictions are followed back."""
     row = _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
-    total = load.rows * row
+    total = (load.rows + DIRECTED * followed) * row
     mixed = [linear for linear in block.linears if linear.path in work.mixes]
     if mixed:
         total += load.rows * row + sum(_gram(block, stage, load, rates) for stage in block.stages)

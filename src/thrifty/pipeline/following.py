@@ -1,4 +1,4 @@
-"""The pass in which the loss of some rows is followed back through a whole model before a structural step: made once, and kept."""
+"""The pass in which what a model predicts is followed back through it before anything is decided: made once, and kept."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from thrifty.base import events
 from thrifty.base.anatomy import Block
 from thrifty.base.store import write_json
 from thrifty.data import Rows
-from thrifty.pipeline.reshape import CutView, ReshapeWalk
+from thrifty.pipeline.walk import Walk
 
 Found = TypeVar("Found")
 
 
 def followed(
-    walk: ReshapeWalk,
+    walk: Walk,
+    rows: int,
     kept: Path,
     title: str,
     follow: Callable[[Rows], Iterator[tuple[Block, Found]]],
-    judge: Callable[[CutView, Found], tuple[dict[str, Any], list[str]]],
+    judge: Callable[[Block, Found], tuple[dict[str, Any], list[str]]],
 ) -> dict[str, Any]:
     """What such a pass told, from the file `kept` where it was made before: `found`, `unreached` and `seconds`.
 
-    follow: all blocks, with what is found at each. judge: what is to be known of a block, by name, and the names of what the loss of no row
-    changes with.
+    rows: calibration rows, the first ones, that are followed. follow: all blocks, with what is found at each. judge: what is to be known of
+    a block, by name, and the names of what the loss of no row changes with.
     """
     if not kept.exists():
         assert walk.calibration is not None
         began, found, unreached = time.perf_counter(), {}, []
-        rows = walk.calibration.select(0, min(walk.shaping.follows, walk.calibration.rows))
+        first = walk.calibration.select(0, min(rows, walk.calibration.rows))
         with events.task(title, len(walk.source.anatomy.blocks)) as advance:
-            for count, (block, here) in enumerate(follow(rows)):
+            for count, (block, here) in enumerate(follow(first)):
                 advance(count, block.path)
-                known, missing = judge(CutView(walk, block, None), here)
+                known, missing = judge(block, here)
                 found |= known
                 unreached += missing
                 advance(count + 1, block.path)

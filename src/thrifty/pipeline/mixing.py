@@ -1,14 +1,17 @@
 """Steps that choose among targets: a pass over the model measures what every choice loses, then the choice is made, then the walk goes on.
 
 The pass is a walk of its own: calibration rows go through the original blocks, and each finished block is kept under its content key, so a
-stopped run goes on here as anywhere. A choice is judged by what it alone changes in the rows that leave its block, as a share of their sum
-of squares (see `weights.preset.mix`).
+stopped run goes on here as anywhere. A choice is judged by what it alone changes in the rows that leave its block: by what that does to the
+model's predictions, which were followed back to there once (`pipeline.weighing`), or as a share of the rows' sum of squares (see
+`weights.preset.mix`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,10 +30,14 @@ from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.walk import Walk
+from thrifty.pipeline.weighing import by_loss, direction, followed_back, rows_followed
 from thrifty.weights.preset.mix import Mix
 
 UNREACHED = 1e-9
 """Weight of a matrix's own relative error beside what it changes in the rows: it decides only where no row reaches the matrix."""
+
+Judge = Callable[[Tensor], float]
+"""judge(change): what it costs that the rows leave a block changed by this."""
 
 
 # -- before anything is computed ---------------------------------------------------------------------------------------
@@ -44,6 +51,7 @@ def foreseen(source: Source, work: Work, form: type[Packing] = Packing) -> Packi
     largest: dict[str, int] = {}
     mixed: dict[str, int] = {}
     for mix, linears in _budgets(source, work).items():
+        by_loss(source, mix)  # refused here, where it cannot be
         spent = costs(source, work, mix, linears, form)
         stored = torch.stack([_stored(source, work, linears, option, form) for option in range(len(mix.into))], dim=1)
         found = choose(stored.max() - stored, spent, _allowed(mix, linears, spent))
@@ -107,8 +115,11 @@ def _size(linear: Linear) -> int:
 
 def losses_of(walk: Walk, key: str) -> tuple[dict[str, list[float]], float]:
     """(what each option loses, by path of the linear; the seconds that this took, those of stopped attempts included)."""
-    records, _, watch = walk.aside(Trial, "mixing").run(key)
-    seconds = sum(watch.seconds.values()) + sum(seconds_of(records).values())
+    place, seconds = walk.folder.inside("mixing").path / "directions", 0.0
+    if rows_followed(walk.source, walk.work):
+        seconds += followed_back(walk, place)
+    records, _, watch = walk.aside(Trial, "mixing", visit=partial(BlockTrial, followed=place)).run(key)
+    seconds += sum(watch.seconds.values()) + sum(seconds_of(records).values())
     return {path: found for record in records for path, found in record.losses.items()}, seconds
 
 
@@ -125,7 +136,8 @@ def decided(source: Source, work: Work, losses: Mapping[str, list[float]], form:
         options |= share.options
         counts = [sum(option == number for option in share.options.values()) for number in range(len(mix.into))]
         gap = f", at most {share.gap:.2g} above the least possible" if share.gap else ""
-        events.note(f"mix by {mix.share.name}: {_counted(mix, counts)}; summed loss {share.loss:.3g}{gap}")
+        summed = "divergence expected" if by_loss(source, mix) else "summed loss"
+        events.note(f"mix by {mix.share.name}: {_counted(mix, counts)}; {summed} {share.loss:.3g}{gap}")
     return work.with_options(options)
 
 
@@ -144,8 +156,12 @@ def _counted(mix: Mix, counts: list[int]) -> str:
 
 @dataclass
 class BlockTrial(BlockRun):
-    """One block, in which every choice for every matrix is tried alone. losses: [options] by path of the linear."""
+    """One block, in which every choice for every matrix is tried alone. losses: [options] by path of the linear.
 
+    followed: where `direction` finds what a mix needs that judges by the model's predictions.
+    """
+
+    followed: Path | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
 
     def compress(self, rows: Tensor) -> Tensor:
@@ -165,7 +181,7 @@ class BlockTrial(BlockRun):
     def _try(self, mix: Mix, stage: Stage, rows: Tensor, gram: Tensor, tokens: int) -> None:
         wanted = [linear for linear in stage.linears if self.work.mixes.get(linear.path, (None,))[0] == mix]
         plain = self.forward(rows).float()
-        energy = max(float(plain.square().sum()), torch.finfo(torch.float32).tiny)
+        judge = self._judge(mix, plain)
         for option in range(len(mix.into)):
             work = self.work.with_options({linear.path: option for linear in wanted})
             for treatments, linears in alike(wanted, work.treatments):
@@ -173,16 +189,20 @@ class BlockTrial(BlockRun):
                 weight = torch.cat([self.view.read(path).to(self.device) for path in names])
                 values = solve_all(weight, gram, tokens, treatments, ", ".join(names), self.seed).values
                 for path, before, after in zip(names, _split(weight, linears), _split(values, linears), strict=True):
-                    changed = self._changed(path, before, after, lambda: self.forward(rows).float() - plain)
+                    set_weight(self.linears[path], after)
+                    changed = judge(self.forward(rows).float() - plain)
+                    set_weight(self.linears[path], before)
                     own = float((before - after).square().sum() / before.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
-                    self.losses.setdefault(path, []).append(changed / energy + UNREACHED * own)
+                    self.losses.setdefault(path, []).append(changed + UNREACHED * own)
 
-    def _changed(self, path: str, before: Tensor, after: Tensor, difference: Callable[[], Tensor]) -> float:
-        """The sum of squares of what the rows differ by when one matrix has other values."""
-        set_weight(self.linears[path], after)
-        changed = float(difference().square().sum())
-        set_weight(self.linears[path], before)
-        return changed
+    def _judge(self, mix: Mix, plain: Tensor) -> Judge:
+        """plain: the rows as they leave the original block."""
+        if by_loss(self.view.source, mix):
+            assert self.followed is not None
+            sensitive = direction(self.followed, self.block)[: len(plain)].to(plain.device)
+            return lambda change: float((change * sensitive).sum(-1).square().sum()) / len(plain)
+        energy = max(float(plain.square().sum()), torch.finfo(torch.float32).tiny)
+        return lambda change: float(change.square().sum()) / energy
 
 
 @dataclass

@@ -23,6 +23,7 @@ from thrifty.pipeline.sample import appetite
 from thrifty.pipeline.score import rows_at_once
 from thrifty.pipeline.shaping import Shaping
 from thrifty.pipeline.steps import Work
+from thrifty.pipeline.weighing import rows_followed
 from thrifty.weights.base import Treatment
 
 FIRST_CALLS = 45 << 20
@@ -82,7 +83,7 @@ class Load:
         return self.evaluation_rows * self.evaluation_tokens
 
 
-PHASES = ("entering", "sharing", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
+PHASES = ("entering", "sharing", "following", "solving", "healing", "tuning", "passing", "evaluating", "scoring")
 """What follows each other, and is never in memory together."""
 
 
@@ -95,6 +96,8 @@ def price(source: Source, work: Work, setting: Setting, load: Load, resident: in
     disk = output - source.shell_bytes() + max(output + parts["rows"], 2 * parts["rows"])
     # those that left the last block when targets were tried, and when blocks were looked at
     disk += parts["rows"] * (bool(work.mixes) + looks_at_rows(work))
+    # the directions that a mix judges by, in float32, of some rows as they leave each block
+    disk += between_blocks(source, min(rows_followed(source, work), load.rows), setting, load) * 4 // setting.dtype.itemsize
     disk += parts["rows"] + _kept_for_training(source, work) if work.tuner is not None else 0
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
@@ -110,7 +113,8 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
         # the module, what a method reads of it in float32, the same again while it is judged or checked, and the tensors old and new
         held = source.block_parameters(block) * (size + 8) + 2 * source.block_bytes(block)
         looking = max(looking, held + grams + inside)
-    looking = max(looking, _following(source, shaping, setting, load))
+    matrices = max(source.block_parameters(block) * FOLLOWING + shaping.product_bytes(block) for block in source.anatomy.blocks)
+    looking = max(looking, _following(source, shaping.follows, setting, load, matrices))
     parts = {**memory_parts(source, Work.of(()), replace(setting, order="block"), load), "solving": looking}
     memory = resident + FIRST_CALLS + parts["rows"] + max(_scattered(name, parts[name]) for name in PHASES)
     result = shaping.resized.source
@@ -121,14 +125,13 @@ def price_shaping(source: Source, shaping: Shaping, setting: Setting, load: Load
     return Cost(memory, disk, output, parts={"resident": resident, **parts})
 
 
-def _following(source: Source, shaping: Shaping, setting: Setting, load: Load) -> int:
-    """The peak while a loss is followed back through the model, in float32: what enters each block, and the logits of a row or what
-    gradients need of it in a block, and of the matrices there."""
-    rows = min(shaping.follows, load.rows)
+def _following(source: Source, follows: int, setting: Setting, load: Load, matrices: int) -> int:
+    """The peak while a loss, or a direction, is followed back through the model, in float32: what enters each block, and the logits of a
+    row or what gradients need of it in a block, and of the matrices there."""
+    rows = min(follows, load.rows)
     if not rows:
         return 0
     between = between_blocks(source, rows, setting, load) * 4 // setting.dtype.itemsize
-    matrices = max(source.block_parameters(block) * FOLLOWING + shaping.product_bytes(block) for block in source.anatomy.blocks)
     inside = KEPT * max(inside_block(source, block, load, 1, torch.float32) for block in source.anatomy.blocks)
     return between + max(matrices + inside, source.shell_parameters() * 4 + LOGITS_HELD * load.tokens * load.vocabulary * 4)
 
@@ -151,6 +154,13 @@ def memory_parts(source: Source, work: Work, setting: Setting, load: Load) -> di
         "rows": streams,
         "entering": shell + load.tokens * load.vocabulary * 4 + 4 * batch_tokens * width * 4,
         "sharing": max((_sharing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.shares else 0,
+        "following": _following(
+            source,
+            rows_followed(source, work),
+            setting,
+            load,
+            max((4 * source.block_parameters(block) for block in anatomy.blocks), default=0),
+        ),
         "solving": max((_solving(source, block, work, setting, load) for block in anatomy.blocks), default=0),
         "healing": max((_healing(source, block, work, setting, load) for block in anatomy.blocks), default=0) if work.heals else 0,
         "tuning": _tuning(source, work, setting, load),

@@ -252,16 +252,16 @@ def surveyed(walk: RebuildWalk) -> tuple[RebuildWalk, float]:
     step, place = walk.shaping.step, walk.folder.path / "slopes"
     assert isinstance(step, LossRebuilder)
 
-    def judge(view: CutView, seen: Seen) -> tuple[dict[str, Any], list[str]]:
-        tensors = dict(seen.slope_products)
-        write_atomic(place / f"{view.block.path}.safetensors", partial(save_file, tensors))
+    def judge(block: Block, seen: Seen) -> tuple[dict[str, Any], list[str]]:
+        view, tensors = CutView(walk, block, None), dict(seen.slope_products)
+        write_atomic(place / f"{block.path}.safetensors", partial(save_file, tensors))
         unreached = [path for path, product in tensors.items() if not bool(product.any())]
         return {path: values.tolist() for path, values in step.survey(view, seen).items()}, unreached
 
     def follow(rows: Rows) -> Iterator[tuple[Block, Seen]]:
         return products(walk.source, rows, walk.setting, walk.plan.forms)
 
-    told = followed(walk, place / "survey.json", "blocks surveyed", follow, judge)
+    told = followed(walk, walk.shaping.follows, place / "survey.json", "blocks surveyed", follow, judge)
     for path in told["unreached"]:
         events.warn(f"{path}: the loss of no row changes with what it puts out, so it is given the least; raise rows")
     plan = step.settle(walk.source.anatomy, {path: torch.tensor(values, dtype=torch.float64) for path, values in told["found"].items()})

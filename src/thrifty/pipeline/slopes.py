@@ -8,10 +8,20 @@ with is taken through each of them, row by row:
 The loss of a row is the mean over all that it predicts: the next tokens of a causal language model, the class of an image. Where it is not
 known what a model should have said, labels are drawn from what it predicts, under the seed: the squares of its gradients are then those of
 Fisher's information.
+
+Instead of a loss, a random direction of all logits z can be followed back, drawn so that its products have a known mean:
+
+    v = (D^(1/2) - p p^(1/2)^T) e,   D = diag(p),   e normal,   E v v^T = D - p p^T,   p = softmax(z)
+
+(v . dz)^2 / 2 is then the second order of KL(p || softmax(z + dz)) on average, and dz = J d for a small change d of the rows that leave a
+block, so that g = J^T v tells from one pass back what any such change costs: (g . d)^2 / 2. Labels drawn from p have the same mean, but
+hardly ever tell anything where the model is sure of them. The products are squared token by token: what changes of two tokens do to one
+prediction together is left out, which is 0 in the mean where they have nothing to do with each other, and would be mostly noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -41,25 +51,42 @@ PREDICTS = ("causal_lm", "masked_lm", "vision")
 
 def check_loss(source: Source, name: str) -> None:
     """Raise InputError where a model has no loss that can be followed back through its blocks."""
-    anatomy = source.anatomy
-    if anatomy.kind not in PREDICTS or anatomy.head is None or len(anatomy.chains) != 1:
+    if not has_loss(source):
         raise InputError(
             f"{name} follows the loss of what a model predicts back through its blocks: it needs one chain of them and a head behind it, "
-            f"which {anatomy.architecture} does not have"
+            f"which {source.anatomy.architecture} does not have"
         )
+
+
+def has_loss(source: Source) -> bool:
+    """Whether what a model predicts can be followed back through its blocks."""
+    anatomy = source.anatomy
+    return anatomy.kind in PREDICTS and anatomy.head is not None and len(anatomy.chains) == 1
 
 
 def descent(source: Source, rows: Rows, setting: Setting) -> Iterator[tuple[Block, dict[str, Slopes]]]:
     """Every block, the last one first, with the slopes of its matrices by path; of what no row reached they are zero."""
-    return _descent(source, rows, setting, _slopes)
+    return _descent(source, rows, setting, _loss, _slopes)
 
 
 def products(source: Source, rows: Rows, setting: Setting, paths: Collection[str]) -> Iterator[tuple[Block, Seen]]:
     """Every block, the last one first, with the products of what its stages read, and of the slopes where these linears put out."""
-    return _descent(source, rows, setting, partial(_products, paths))
+    return _descent(source, rows, setting, _loss, partial(_products, paths))
 
 
-def _descent(source: Source, rows: Rows, setting: Setting, look: Callable[[Here], tuple[Found, Tensor]]) -> Iterator[tuple[Block, Found]]:
+def directions(source: Source, rows: Rows, setting: Setting) -> Iterator[tuple[Block, Float[Tensor, "rows *length width"]]]:
+    """Every block, the last one first, with g where rows leave it: the sum of (g . d)^2 over the tokens of a row is about the divergence of
+    a prediction, on average over those of the row, when what leaves the block changes by d."""
+    return _descent(source, rows, setting, _direction, _leaving)
+
+
+Start = Callable[[torch.Generator, Tensor, Tensor | None], Tensor]
+"""start(generator, logits of a row [predictions, classes], what it should say or None): the number whose gradients are followed back."""
+
+
+def _descent(
+    source: Source, rows: Rows, setting: Setting, start: Start, look: Callable[[Here], tuple[Found, Tensor]]
+) -> Iterator[tuple[Block, Found]]:
     chain, device = source.anatomy.chains[0], torch.device(setting.device)
     blocks, shell, inputs = source.anatomy.blocks, source.shell(torch.float32), dict(rows.inputs)
     calls = shell.calls({name: tensor[:1] for name, tensor in inputs.items()}, {})
@@ -67,7 +94,7 @@ def _descent(source: Source, rows: Rows, setting: Setting, look: Callable[[Here]
     for block in blocks:
         module = source.block(block, torch.float32, device)
         entering.append(passed(module, entering[-1], calls[block.path], setting.batch, device))
-    slope = _of_loss(shell, rows, entering.pop(), setting.seed)
+    slope = _at_the_end(shell, rows, entering.pop(), partial(start, torch.Generator().manual_seed(setting.seed)))
     del shell
     for block in reversed(blocks):
         module = source.block(block, torch.float32, device)
@@ -76,19 +103,32 @@ def _descent(source: Source, rows: Rows, setting: Setting, look: Callable[[Here]
         yield block, found
 
 
-def _of_loss(shell: Shell, rows: Rows, leaving: Tensor, seed: int) -> Tensor:
-    """What the loss of each row changes with where it leaves the last block."""
-    chain, drawn, found = shell.anatomy.chains[0], torch.Generator().manual_seed(seed), []
+def _at_the_end(shell: Shell, rows: Rows, leaving: Tensor, start: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    """What the number that `start` makes of each row's logits changes with where the row leaves the last block."""
+    chain, found = shell.anatomy.chains[0], []
     for row in range(rows.rows):
         one = rows.select(row, row + 1)
         with torch.enable_grad():
             hidden = leaving[row : row + 1].clone().requires_grad_()
             logits = shell.outputs(dict(one.inputs), {chain: hidden}).flatten(0, -2).cpu()
-            labels = _known(one, shell.anatomy.kind)
-            if labels is None:
-                labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn)
-            found += torch.autograd.grad(nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED), hidden)
+            known = _known(one, shell.anatomy.kind)
+            found += torch.autograd.grad(start(logits, None if known is None else known.flatten()), hidden)
     return torch.cat(found)
+
+
+def _loss(drawn: torch.Generator, logits: Tensor, known: Tensor | None) -> Tensor:
+    """The mean loss of what a row predicts."""
+    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=drawn).flatten() if known is None else known
+    return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+
+
+def _direction(drawn: torch.Generator, logits: Tensor, known: Tensor | None) -> Tensor:
+    """Logits along the random direction of the page's head, where a row predicts something."""
+    chances = logits.detach().softmax(-1)
+    noise = chances.sqrt() * torch.randn(chances.shape, generator=drawn)
+    direction = noise - chances * noise.sum(-1, keepdim=True)
+    counted = torch.ones(len(logits), dtype=torch.bool) if known is None else known != IGNORED
+    return (logits * direction)[counted].sum() / math.sqrt(2 * max(int(counted.sum()), 1))
 
 
 def _known(rows: Rows, kind: Kind) -> Int[Tensor, "rows *length"] | None:
@@ -132,6 +172,11 @@ def _slopes(here: Here) -> tuple[dict[str, Slopes], Tensor]:
                 slopes.mean.add_(grad, alpha=1 / len(here.entering))
                 slopes.square.addcmul_(grad, grad, value=1 / len(here.entering))
     return {path: Slopes(slopes.mean.cpu(), slopes.square.cpu()) for path, slopes in found.items()}, torch.cat(below)
+
+
+def _leaving(here: Here) -> tuple[Tensor, Tensor]:
+    """(the slopes where rows leave a block, and where they enter it)."""
+    return here.leaving, torch.cat([torch.autograd.grad(out, hidden, slope)[0].cpu() for hidden, out, slope in here.each({})])
 
 
 def _products(paths: Collection[str], here: Here) -> tuple[Seen, Tensor]:
