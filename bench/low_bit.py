@@ -169,15 +169,15 @@ def _row(family: str, name: str, bits: float, file: str, head: dict[str, Any], s
 
 def _solvers(anatomy: Anatomy) -> list[dict[str, Any]]:
     head = _read("solvers_embedded.json")
-    families = {"round, whole range": "round to nearest", "obs, best range": "gptq", "descent": "descent", "auto_round": "auto_round"}
-    families["auto-round"] = "auto-round (peer)"
+    families = {"round, whole range": "round to nearest", "obs, best range": "gptq", "auto-round": "auto-round (peer)"}
+    families |= {name: name for name in ("descent", "auto_round", "auto_round, distilled", "auto_round, bits mixed")}
     found = []
     for row in head["rows"]:
         what = f"{row['bits']} bits{'' if row['symmetric'] else ', zero points'}"
         grid = {"int": {"bits": row["bits"], "group_size": 32, "symmetric": row["symmetric"]}}
         for name, scores in row["results"].items():
             if name in families:
-                bits = true_bits(anatomy, [into(grid)])
+                bits = scores.get("bits_per_weight") or true_bits(anatomy, [into(grid)])
                 found.append(_row(families[name], f"{families[name]}, {what}", bits, "solvers_embedded.json", head, scores))
     return found
 

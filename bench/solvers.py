@@ -83,8 +83,8 @@ def steps_of(name: str, bits: int, symmetric: bool) -> list[dict[str, Any]]:
     return [step, *training]
 
 
-def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, dict[str, float]]:
-    """Scores of one solver's result, and what it took."""
+def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, dict[str, Any]]:
+    """Scores of one solver's result, and what else is told of it: seconds, and the bits of a weight in the container."""
     out = HOME / judge.model.name / f"{bits} {symmetric} {name}"
     if not (out / "seconds.json").exists():
         rows = {"input_ids": judge.rows["calibration"].inputs["input_ids"]}
@@ -94,10 +94,11 @@ def measure(judge: Judge, name: str, bits: int, symmetric: bool) -> tuple[Any, d
         phases = {name: certificate.phases[name] for name in ("solve", "heal") if name in certificate.phases}
         seconds = {**phases, "call": time.perf_counter() - start}
         (out / "seconds.json").write_text(json.dumps(seconds))
-    return judge.scores(out), json.loads((out / "seconds.json").read_text())
+    taken = json.loads((out / "certificate.json").read_text())["bits_per_weight"]
+    return judge.scores(out), {"seconds": json.loads((out / "seconds.json").read_text()), "bits_per_weight": taken}
 
 
-def peer(judge: Judge, bits: int, symmetric: bool) -> tuple[Any, dict[str, float]]:
+def peer(judge: Judge, bits: int, symmetric: bool) -> tuple[Any, dict[str, Any]]:
     """The same of auto-round."""
     out = HOME / judge.model.name / f"{bits} {symmetric} {PEER}"
     if not (out / "seconds.json").exists():
@@ -106,7 +107,7 @@ def peer(judge: Judge, bits: int, symmetric: bool) -> tuple[Any, dict[str, float
         cost = call(PEER, judge.model, judge.windows, out, *words)
         drop_scheme(out)
         (out / "seconds.json").write_text(json.dumps({"call": cost["call_seconds"]}))
-    return judge.scores(out), json.loads((out / "seconds.json").read_text())
+    return judge.scores(out), {"seconds": json.loads((out / "seconds.json").read_text())}
 
 
 def row(judge: Judge, bits: int, symmetric: bool, names: list[str], with_peer: bool, known: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def row(judge: Judge, bits: int, symmetric: bool, names: list[str], with_peer: b
         "bits": bits,
         "symmetric": symmetric,
         "bits_per_weight": bits_per_weight(bits, symmetric),
-        "results": known.get("results", {}) | {name: {**figures(scores), "seconds": took} for name, (scores, took) in found.items()},
+        "results": known.get("results", {}) | {name: {**figures(scores), **told} for name, (scores, told) in found.items()},
         "differences": known.get("differences", {})
         | {
             f"{ours} minus {name}": beside(found[ours][0], found[name][0])

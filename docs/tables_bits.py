@@ -143,14 +143,16 @@ def allocation() -> str:
     """Every way to share bits among the matrices, at the same mean."""
     found = read("allocation.json")["rows"]
     rows = []
-    for row in sorted(found, key=lambda row: (row["mean"], -row["kl"]["value"])):
+    for row in sorted(found, key=lambda row: (row["kind"], row["mean"], -row["kl"]["value"])):
         counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
         kl = row["kl"]
         after = row["perplexity"]["after"]["value"]
         interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
         judged = "" if row["share"] == "uniform" else row["weigh"]
-        rows.append([f"{row['mean']:g}", f"`{row['share']}`", judged, f"{row['bits']:.3f}", counts, f"{after:.3f}", interval])
-    head = ["budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
+        rows.append(
+            [f"`{row['kind']}`", f"{row['mean']:g}", f"`{row['share']}`", judged, f"{row['bits']:.3f}", counts, f"{after:.3f}", interval]
+        )
+    head = ["targets", "budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
     return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
 
 

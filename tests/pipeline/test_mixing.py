@@ -51,7 +51,7 @@ def test_bits_stay_within_the_budget_and_the_result_is_that_of_the_same_targets_
     assert sum((bits[name] + 0.5) * weights[name] for name in bits) <= 4.5 * sum(weights.values())
     named = {"bits": 4, "range": "mse"}
     override = {name: {"into": {"int": {**named, "bits": int(count)}}} for name, count in bits.items()}
-    steps = [{"solve": {"by": "obs", "into": {"int": named}}, "override": override}]
+    steps = [{"solve": {"by": {"obs": {"act_order": True}}, "into": {"int": named}}, "override": override}]
     compress(model, tmp_path / "named", {"steps": steps})
     files = [folder / "model.safetensors" for folder in (tmp_path / "out", tmp_path / "named")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -56,7 +56,7 @@ class Mix(Preset):
         Int(8, range="mse"),
     )
     speeds: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    by: Solver = OBS()
+    by: Solver = OBS(act_order=True)
     share: Sharing = Optimal()
     rows: Annotated[int, Field(ge=1)] = 8
     weigh: Literal["loss", "block"] | None = None
