@@ -1,22 +1,27 @@
-"""What the model inside the package loses when its matrices get different bits at the same mean: every way to share beside equal bits.
+"""What a model loses when its matrices get different bits at the same mean: every way to share beside equal bits.
 
 Means are of codes of 2, 3, 4, 5, 6 or 8 bits; the scale of each group of 32 adds half a bit. The curves are measured once in each of two
 ways, as `mix` measures them: by what the model predicts, and by the outputs of blocks. All ways to share choose from the first, `optimal`
 from the second, too. Then llama.cpp's K-quants at the size of Q4_K, scales counted. All results are judged on the same held-out windows.
 
-Usage: python bench/allocation.py            (writes bench/results/allocation.json)
+Usage: python bench/allocation.py                          the model inside the package (writes bench/results/allocation.json)
+       python bench/allocation.py --shakespeare ../shared   some of it for shakespeare-1m, which nothing was tuned on, from that folder
+                                                            (writes bench/results/allocation_shakespeare.json)
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from second_model import shakespeare
 
 import thrifty
 from thrifty.api.request import Request, prepare
@@ -27,8 +32,7 @@ from thrifty.pipeline.stored import write_block
 from thrifty.pipeline.walk import Walk
 
 BUILD = Path(__file__).parent / "build" / "allocation"
-RESULT = Path(__file__).parent / "results" / "allocation.json"
-DATA = {"calibration": {"samples": 32, "tokens": 512}, "evaluation": {"samples": 32, "tokens": 512}}
+RESULTS = Path(__file__).parent / "results"
 SCALES = {"int": 16 / 32, "k_quant": 0.0}
 """Bits that a kind of targets takes beside the mean that is asked for."""
 INTO = {
@@ -43,25 +47,54 @@ JOBS = [
 ]
 
 
+SECOND = [
+    ("int", mean, share, weigh) for mean in (3.0, 4.0) for share, weigh in (("optimal", "loss"), ("optimal", "block"), ("uniform", "loss"))
+]
+"""What is measured of the second model."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model (None: the one inside the package), its data as in a recipe, and where what is made of it stays."""
+
+    model: Path | None
+    data: dict[str, Any]
+    home: Path
+
+    def job(self, kind: str, mean: float, share: str, weigh: str) -> Any:
+        """The job of one mix."""
+        mix = {"budget": mean + SCALES[kind], "into": INTO[kind], "share": share, "weigh": weigh}
+        return prepare(Request(self.model, {**self.data, "steps": [{"mix": mix}]}, format="thrifty"))
+
+
 def main() -> None:
-    wanted = dict.fromkeys((kind, weigh) for kind, _, _, weigh in JOBS)
-    found = {pair: curves(*pair) for pair in wanted}
-    seconds = {" by ".join(pair): spent for pair, (_, spent) in found.items()}
-    told = {"hardware": hardware(), "threads": torch.get_num_threads(), "data": DATA, "seconds of the curves": seconds, "rows": []}
-    for kind, mean, share, weigh in JOBS:
-        told["rows"].append(measure(kind, mean, share, weigh, found[kind, weigh][0]))
-        RESULT.write_text(json.dumps(told, indent=2) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shakespeare", type=Path, metavar="SHARED", help="folder with models/shakespeare-1m and data/tiny-shakespeare")
+    shared = parser.parse_args().shakespeare
+    if shared is None:
+        data = {purpose: {"samples": 32, "tokens": 512} for purpose in ("calibration", "evaluation")}
+        subject, jobs, result = Subject(None, data, BUILD / "embedded"), JOBS, RESULTS / "allocation.json"
+    else:
+        model, text = shakespeare(shared)
+        data = {purpose: {"text": str(file), "samples": 32, "tokens": 256} for purpose, file in text.items()}
+        subject, jobs, result = Subject(model, data, BUILD / "shakespeare"), SECOND, RESULTS / "allocation_shakespeare.json"
+    wanted = dict.fromkeys((kind, weigh) for kind, _, _, weigh in jobs)
+    found = {pair: curves(subject, *pair) for pair in wanted}
+    told = {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "data": {purpose: {key: part[key] for key in ("samples", "tokens")} for purpose, part in subject.data.items()},
+        "seconds of the curves": {" by ".join(pair): spent for pair, (_, spent) in found.items()},
+        "rows": [],
+    }
+    for kind, mean, share, weigh in jobs:
+        told["rows"].append(measure(subject, kind, mean, share, weigh, found[kind, weigh][0]))
+        result.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def job_of(kind: str, mean: float, share: str, weigh: str) -> Any:
-    """The job of one mix."""
-    mix = {"budget": mean + SCALES[kind], "into": INTO[kind], "share": share, "weigh": weigh}
-    return prepare(Request(recipe={**DATA, "steps": [{"mix": mix}]}, format="thrifty"))
-
-
-def curves(kind: str, weigh: str) -> tuple[dict[str, list[float]], float]:
+def curves(subject: Subject, kind: str, weigh: str) -> tuple[dict[str, list[float]], float]:
     """What each target loses, by linear, and the seconds that measuring it took."""
-    job, folder = job_of(kind, 4.5, "optimal", weigh), RunFolder(BUILD / f"curves of {kind} by {weigh}")
+    job, folder = subject.job(kind, 4.5, "optimal", weigh), RunFolder(subject.home / f"curves of {kind} by {weigh}")
     digest = job.source.digest()
     walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
     began = time.perf_counter()
@@ -69,17 +102,17 @@ def curves(kind: str, weigh: str) -> tuple[dict[str, list[float]], float]:
     return losses, time.perf_counter() - began
 
 
-def measure(kind: str, mean: float, share: str, weigh: str, losses: dict[str, list[float]]) -> dict[str, Any]:
+def measure(subject: Subject, kind: str, mean: float, share: str, weigh: str, losses: dict[str, list[float]]) -> dict[str, Any]:
     """One way to share; a result that is there is not made again."""
-    out = BUILD / f"{kind} {mean} {share} {weigh}"
-    job = job_of(kind, mean, share, weigh)
+    out = subject.home / f"{kind} {mean} {share} {weigh}"
+    job = subject.job(kind, mean, share, weigh)
     treatments = decided(job.source, job.work, losses, type(job.packing)).treatments
     into = {path: {chosen[-1].target.name: chosen[-1].target.settings()} for path, chosen in treatments.items()}
     if not (out / "certificate.json").exists():
         shutil.rmtree(out, ignore_errors=True)
         by = {"obs": {"act_order": True}}
         step = {"solve": {"by": by, "into": INTO[kind][0]}, "override": {path: {"into": target} for path, target in into.items()}}
-        thrifty.compress(recipe={**DATA, "steps": [step]}, out=out, format="thrifty", speed=False)
+        thrifty.compress(subject.model, {**subject.data, "steps": [step]}, out=out, format="thrifty", speed=False)
     certificate = json.loads((out / "certificate.json").read_text())
     layers = certificate["layers"]
     row = {

@@ -140,20 +140,20 @@ def solvers() -> str:
 
 
 def allocation() -> str:
-    """Every way to share bits among the matrices, at the same mean."""
-    found = read("allocation.json")["rows"]
-    rows = []
-    for row in sorted(found, key=lambda row: (row["kind"], row["mean"], -row["kl"]["value"])):
-        counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
-        kl = row["kl"]
-        after = row["perplexity"]["after"]["value"]
-        interval = f"{kl['value']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}]"
-        judged = "" if row["share"] == "uniform" else row["weigh"]
-        rows.append(
-            [f"`{row['kind']}`", f"{row['mean']:g}", f"`{row['share']}`", judged, f"{row['bits']:.3f}", counts, f"{after:.3f}", interval]
-        )
-    head = ["targets", "budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
-    return f"{table(head, rows)}\n\nThe original has perplexity {found[0]['perplexity']['before']['value']:.3f}."
+    """Every way to share bits among the matrices, at the same mean, on two models."""
+    parts = []
+    for model, words in SOLVED.items():
+        found = read("allocation.json" if model == "embedded" else f"allocation_{model}.json")["rows"]
+        rows = []
+        for row in sorted(found, key=lambda row: (row["kind"], row["mean"], -row["kl"]["value"])):
+            counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
+            judged = "" if row["share"] == "uniform" else row["weigh"]
+            after = f"{row['perplexity']['after']['value']:.3f}"
+            chosen = [f"`{row['kind']}`", f"{row['mean']:g}", f"`{row['share']}`", judged]
+            rows.append([*chosen, f"{row['bits']:.3f}", counts, after, interval(row["kl"], 4)])
+        head = ["targets", "budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
+        parts += [f"{words}, whose perplexity is {found[0]['perplexity']['before']['value']:.3f}:", table(head, rows)]
+    return "\n\n".join(parts)
 
 
 TABLES = {
