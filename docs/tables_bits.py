@@ -150,7 +150,8 @@ def allocation() -> str:
             judged = "" if row["share"] == "uniform" else row["weigh"]
             after = f"{row['perplexity']['after']['value']:.3f}"
             chosen = [f"`{row['kind']}`", f"{row['mean']:g}", f"`{row['share']}`", judged]
-            rows.append([*chosen, f"{row['bits']:.3f}", counts, after, interval(row["kl"], 4)])
+            kl = f"{row['kl']['value']:.4f} [{row['kl']['low']:.4f}, {row['kl']['high']:.4f}]"
+            rows.append([*chosen, f"{row['bits']:.3f}", counts, after, kl])
         head = ["targets", "budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
         parts += [f"{words}, whose perplexity is {found[0]['perplexity']['before']['value']:.3f}:", table(head, rows)]
     return "\n\n".join(parts)
