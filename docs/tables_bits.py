@@ -149,7 +149,7 @@ def allocation() -> str:
             counts = ", ".join(f"{count} of {bits}" for bits, count in row["linears"].items())
             judged = "" if row["share"] == "uniform" else row["weigh"]
             after = f"{row['perplexity']['after']['value']:.3f}"
-            chosen = [f"`{row['kind']}`", f"{row['mean']:g}", f"`{row['share']}`", judged]
+            chosen = [row["kind"], f"{row['mean']:g}", f"`{row['share']}`", judged]
             kl = f"{row['kl']['value']:.4f} [{row['kl']['low']:.4f}, {row['kl']['high']:.4f}]"
             rows.append([*chosen, f"{row['bits']:.3f}", counts, after, kl])
         head = ["targets", "budget", "chosen by", "weighed by", "mean bits", "matrices of bits", "perplexity", "KL divergence"]
