@@ -2,7 +2,8 @@
 
 Means are of codes of 2, 3, 4, 5, 6 or 8 bits; the scale of each group of 32 adds half a bit. The curves are measured once in each of two
 ways, as `mix` measures them: by what the model predicts, and by the outputs of blocks. All ways to share choose from the first, `optimal`
-from the second, too. Then llama.cpp's K-quants at the size of Q4_K, scales counted. All results are judged on the same held-out windows.
+from the second, too. Then the same with larger groups to choose from, too, at the same size, and llama.cpp's K-quants at the size of Q4_K,
+scales counted. All results are judged on the same held-out windows.
 
 Usage: python bench/allocation.py                          the model inside the package (writes bench/results/allocation.json)
        python bench/allocation.py --shakespeare ../shared   some of it for shakespeare-1m, which nothing was tuned on, from that folder
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +33,23 @@ from thrifty.pipeline.walk import Walk
 
 BUILD = Path(__file__).parent / "build" / "allocation"
 RESULTS = Path(__file__).parent / "results"
-SCALES = {"int": 16 / 32, "k_quant": 0.0}
+SCALES = {"int": 16 / 32, "int, groups of 32 to 128": 16 / 32, "k_quant": 0.0}
 """Bits that a kind of targets takes beside the mean that is asked for."""
 INTO = {
     "int": [{"int": {"bits": bits, "range": "mse"}} for bits in (2, 3, 4, 5, 6, 8)],
+    "int, groups of 32 to 128": [
+        {"int": {"bits": bits, "group_size": size, "range": "mse"}}
+        for bits, size in [*((bits, 32) for bits in (2, 3, 4, 5, 6, 8)), *((bits, size) for bits in (2, 3, 4, 5) for size in (64, 128))]
+    ],
     "k_quant": [{"k_quant": {"type": kind}} for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")],
 }
 JOBS = [
     *(("int", mean, share, "loss") for mean in (3.0, 3.5, 4.0) for share in ("optimal", "polaron", "baq_layers")),
     *(("int", mean, "optimal", "block") for mean in (3.0, 3.5, 4.0)),
     *(("int", mean, "uniform", "loss") for mean in (3.0, 4.0)),
+    *(("int, groups of 32 to 128", mean, "optimal", "loss") for mean in (2.0, 2.5, 3.0, 3.5, 4.0)),
+    ("int", 2.5, "optimal", "loss"),
+    ("int", 2.0, "uniform", "loss"),
     *(("k_quant", 4.5, share, "loss") for share in ("optimal", "uniform")),
 ]
 
@@ -97,9 +104,7 @@ def curves(subject: Subject, kind: str, weigh: str) -> tuple[dict[str, list[floa
     job, folder = subject.job(kind, 4.5, "optimal", weigh), RunFolder(subject.home / f"curves of {kind} by {weigh}")
     digest = job.source.digest()
     walk = Walk(job.source, job.work, job.setting, job.calibration, job.evaluation, folder, digest, job.packing, write_block)
-    began = time.perf_counter()
-    losses, _ = losses_of(walk, job.key(digest))
-    return losses, time.perf_counter() - began
+    return losses_of(walk, job.key(digest))
 
 
 def measure(subject: Subject, kind: str, mean: float, share: str, weigh: str, losses: dict[str, list[float]]) -> dict[str, Any]:
