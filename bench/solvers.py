@@ -36,7 +36,6 @@ HOME = BUILD / "solvers"
 PEER = "auto-round"
 TRAINED = "auto_round, distilled"
 MIXED = "auto_round, bits mixed"
-MIXED_TRAINED = "auto_round, bits mixed, distilled"
 METHODS: dict[str, tuple[str, Any]] = {
     "round, whole range": ("minmax", {"by": "round"}),
     "obs, whole range": ("minmax", {"by": {"obs": {"act_order": True}}}),
@@ -45,14 +44,13 @@ METHODS: dict[str, tuple[str, Any]] = {
     "auto_round": ("mse", None),
     TRAINED: ("mse", None),
     MIXED: ("mse", None),
-    MIXED_TRAINED: ("mse", None),
 }
 """How a range is chosen, and the solver. `obs, best range` is what `gptq` means, `auto_round` is `descent` and then `learned_rounding`."""
 RATES = {2: 3e-3, 3: 5e-4, 4: 5e-4}
 """By bits, the learning rate of `distill`, which comes after it in `auto_round, distilled`: 256 steps on the same windows, each of which is
 seen eight times. The less is wrong, the smaller the steps that mend it; at 2 bits it is the step's own default."""
 BASELINE = "obs, best range"
-HEALED = ("auto_round", TRAINED, MIXED, MIXED_TRAINED)
+HEALED = ("auto_round", TRAINED, MIXED)
 OURS = ("descent", *HEALED)
 GRIDS = [(bits, 32) for bits in (2, 3, 4, 5, 6, 8)] + [(bits, group_size) for bits in (2, 3, 4) for group_size in (64, 128)]
 """(bits, group size) that are mixed."""
@@ -71,7 +69,7 @@ def bits_per_weight(bits: int, symmetric: bool) -> float:
 def steps_of(name: str, bits: int, symmetric: bool) -> list[dict[str, Any]]:
     """The recipe of a method."""
     rule, solver = METHODS[name]
-    if name in (MIXED, MIXED_TRAINED):
+    if name == MIXED:
         into = [{"int": grid(count, symmetric, group_size=group_size)} for count, group_size in GRIDS]
         budget = bits_per_weight(bits, symmetric)
         step = {"mix": {"budget": budget, "into": into, "by": "descent", "heal": "learned_rounding"}}
@@ -79,7 +77,7 @@ def steps_of(name: str, bits: int, symmetric: bool) -> list[dict[str, Any]]:
         step = {"auto_round": grid(bits, symmetric, rule)}
     else:
         step = {"solve": {**solver, "into": {"int": grid(bits, symmetric, rule)}}}
-    training = [{"distill": {"steps": 256, "rate": RATES[bits]}}] if name in (TRAINED, MIXED_TRAINED) else []
+    training = [{"distill": {"steps": 256, "rate": RATES[bits]}}] if name == TRAINED else []
     return [step, *training]
 
 

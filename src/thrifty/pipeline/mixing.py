@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -195,11 +195,16 @@ class BlockTrial(BlockRun):
                     own = float((before - after).square().sum() / before.square().sum().clamp_min(torch.finfo(torch.float32).tiny))
                     self.losses.setdefault(path, []).append(changed + UNREACHED * own)
 
+    @cached_property
+    def direction(self) -> Tensor:
+        """The one to which predictions are sensitive where rows leave the block, read once."""
+        assert self.followed is not None
+        return direction(self.followed, self.block).to(self.device)
+
     def _judge(self, mix: Mix, plain: Tensor) -> Judge:
         """plain: the rows as they leave the original block."""
         if by_loss(self.view.source, mix):
-            assert self.followed is not None
-            sensitive = direction(self.followed, self.block)[: len(plain)].to(plain.device)
+            sensitive = self.direction[: len(plain)]
             return lambda change: float((change * sensitive).sum(-1).square().sum()) / len(plain)
         energy = max(float(plain.square().sum()), torch.finfo(torch.float32).tiny)
         return lambda change: float(change.square().sum()) / energy
