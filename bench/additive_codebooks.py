@@ -30,7 +30,8 @@ from thrifty.core.codebooks.gram import Coded, search_codes
 from thrifty.data import default_model, load_rows
 from thrifty.measure.hardware import hardware, versions
 from thrifty.models import get_weight, linear_modules, open_model, run_block
-from thrifty.pipeline.block import gather, watching
+from thrifty.pipeline.readings import gather
+from thrifty.pipeline.watching import watching
 from thrifty.weights.target.additive import Additive
 
 HERE = Path(__file__).parent

@@ -34,9 +34,10 @@ def operations(anatomy: Anatomy, rows: int, length: int) -> dict[str, float]:
 
 
 def flop_rates(size: int = 2048, turns: int = 8) -> dict[str, float]:
-    """Operations a second of a square product in the type each phase computes in: the model's bfloat16 forward, float32 in the others."""
+    """Operations a second of a square product in the type of what each phase multiplies: bfloat16 in the model and of what its matrices
+    read, float32 in the solve."""
     rates = {dtype: _flop_rate(torch.randn(size, size).to(dtype), turns) for dtype in (torch.bfloat16, torch.float32)}
-    return {"forward": rates[torch.bfloat16], "gram": rates[torch.float32], "solve": rates[torch.float32]}
+    return {"forward": rates[torch.bfloat16], "gram": rates[torch.bfloat16], "solve": rates[torch.float32]}
 
 
 def _flop_rate(left: torch.Tensor, turns: int) -> float:

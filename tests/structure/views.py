@@ -12,9 +12,9 @@ from thrifty.base.anatomy import UnitKind
 from thrifty.core.moments import Moments
 from thrifty.models import Source, linear_modules, run_block
 from thrifty.models.units import units_of
-from thrifty.pipeline.block import watching
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.reshape import CutView
+from thrifty.pipeline.watching import watching
 from thrifty.structure.base import Seen
 
 

@@ -23,8 +23,9 @@ from thrifty.core.rewrite import Rewrite
 from thrifty.core.statistics import Statistics
 from thrifty.data import default_model, load_rows
 from thrifty.models import get_weight, linear_modules, open_model, run_block
-from thrifty.pipeline.block import gather, watching
+from thrifty.pipeline.readings import gather
 from thrifty.pipeline.run import run
+from thrifty.pipeline.watching import watching
 from thrifty.weights.allocate.baq import BAQ
 from thrifty.weights.base import Preset, Treatment, hold, solve
 from thrifty.weights.preset.gptq import GPTQ

@@ -11,8 +11,7 @@ of its block instead: its gate and up read them as they are, its down reads what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,6 +33,7 @@ from thrifty.pipeline.readings import CHUNK, change_readings, gather
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.stopwatch import Stopwatch
 from thrifty.pipeline.view import BlockView
+from thrifty.pipeline.watching import look, watching
 from thrifty.weights.base import Activation, Treatment, hold, solve
 
 
@@ -162,9 +162,7 @@ class BlockRun:
             if space.name not in read:  # else the stage of the shared expert, which reads the same, has counted them
                 keep(space, inputs)
 
-        with watching(self.block, self.linears, self.module, lambda stage, inputs: keep(stage.reads, inputs), keep_shared):
-            for hidden in self._batches(rows):
-                run_block(self.module, hidden, self.call)
+        look(self.block, self.module, self._batches(rows), self.call, lambda stage, inputs: keep(stage.reads, inputs), keep_shared)
         self._stand_in(gathered, rows)
         return gathered
 
@@ -181,9 +179,7 @@ class BlockRun:
                     again[name] = again[name].merge(taken) if name in again else taken
 
         if replayed:
-            with watching(self.block, self.linears, self.module, lambda *_: None, replay):
-                for hidden in self._batches(rows):
-                    run_block(self.module, hidden, self.call)
+            look(self.block, self.module, self._batches(rows), self.call, lambda *_: None, replay)
         for stage in starved:
             if stage.reads.name in again:
                 self._replace(stage, gathered, again[stage.reads.name])
@@ -459,40 +455,3 @@ def solve_all(weight: Tensor, gram: Tensor, tokens: int, treatments: tuple[Treat
         solution = solve(Problem(solution.values, gram, tokens, name, seed), treatment)
         solution = replace(solution, row_loss=row_forms(weight - solution.values, gram).clamp_min(0))
     return solution
-
-
-@contextmanager
-def watching(
-    block: Block,
-    linears: dict[str, nn.Module],
-    module: nn.Module,
-    on_stage: Callable[[Stage, Tensor], None],
-    on_shared: Callable[[Space, Tensor], None],
-) -> Iterator[None]:
-    """Call `on_stage` with the input of each stage when the first of its linears is reached, and `on_shared` with what all experts get."""
-    leader: dict[str, str] = {}
-    handles = []
-
-    def hook(stage: Stage, path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            # A stage is taken at its first linear; the same linear seen again is the next batch.
-            first = leader.setdefault(stage.reads.name, path)
-            if first == path:
-                on_stage(stage, arguments[0])
-
-        return before
-
-    for stage in block.stages:
-        for linear in stage.linears:
-            handles.append(linears[linear.path].register_forward_pre_hook(hook(stage, linear.path), prepend=True))  # before rounding
-    if block.experts is not None:
-        shared = {stage.reads.within for stage in block.stages if stage.reads.within}
-        inside = module.get_submodule(block.experts.path.removeprefix(block.path + "."))
-        for space in block.spaces:
-            if space.name in shared:
-                handles.append(inside.register_forward_pre_hook(lambda _, arguments, space=space: on_shared(space, arguments[0])))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

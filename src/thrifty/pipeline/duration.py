@@ -68,13 +68,22 @@ def _around(source: Source, load: Load, rates: Rates) -> float:
 
 
 def _compressing(block: Block, work: Work, setting: Setting, load: Load, rates: Rates) -> float:
-    passes = 2 if work.transforms or setting.order == "block" else 1
+    looks = work.transforms or setting.order == "block"
+    passes = 1 + (_look(block, setting, load) if looks else 0)
     total = passes * load.rows * _row(block, load.tokens, setting.dtype, rates.calibration.get(block.path), rates)
     total += _healing(block, work, load, setting, rates)
     for stage in block.stages:
         total += _gram(block, stage, load, rates) * (2 if work.transforms and setting.order == "stage" else 1)
         total += _solving(stage, work, rates)
     return total + _transforming(block, work, rates)
+
+
+def _look(block: Block, setting: Setting, load: Load) -> float:
+    """How much of a pass a look at what the stages read takes: all batches but the first stop where the last stage is reached."""
+    if block.experts is not None or not block.stages:
+        return 1.0
+    sizes = [sum(linear.out_features * linear.in_features for linear in stage.linears) for stage in block.stages]
+    return 1 - max(0, load.rows - setting.batch) / max(load.rows, 1) * sizes[-1] / sum(sizes)
 
 
 def _healing(block: Block, work: Work, load: Load, setting: Setting, rates: Rates) -> float:
@@ -110,7 +119,7 @@ def _choosing(block: Block, work: Work, setting: Setting, load: Load, rates: Rat
     total = (load.rows + DIRECTED * followed) * row
     mixed = [linear for linear in block.linears if linear.path in work.mixes]
     if mixed:
-        total += load.rows * row + sum(_gram(block, stage, load, rates) for stage in block.stages)
+        total += _look(block, setting, load) * load.rows * row + sum(_gram(block, stage, load, rates) for stage in block.stages)
     for linear in mixed:
         mix, place = work.mixes[linear.path]
         others = [treatment for position, treatment in enumerate(work.treatments[linear.path]) if position != place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 
 from torch import Tensor, nn
 
@@ -22,8 +23,5 @@ def change_readings(linears: Mapping[str, nn.Module], reading: Callable[[str], C
 
 def gather(inputs: Tensor, reading: Reading = AS_THEY_ARE) -> Statistics:
     """Statistics of one input, turned as it is read, in chunks so that the float32 copy stays small."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    total = Statistics.empty(rows.shape[1], rows.device)
-    for chunk in rows.split(CHUNK):
-        total = total.merge(Statistics.of(reading.turned(chunk)))
-    return total
+    chunks = inputs.reshape(-1, inputs.shape[-1]).split(CHUNK)
+    return reduce(Statistics.merge, (Statistics.of(reading.turned(chunk)) for chunk in chunks))

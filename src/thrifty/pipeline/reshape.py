@@ -24,8 +24,8 @@ from thrifty.base.store import write_unsettled
 from thrifty.core.cut import cut, energies, indices, staying, unit_values, zeroed
 from thrifty.core.moments import Moments
 from thrifty.core.statistics import Statistics
-from thrifty.models import Call, Shell, linear_modules, run_block
-from thrifty.pipeline.block import LayerReport, passed, watching
+from thrifty.models import Call, Shell, run_block
+from thrifty.pipeline.block import LayerReport, passed
 from thrifty.pipeline.folder import BlockRecord, block_key
 from thrifty.pipeline.readings import gather
 from thrifty.pipeline.shaping import Shaping, originals
@@ -34,6 +34,7 @@ from thrifty.pipeline.stored import check_written
 from thrifty.pipeline.streams import Streams
 from thrifty.pipeline.view import place, taken
 from thrifty.pipeline.walk import Walk, check_finite
+from thrifty.pipeline.watching import look
 from thrifty.structure.base import BlockPruner, Pruner, Seen, View, choose
 
 SAME = 1e-3
@@ -196,10 +197,8 @@ class ReshapeWalk(Walk):
             if space.name not in read:
                 keep(space, values)
 
-        with watching(view.block, linear_modules(view.module, view.block), view.module, on_stage, on_shared):
-            for batch in rows.split(self.setting.batch):
-                assert view.call is not None
-                run_block(view.module, batch.to(self.setting.device), view.call)
+        batches = (batch.to(self.setting.device) for batch in rows.split(self.setting.batch))
+        look(view.block, view.module, batches, view.call, on_stage, on_shared)
         return Seen(rows, inputs, grams, self.setting.seed)
 
     def _cut(self, view: CutView, seen: Seen) -> tuple[dict[str, Tensor], list[Cut], list[str]]:

@@ -17,12 +17,13 @@ from thrifty.base.anatomy import Block, Linear, Space, Stage
 from thrifty.core.angles import turned
 from thrifty.core.moments import Moments
 from thrifty.models import Source
-from thrifty.pipeline.block import BlockRun, watching
+from thrifty.pipeline.block import BlockRun
 from thrifty.pipeline.folder import seconds_of
 from thrifty.pipeline.mixing import BlockTrial, Trial
 from thrifty.pipeline.price import looked_at, looks_at_rows
 from thrifty.pipeline.steps import Work
 from thrifty.pipeline.walk import Walk
+from thrifty.pipeline.watching import watching
 from thrifty.weights.base import Treatment
 from thrifty.weights.layerwise import Layerwise, Look, Part
 

@@ -37,10 +37,11 @@ from thrifty.core.statistics import Statistics
 from thrifty.data import Rows
 from thrifty.measure.language import IGNORED, causal_targets
 from thrifty.models import Call, Shell, Source, get_weight, linear_modules, run_with_weights
-from thrifty.pipeline.block import passed, watching
+from thrifty.pipeline.block import passed
 from thrifty.pipeline.plan import Setting
 from thrifty.pipeline.readings import gather
 from thrifty.pipeline.streams import Streams, enter
+from thrifty.pipeline.watching import watching
 from thrifty.structure.base import Seen, Slopes
 
 Found = TypeVar("Found")
