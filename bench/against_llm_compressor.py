@@ -2,8 +2,8 @@
 
 Usage: bench/environments.sh llm-compressor
        python bench/against_llm_compressor.py quality      writes bench/results/quality_llm_compressor.json
-       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about 20 minutes a round;
-                                                           finished calls are kept in bench/build/calls)
+       python bench/against_llm_compressor.py cost         writes bench/results/cost_llm_compressor.json (about 50 minutes; finished
+                                                           calls are kept in bench/build/calls)
 
 Both get the same model, the same token windows in the same order, the same group size, and the same two cores. Calls take turns in one
 run; medians count. Quality is compared on held-out windows, window by window: an interval that holds 0 means that neither is better.
@@ -52,14 +52,14 @@ def quality() -> dict:
 
 # -- time and memory -----------------------------------------------------------------------------------------------------
 
-# (model, windows of 512 tokens): the large one with little and with much calibration, and the one inside the package.
-WORK = (("llama-300m", 8), ("embedded", 128), ("llama-300m", 128))
+# (model, windows of 512 tokens, turns): the large one with little and with much calibration, and the one inside the package.
+WORK = (("llama-300m", 8, 3), ("embedded", 128, 3), ("llama-300m", 128, 1))
 
 
-def cost(rounds: int) -> dict:
+def cost() -> dict:
     """Time and peak memory of both, in turns. Every finished call is kept in bench/build and not made again."""
     rates = flop_rates()
-    rows = [row(name, count, method, rounds, rates) for name, count in WORK for method in ("gptq", "sparsegpt")]
+    rows = [row(name, count, method, rounds, rates) for name, count, rounds in WORK for method in ("gptq", "sparsegpt")]
     return {"models": {"llama-300m": "random Llama, 314 million parameters, bfloat16"}, "flop_rates": rates, "cores": CORES, "rows": rows}
 
 
@@ -120,9 +120,8 @@ def middle(calls: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["quality", "cost"])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each row of the cost")
     arguments = parser.parse_args()
-    write(f"{arguments.part}_llm_compressor.json", quality() if arguments.part == "quality" else cost(arguments.rounds))
+    write(f"{arguments.part}_llm_compressor.json", quality() if arguments.part == "quality" else cost())
 
 
 if __name__ == "__main__":

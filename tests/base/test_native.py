@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,11 @@ def test_why_there_is_none_is_said(source: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PATH", str(tmp_path))
     found, (said,) = library(source)
     assert found is None and "there is no C compiler" in said.message
+
+
+def test_each_part_has_a_thread_of_its_own_and_failures_come_back() -> None:
+    together = threading.Barrier(3, timeout=20)
+    assert native.in_threads(lambda part: (together.wait() >= 0, part), range(3)) == [(True, 0), (True, 1), (True, 2)]
+    assert native.in_threads(lambda part: threading.current_thread() is threading.main_thread(), [0]) == [True]
+    with pytest.raises(ZeroDivisionError):
+        native.in_threads(lambda part: 1 // part, [1, 0])

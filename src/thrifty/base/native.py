@@ -13,8 +13,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from thrifty.base.errors import RunError
 from thrifty.base.events import note
@@ -30,12 +33,23 @@ SECONDS = 30
 OFF = "THRIFTY_NATIVE"
 
 
+Part = TypeVar("Part")
+Found = TypeVar("Found")
+
 _LOADED: dict[str, ctypes.CDLL] = {}
 
 
 def loaded() -> list[str]:
     """The names of the C files whose libraries this process has loaded."""
     return sorted(_LOADED)
+
+
+def in_threads(call: Callable[[Part], Found], parts: Sequence[Part]) -> list[Found]:
+    """`call` of each part, each in a thread of its own: while a library computes, it lets go of the interpreter's lock."""
+    if len(parts) == 1:
+        return [call(parts[0])]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(call, parts))
 
 
 @cache

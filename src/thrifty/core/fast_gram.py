@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 
 from thrifty.base.events import note
-from thrifty.base.native import library
+from thrifty.base.native import in_threads, library
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -61,17 +60,9 @@ def _run(calls: _Calls, rows: Tensor) -> Sums:
     packed = torch.empty(groups, -(-count // 2), COLUMNS, dtype=torch.int32)
     figures, product = torch.empty(4, width), torch.zeros(width, width)
     threads = max(1, min(torch.get_num_threads(), groups, count * width**2 // SHARE))
-    _shared(threads, lambda part: calls.pack(rows.data_ptr(), count, width, packed.data_ptr(), figures.data_ptr(), part, threads))
-    _shared(threads, lambda part: calls.multiply(packed.data_ptr(), count, width, product.data_ptr(), part, threads))
+    in_threads(lambda part: calls.pack(rows.data_ptr(), count, width, packed.data_ptr(), figures.data_ptr(), part, threads), range(threads))
+    in_threads(lambda part: calls.multiply(packed.data_ptr(), count, width, product.data_ptr(), part, threads), range(threads))
     return Sums(product, *figures)
-
-
-def _shared(threads: int, call: Callable[[int], None]) -> None:
-    """Each part in a thread of its own: a call lets go of the interpreter's lock."""
-    if threads == 1:
-        return call(0)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(call, range(threads)))
 
 
 @cache

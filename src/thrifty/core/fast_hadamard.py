@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.base.events import note
-from thrifty.base.native import library
+from thrifty.base.native import in_threads, library
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -89,10 +88,7 @@ def _shared(call: Call, values: Tensor, out: Tensor, rest_of_call: tuple[int, in
     each, size = -(-rows // threads), width * values.element_size()
     start, end = values.data_ptr(), out.data_ptr()
     parts = [(start + row * size, end + row * size, min(each, rows - row)) for row in range(0, rows, each)]
-    if len(parts) == 1:
-        return bool(call(*parts[0], *rest_of_call))
-    with ThreadPoolExecutor(threads) as pool:  # a call lets go of the interpreter's lock
-        return any(pool.map(lambda part: call(*part, *rest_of_call), parts))
+    return any(in_threads(lambda part: call(*part, *rest_of_call), parts))
 
 
 @cache
