@@ -1,5 +1,6 @@
 /* X^T X of rows in bfloat16 with the processor's own products of pairs of them, which are exact and are added up in float32, and the sums
-   over the rows that go with it. `core/statistics.py` computes the same in plain torch and says what is meant; `core/fast_gram.py` calls this.
+   over the rows that go with it. `core/statistics.py` computes the same in plain torch and says what is meant; `core/fast_gram.py` calls
+   this.
 
    Columns are put into groups of 48, and two tokens side by side into one word, as the instruction reads them: `packed` is
    [groups, pairs, 48] words, the last pair and the last columns filled up with zeros. A tile of the product is of two groups; eight of
@@ -105,12 +106,15 @@ void thrifty_gram_multiply(const uint32_t *packed, size_t count, size_t width, f
         if ((turn < parts ? turn : 2 * parts - 1 - turn) != part) continue;
         for (size_t pair = 0; pair < pairs; pair += DEEP) {
             const size_t deep = pairs - pair < DEEP ? pairs - pair : DEEP;
+            const uint32_t *from = packed + pair * COLUMNS;
             for (size_t other = group; other < groups; other++)
-                add_tile(packed + group * panel + pair * COLUMNS, packed + other * panel + pair * COLUMNS, deep, product, width, group, other);
+                add_tile(from + group * panel, from + other * panel, deep, product, width, group, other);
         }
         const size_t top = group * COLUMNS;
-        for (size_t column = top; column < width; column++)
-            for (size_t row = top; row < top + COLUMNS && row < column; row++) product[column * width + row] = product[row * width + column];
+        for (size_t column = top; column < width; column++) {
+            float *to = product + column * width;
+            for (size_t row = top; row < top + COLUMNS && row < column; row++) to[row] = product[row * width + column];
+        }
     }
 }
 

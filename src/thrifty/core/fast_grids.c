@@ -95,30 +95,58 @@ int thrifty_panel(
     return 0;
 }
 
-/* Which of `tries` scales rounds each group with the least (weighted) squared error, the first of equals. values: [count, groups, size].
-   importance: [groups, size], none where all count the same. scale: [tries, count, groups]; low, high: like it, none where all have the
-   same bounds. best: [count, groups]. */
-int thrifty_best_scale(
+/* What rounding a group to a scale misses, squared: [0] with the scale as it is, [1] with its sign turned round, which the same quotients
+   show: a multiple of -scale between `bottom` and `top` is one of scale between -top and -bottom. */
+INLINE void missed(
+    const float *group, const float *counts, size_t size, float scale, float bottom, float top, const int mirrored, float error[2]
+) {
+    const vec step = all(scale), low = all(bottom), high = all(top), least = all(-top), most = all(-bottom);
+    const vec lowest = mirrored && -top < bottom ? least : low, highest = mirrored && -bottom > top ? most : high;
+    vec total = {0}, other = {0};
+    for (size_t place = 0; place < size; place += LANES) {
+        vec exact = load(group + place, size - place, 0) / step, whole = nearest(exact, lowest, highest);
+        vec weight = counts ? load(counts + place, size - place, 0) : all(1);
+        vec one = (mirrored ? between(whole, low, high) : whole) - exact;
+        total += counts ? one * one * weight : one * one;
+        if (mirrored) {
+            vec turned = between(whole, least, most) - exact;
+            other += counts ? turned * turned * weight : turned * turned;
+        }
+    }
+    error[0] = sum(total) * (scale * scale);
+    if (mirrored) error[1] = sum(other) * (scale * scale);
+}
+
+/* Which of `tries` scales rounds each group with the least (weighted) squared error, the first of equals; mirrored: all of them with their
+   signs turned round are tried, too, after them. values: [count, groups, size]. importance: [groups, size], none where all count the same.
+   scale: [tries, count, groups]; low, high: like it, none where all have the same bounds. best: [count, groups]. */
+INLINE void best_scale(
     const float *values, size_t count, size_t groups, size_t size, const float *importance, const float *scale, const float *low,
-    const float *high, float lowest, float highest, size_t tries, int64_t *best
+    const float *high, float lowest, float highest, size_t tries, const int mirrored, int64_t *best
 ) {
     for (size_t which = 0; which < count * groups; which++) {
         const float *group = values + which * size, *counts = importance ? importance + which % groups * size : 0;
-        float least = __builtin_inff();
-        best[which] = 0;
+        float least[2] = {__builtin_inff(), __builtin_inff()}, error[2];
+        size_t found[2] = {0, 0};
         for (size_t number = 0; number < tries; number++) {
             size_t at = number * count * groups + which;
-            vec step = all(scale[at]), bottom = all(low ? low[at] : lowest), top = all(high ? high[at] : highest), total = {0};
-            for (size_t place = 0; place < size; place += LANES) {
-                vec exact = load(group + place, size - place, 0) / step, missed = nearest(exact, bottom, top) - exact;
-                total += counts ? missed * missed * load(counts + place, size - place, 0) : missed * missed;
-            }
-            float error = sum(total) * (scale[at] * scale[at]);
-            if (error < least) {
-                least = error;
-                best[which] = (int64_t)number;
+            missed(group, counts, size, scale[at], low ? low[at] : lowest, high ? high[at] : highest, mirrored, error);
+            for (int turned = 0; turned < 1 + mirrored; turned++) {
+                if (error[turned] < least[turned]) {
+                    least[turned] = error[turned];
+                    found[turned] = number;
+                }
             }
         }
+        best[which] = (int64_t)(mirrored && least[1] < least[0] ? tries + found[1] : found[0]);
     }
+}
+
+int thrifty_best_scale(
+    const float *values, size_t count, size_t groups, size_t size, const float *importance, const float *scale, const float *low,
+    const float *high, float lowest, float highest, size_t tries, int mirrored, int64_t *best
+) {
+    if (mirrored) best_scale(values, count, groups, size, importance, scale, low, high, lowest, highest, tries, 1, best);
+    else best_scale(values, count, groups, size, importance, scale, low, high, lowest, highest, tries, 0, best);
     return 0;
 }

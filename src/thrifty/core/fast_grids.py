@@ -73,10 +73,12 @@ def best_scale(
     scale: Float[Tensor, "tries out groups"],
     bounds: Bounds,
     importance: Float[Tensor, "groups size"] | None,
+    mirrored: bool = False,
 ) -> Int[Tensor, "out groups"] | None:
     """Which of several scales has the least (weighted) squared error, for each group; None where plain torch has to look.
 
-    bounds: the smallest and the largest multiple of the scale, which lie on both sides of 0, for all or like `scale`.
+    bounds: the smallest and the largest multiple of the scale, which lie on both sides of 0, for all or like `scale`. mirrored: all of them
+    are tried with the other sign, too, and are numbered on from the last.
     """
     numbers = [part for part in (groups, scale, *bounds, importance) if isinstance(part, Tensor)]
     if not _suit(*numbers) or not groups.numel():
@@ -86,8 +88,8 @@ def best_scale(
         return None
     tries, out, count = scale.shape
     best = torch.empty(out, count, dtype=torch.int64)
-
-    calls.best_scale(groups.data_ptr(), out, count, groups.shape[2], _place(importance), *_bounded(scale, *bounds), tries, best.data_ptr())
+    sizes, tried = (out, count, groups.shape[2]), _bounded(scale, *bounds)
+    calls.best_scale(groups.data_ptr(), *sizes, _place(importance), *tried, tries, int(mirrored), best.data_ptr())
     return best
 
 
@@ -115,7 +117,7 @@ def _calls() -> _Calls | None:
     calls = _Calls(found.thrifty_panel, found.thrifty_best_scale)
     at, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_float
     calls.panel.argtypes = [at, at, at, size, size, at, size, at, at, at, at, number, number, at, at, at, at, at]
-    calls.best_scale.argtypes = [at, size, size, size, at, at, at, at, number, number, size, at]
+    calls.best_scale.argtypes = [at, size, size, size, at, at, at, at, number, number, size, ctypes.c_int, at]
     if not _right(calls):
         note("the compiled search for points of grids is wrong on this machine and is not used; torch does it, more slowly")
         return None
@@ -144,7 +146,8 @@ def _right(calls: _Calls) -> bool:
     tried, best = torch.tensor([1.0, 2.0, 4.0])[:, None, None].expand(3, 3, 1).contiguous(), torch.empty(3, 1, dtype=torch.int64)
     counts = torch.arange(width) % 3 + 1.0
     at = [part.data_ptr() for part in (weight, counts, tried, best)]
-    calls.best_scale(at[0], 3, 1, width, *at[1:3], None, None, low, high, 3, at[3])
-    exact = weight / tried
-    losses = (((torch.round(exact).clamp(low, high) - exact) * tried).square() * counts).sum(-1)
+    calls.best_scale(at[0], 3, 1, width, *at[1:3], None, None, low, high, 3, 1, at[3])
+    signed = torch.cat([tried, -tried])
+    exact = weight / signed
+    losses = (((torch.round(exact).clamp(low, high) - exact) * signed).square() * counts).sum(-1)
     return fixed and best[:, 0].equal(losses.argmin(0))

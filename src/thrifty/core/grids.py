@@ -104,10 +104,11 @@ def _least_error(groups: Tensor, levels: int, symmetric: bool, importance: Tenso
     low, high = _span(groups)
     shrinks = torch.tensor(SHRINKS, dtype=groups.dtype, device=groups.device)[:, None, None]
     tried = step_between(low * shrinks, high * shrinks, levels, symmetric)
-    if symmetric and levels % 2 == 0:
-        tried = Step(torch.cat([tried.scale, -tried.scale]), None)
     smallest, largest = limits(tried, levels)
-    best = best_scale(groups, tried.scale, (smallest, largest), importance)
+    mirrored = symmetric and levels % 2 == 0
+    best = best_scale(groups, tried.scale, (smallest, largest), importance, mirrored)
+    if mirrored:
+        tried = Step(torch.cat([tried.scale, -tried.scale]), None)
     if best is None:
         best = _best_scale_by_passes(groups, tried.scale, (smallest, largest), importance)
     return Step(*(None if part is None else part.gather(0, best[None])[0] for part in (tried.scale, tried.zero_point)))

@@ -3,6 +3,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef float vec __attribute__((vector_size(64)));
 typedef int32_t words __attribute__((vector_size(64)));
@@ -28,12 +31,20 @@ INLINE vec load(const float *from, size_t left, float rest) {
 
 INLINE void store(float *to, vec value, size_t left) { memcpy(to, &value, left >= LANES ? sizeof value : left * sizeof *to); }
 
+/* Between two numbers; what is no number stays none. */
+INLINE vec between(vec value, vec low, vec high) {
+#ifdef __AVX512F__
+    return (vec)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)value));
+#else
+    value = either(value < low, low, value);
+    return either(value > high, high, value);
+#endif
+}
+
 /* The nearest whole number, the even one of two, between whole numbers; what is no number stays none. */
 INLINE vec nearest(vec value, vec low, vec high) {
     const vec large = all(12582912.0f); /* 1.5 * 2^23: no bits are left behind the point */
-    value = either(value < low, low, value);
-    value = either(value > high, high, value);
-    return (value + large) - large;
+    return (between(value, low, high) + large) - large;
 }
 
 /* In halves: 8 lanes onto 8, 4 onto 4 and so on. */
