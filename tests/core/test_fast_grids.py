@@ -15,7 +15,7 @@ from tests.weights.test_obs import gptq
 from thrifty.base.events import listening
 from thrifty.base.records import Problem, Solution
 from thrifty.core import fast_grids
-from thrifty.core.grids import fit_step, grouped, round_to
+from thrifty.core.grids import Step, fit_step, grouped, round_to
 from thrifty.weights.base import Target, hold
 from thrifty.weights.solve.obs import OBS
 from thrifty.weights.target.both import Both
@@ -105,6 +105,20 @@ def test_the_least_error_is_found_as_plain_torch_finds_it(seed, size, symmetric,
     error, least = (((groups - round_to(groups, step, levels)).square() * counts).sum(-1) for step in (found, expected))
     assert float((error / least.clamp_min(1e-12)).max()) < 1 + 1e-4
     assert float((found.scale == expected.scale).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("size", [16, 20, 32])
+@pytest.mark.parametrize("weighed", [True, False])
+def test_of_two_signs_that_are_as_good_the_positive_one_is_taken(size, weighed):
+    """Where no value is clipped both miss the same; which one is taken must not hang on how their sums were rounded."""
+    groups, importance = grouped(draw(8, 400, 4 * size).float(), size), draw(9, 4, size).float().square() if weighed else None
+    step = fit_step(groups, 16, True, "mse", importance)
+    counts = torch.ones(4, size) if importance is None else importance
+    error, turned = (
+        ((groups.double() - round_to(groups, Step(sign * step.scale, None), 16)).square() * counts).sum(-1) for sign in (1, -1)
+    )
+    equal = torch.isclose(error, turned, rtol=1e-9)
+    assert 20 < int(equal.sum()) < equal.numel() and bool((step.scale[equal] > 0).all())
 
 
 @pytest.mark.parametrize("target", [Int(4, 16), Int(3, 16, symmetric=False), Int(2, 0, symmetric=False)], ids=str)

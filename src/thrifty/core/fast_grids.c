@@ -106,12 +106,9 @@ INLINE void missed(
     for (size_t place = 0; place < size; place += LANES) {
         vec exact = load(group + place, size - place, 0) / step, whole = nearest(exact, lowest, highest);
         vec weight = counts ? load(counts + place, size - place, 0) : all(1);
-        vec one = (mirrored ? between(whole, low, high) : whole) - exact;
-        total += counts ? one * one * weight : one * one;
-        if (mirrored) {
-            vec turned = between(whole, least, most) - exact;
-            other += counts ? turned * turned * weight : turned * turned;
-        }
+        vec one = (mirrored ? between(whole, low, high) : whole) - exact, turned = between(whole, least, most) - exact;
+        total += one * one * weight;
+        if (mirrored) other += turned * turned * weight;
     }
     error[0] = sum(total) * (scale * scale);
     if (mirrored) error[1] = sum(other) * (scale * scale);
@@ -138,7 +135,8 @@ INLINE void best_scale(
                 }
             }
         }
-        best[which] = (int64_t)(mirrored && least[1] < least[0] ? tries + found[1] : found[0]);
+        /* Where nothing is clipped both signs are as good, but a compiler may round their sums in other places. */
+        best[which] = (int64_t)(mirrored && least[1] < least[0] * (1 - 1e-6f) ? tries + found[1] : found[0]);
     }
 }
 
