@@ -97,7 +97,7 @@ int thrifty_panel(
 
 /* What rounding a group to a scale misses, squared: [0] with the scale as it is, [1] with its sign turned round, which the same quotients
    show: a multiple of -scale between `bottom` and `top` is one of scale between -top and -bottom. */
-INLINE void missed(
+INLINE void squared_errors(
     const float *group, const float *counts, size_t size, float scale, float bottom, float top, const int mirrored, float error[2]
 ) {
     const vec step = all(scale), low = all(bottom), high = all(top), least = all(-top), most = all(-bottom);
@@ -127,7 +127,7 @@ INLINE void best_scale(
         size_t found[2] = {0, 0};
         for (size_t number = 0; number < tries; number++) {
             size_t at = number * count * groups + which;
-            missed(group, counts, size, scale[at], low ? low[at] : lowest, high ? high[at] : highest, mirrored, error);
+            squared_errors(group, counts, size, scale[at], low ? low[at] : lowest, high ? high[at] : highest, mirrored, error);
             for (int turned = 0; turned < 1 + mirrored; turned++) {
                 if (error[turned] < least[turned]) {
                     least[turned] = error[turned];
